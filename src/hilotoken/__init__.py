@@ -1,0 +1,1 @@
+"""hilotoken: make an edit cost what it changes."""
