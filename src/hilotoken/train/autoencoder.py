@@ -1,0 +1,129 @@
+"""Train the autoencoder: photographs to latents of an eighth of the side, and back.
+
+The loss is L1 plus LPIPS. In half the steps the latents are halved in size before they are
+decoded, and the photo with them: a latent space that shrinks as pictures do is smoother, easier to
+diffuse in (arXiv 2502.14831, scale equivariance), and gives the coarse tokens their meaning.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .checkpoint import Average, load_if_any, save_atomically
+from .data import random_crop
+from .log import Log
+
+LATENT_CHANNELS = 8
+WIDTH = 48  # AutoencoderTiny wants one width throughout
+
+
+@dataclass(frozen=True)
+class AutoencoderOptions:
+    """How long, on how much, how fast."""
+
+    samples: int = 160_000
+    batch: int = 16
+    crop: int = 96
+    rate: float = 1e-3
+    perceptual: float = 1.0
+    checkpoint_seconds: float = 120.0
+
+
+def new_autoencoder() -> AutoencoderTiny:
+    """An untrained autoencoder of the embedded model's shape, 0.9 M parameters."""
+    return AutoencoderTiny(
+        encoder_block_out_channels=(WIDTH,) * 4,
+        decoder_block_out_channels=(WIDTH,) * 4,
+        latent_channels=LATENT_CHANNELS,
+        num_encoder_blocks=(0, 1, 2, 3),
+        num_decoder_blocks=(3, 2, 1, 1),
+    )
+
+
+def train_autoencoder(
+    photos: list[np.ndarray],
+    run: Path,
+    options: AutoencoderOptions,
+    device: torch.device,
+    perceptual: nn.Module | None,
+) -> AutoencoderTiny:
+    """Train, or resume, to `options.samples` crops; returns the averaged weights.
+
+    `photos` are [H, W, 3] uint8; `perceptual` maps two [B, 3, H, W] batches in [-1, 1] to [B].
+    """
+    torch.manual_seed(0)
+    model = new_autoencoder().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = Average(model, 0.999)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.rate, weight_decay=1e-3)
+    log, done, path = Log(run, "autoencoder"), 0, run / "autoencoder.pt"
+    if state := load_if_any(path):
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        average.load_state_dict(state["average"])
+        done = state["done"]
+    saved = time.monotonic()
+
+    def checkpoint() -> None:
+        parts = {"model": model, "optimizer": optimizer, "average": average}
+        save_atomically({k: v.state_dict() for k, v in parts.items()} | {"done": done}, path)
+
+    with log.progress(options.samples, done) as advance:
+        while done < options.samples:
+            rng = np.random.default_rng((1, done))  # a resumed run draws what it would have drawn
+            crops = [random_crop(photos[rng.integers(len(photos))], options.crop, rng)
+                     for _ in range(options.batch)]
+            batch = to_model(np.stack(crops)).to(device, memory_format=torch.channels_last)
+            _set_rate(optimizer, options.rate * _schedule(done / options.samples))
+            loss, parts = _loss(model, batch, perceptual, options.perceptual, rng.random() < 0.5)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            average.update(model)
+            done += options.batch
+            advance(options.batch, **parts)
+            if time.monotonic() - saved > options.checkpoint_seconds:
+                checkpoint()
+                saved = time.monotonic()
+    checkpoint()
+    model.load_state_dict(average.weights)
+    return model.requires_grad_(False).eval()
+
+
+def to_model(photos: np.ndarray) -> Tensor:
+    """[B, H, W, 3] uint8 to [B, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(photos)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _loss(
+    model: AutoencoderTiny, photo: Tensor, perceptual: nn.Module | None, weight: float, halve: bool
+) -> tuple[Tensor, dict[str, float]]:
+    with torch.autocast(photo.device.type, torch.bfloat16):
+        latents = model.encode(photo).latents
+        if halve:
+            latents, photo = F.avg_pool2d(latents, 2), F.avg_pool2d(photo, 2)
+        decoded = model.decode(latents).sample
+    decoded = decoded.float()
+    l1 = (decoded - photo).abs().mean()
+    loss, parts = l1, {"l1_half" if halve else "l1": l1.item()}
+    if perceptual is not None and not halve:
+        with torch.autocast(photo.device.type, torch.bfloat16):
+            distance = perceptual(decoded, photo).float().mean()
+        loss, parts["lpips"] = loss + weight * distance, distance.item()
+    return loss, parts
+
+
+def _schedule(share: float) -> float:
+    """Constant, then down to nothing over the last third; a short warm-up."""
+    return min(1.0, share / 0.01 + 0.01, (1.0 - share) / 0.35)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
