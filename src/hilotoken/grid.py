@@ -88,7 +88,7 @@ def _check_image(x_BCHW: Tensor, name: str, channels: int) -> None:
             "divide 8-bit values by 255, or call .float() on a bool"
         )
     low, high = (bound.item() for bound in torch.aminmax(x_BCHW))
-    if 0 <= low and high <= 1:  # one NaN makes both bounds NaN, and the comparison false
+    if low >= 0 and high <= 1:  # one NaN makes both bounds NaN, and the comparison false
         return
     bad = (~torch.isfinite(x_BCHW)).sum().item()
     if bad:

@@ -1,0 +1,149 @@
+"""FLUX.1 Fill: x_t, masked latents and mask side by side in the channels, rotary `img_ids`.
+
+B batch, N grid tokens, K native tokens that run, M coarse tokens, S = K + M, C latent channels a
+token (x_t), D channels a token in all (x_t, masked latents, mask), H W pixels.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from ..capture import Source
+from ..plan import TokenPlan, gather, scatter, token_positions
+
+
+class FluxFill:
+    """`FluxFillPipeline` with a `FluxTransformer2DModel`."""
+
+    def __init__(self, pipe: DiffusionPipeline, plan: TokenPlan, source: Source) -> None:
+        self.pipe, self.plan, self.source = pipe, plan.to(source.latents_BNC.device), source
+        self.coarse = _Coarse(pipe, self.plan, source) if len(plan.cells_M) else None
+        self.aligned_rotary: tuple[Tensor, Tensor] | None = None
+
+    def shorten(self, call: dict[str, Any], sigma: float) -> dict[str, Any]:
+        hidden_BND = call["hidden_states"]
+        if hidden_BND.shape[1] != self.plan.tokens_full:
+            raise ValueError(
+                f"the transformer was given {hidden_BND.shape[1]} tokens, but the photo's grid of "
+                f"{self.plan.grid} has {self.plan.tokens_full}: this use is not supported"
+            )
+        short_BSD = gather(hidden_BND, self.plan)
+        ids_S3 = call["img_ids"].index_select(0, self.plan.keep_K)
+        if self.coarse:
+            x_BNC = hidden_BND[..., : self.source.latents_BNC.shape[-1]]
+            short_BSD = torch.cat([short_BSD, self.coarse.tokens(x_BNC, sigma)], 1)
+            # float32: bfloat16 cannot hold the half of a coarse place above 128
+            place_M2 = token_positions(self.plan)[len(ids_S3) :]
+            place_M3 = F.pad(place_M2, (1, 0), value=0.0)
+            ids_S3 = torch.cat([ids_S3.float(), place_M3])
+        return call | self._attention(call, short_BSD) | {
+            "hidden_states": short_BSD,
+            "img_ids": ids_S3,
+        }
+
+    def restore(self, velocity_BSC: Tensor, call: dict[str, Any], sigma: float) -> Tensor:
+        """A dropped token follows the source: v = (x_t - x0) / sigma lands it on x0."""
+        x_BNC = call["hidden_states"][..., : velocity_BSC.shape[-1]].float()
+        fill_BNC = (x_BNC - self.source.for_batch(len(x_BNC)).float()) / sigma
+        return scatter(velocity_BSC, self.plan, fill_BNC.to(velocity_BSC.dtype))
+
+    def _attention(self, call: dict[str, Any], short_BSD: Tensor) -> dict[str, Any]:
+        """log(count) on the logits of each key, through the pipeline's own attention mask."""
+        given = call.get("joint_attention_kwargs") or {}
+        if "attention_mask" in given:
+            raise ValueError("joint_attention_kwargs['attention_mask'] cannot be compressed: omit it")
+        if not self.plan.weighted:
+            return {}
+        text = call["encoder_hidden_states"].shape[1]
+        bias_S = F.pad(self.plan.count_S.log(), (text, 0)).to(short_BSD.dtype)
+        return {"joint_attention_kwargs": given | {"attention_mask": bias_S[None, None, None]}}
+
+    def inner_hooks(self, transformer: nn.Module) -> list[Any]:
+        """For aligned positions: coarse queries attend once more, all places over the stride."""
+        if self.plan.positions != "aligned" or not self.coarse:
+            return []
+        model = getattr(transformer, "_orig_mod", transformer)
+
+        def keep_rotary(module: nn.Module, args: tuple[Tensor]) -> None:
+            if self.aligned_rotary is None:
+                self.aligned_rotary = module.forward(args[0] / self.plan.stride)
+
+        def attend_again(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> Any:
+            again = module.forward(*args, **kwargs | {"image_rotary_emb": self.aligned_rotary})
+            M = len(self.plan.cells_M)
+            if isinstance(output, tuple):  # a double block: image and text apart
+                return torch.cat([output[0][:, :-M], again[0][:, -M:]], 1), *output[1:]
+            return torch.cat([output[:, :-M], again[:, -M:]], 1)
+
+        blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
+        return [
+            model.pos_embed.register_forward_pre_hook(keep_rotary),
+            *(b.attn.register_forward_hook(attend_again, with_kwargs=True) for b in blocks),
+        ]
+
+
+class _Coarse:
+    """The photo downsampled `stride` times a side, as tokens at any noise level.
+
+    A cell clear of the mask carries the noised latents of the downsampled photo. What is under the
+    mask must not be told to the model: a cell that the mask touches carries the average of its
+    tokens' x_t instead, whose noise is brought back to unit variance.
+    """
+
+    def __init__(self, pipe: DiffusionPipeline, plan: TokenPlan, source: Source) -> None:
+        self.pipe, self.plan = pipe, plan
+        like = source.latents_BNC
+        photo_B3HW = _shrink(source.photo_B3HW, source.grid, plan.stride, "replicate", F.avg_pool2d)
+        mask_B1HW = _shrink(source.mask_B1HW, source.grid, plan.stride, "constant", F.max_pool2d)
+        photo_B3HW, mask_B1HW = (x.to(like.device, like.dtype) for x in (photo_B3HW, mask_B1HW))
+        private = torch.Generator().manual_seed(0)  # the user's generator stays untouched
+        B, (height, width) = len(photo_B3HW), photo_B3HW.shape[-2:]
+        latents = pipe._encode_vae_image(image=photo_B3HW, generator=private).to(like.dtype)
+        self.x0_BMC = self._pack(latents)
+        mask, masked = type(pipe).prepare_mask_latents(
+            pipe, mask_B1HW, photo_B3HW * (1 - mask_B1HW), B, latents.shape[1], 1,
+            height, width, like.dtype, like.device, private,
+        )  # fmt: skip
+        self.condition_BMD = torch.cat([masked, mask], -1).index_select(1, plan.cells_M)
+        self.touched_BM1 = (mask > 0).any(-1, keepdim=True).index_select(1, plan.cells_M)
+        noise_BMC = torch.randn(self.x0_BMC.shape, generator=private)
+        self.noise_BMC = noise_BMC.to(like.device, like.dtype)
+
+    def tokens(self, x_BNC: Tensor, sigma: float) -> Tensor:
+        """The coarse tokens at noise level sigma, [B, M, D]."""
+        B = len(x_BNC)
+        x0, noise, condition, touched = (
+            part.repeat(B // len(part), 1, 1)
+            for part in (self.x0_BMC, self.noise_BMC, self.condition_BMD, self.touched_BM1)
+        )
+        known = (1 - sigma) * x0 + sigma * noise
+        missing = sigma * (1 - 1 / self.plan.stride**2) ** 0.5
+        unknown = self._average(x_BNC) + missing * noise
+        return torch.cat([torch.where(touched, unknown, known), condition], -1)
+
+    def _average(self, x_BNC: Tensor) -> Tensor:
+        h, w = self.plan.grid
+        factor = self.pipe.vae_scale_factor
+        latents = self.pipe._unpack_latents(x_BNC, 2 * h * factor, 2 * w * factor, factor)
+        padded = _pad(latents, self.plan.grid, self.plan.stride, "replicate")
+        return self._pack(F.avg_pool2d(padded, self.plan.stride))
+
+    def _pack(self, latents: Tensor) -> Tensor:
+        packed = self.pipe._pack_latents(latents, *latents.shape)
+        return packed.index_select(1, self.plan.cells_M)
+
+
+def _pad(image: Tensor, grid: tuple[int, int], stride: int, mode: str) -> Tensor:
+    """The image with whole cells of `stride` tokens a side, extended below and to the right."""
+    h, w = grid
+    below, right = (-h % stride) * (image.shape[-2] // h), (-w % stride) * (image.shape[-1] // w)
+    return F.pad(image, (0, right, 0, below), mode=mode)
+
+
+def _shrink(image: Tensor, grid: tuple[int, int], stride: int, mode: str, pool: Any) -> Tensor:
+    return pool(_pad(image.float(), grid, stride, mode), stride)

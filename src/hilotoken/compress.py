@@ -1,0 +1,254 @@
+"""`compress(pipe, method)`: the pipeline, run on the tokens that matter.
+
+For the length of one call: capture the source, plan, attach hooks to the object in
+`pipe.transformer`, run the pipeline, detach, composite, record. Outside a call the user's pipeline
+is as it always was, so there is nothing to disable and two wrappers never meet.
+"""
+
+import inspect
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from torch import Tensor, nn
+
+from .adapters import Adapter, adapter_for
+from .capture import Source, captured
+from .composite import composite_images
+from .methods import Dense, HiLo, Method
+from .plan import TokenPlan
+from .timing import Stopwatch
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """The record of one call: its plan, and seconds by part."""
+
+    plan: TokenPlan
+    method: Method
+    steps: int
+    plan_seconds: float
+    dit_seconds: float
+    vae_seconds: float
+    total_seconds: float
+
+    @property
+    def tokens_full(self) -> int:
+        return self.plan.tokens_full
+
+    @property
+    def tokens_run(self) -> int:
+        return self.plan.tokens_run
+
+    @property
+    def keep_ratio(self) -> float:
+        return self.plan.keep_ratio
+
+    @property
+    def rest_seconds(self) -> float:
+        """Neither DiT nor VAE: text encoders, scheduler, planning, compositing."""
+        return self.total_seconds - self.dit_seconds - self.vae_seconds
+
+
+def compress(
+    pipe: DiffusionPipeline, method: Method | None = None, *, feather: int = 0
+) -> "Compressed":
+    """A callable that stands in for the pipeline and runs it compressed.
+
+    It takes the pipeline's own arguments and returns its own output, with the photo's own pixels
+    outside the mask; other attributes are the pipeline's.
+
+    Args:
+        pipe: a diffusers pipeline that edits under a mask
+        method: `HiLo()` unless given
+        feather: pixels over which the edit is blended in, inside the mask
+
+    Raises:
+        TypeError: the pipeline is not one that can be compressed; the message lists those that can.
+        ValueError: feather is negative.
+    """
+    if isinstance(pipe, Compressed):
+        raise TypeError("this pipeline is compressed already: compress the pipeline it wraps")
+    if feather < 0:
+        raise ValueError(f"feather must be 0 pixels or more, got {feather}")
+    adapter_for(pipe)
+    return Compressed(pipe, method or HiLo(), feather)
+
+
+class Compressed:
+    """See `compress`. `last_run` holds the record of the last call that ended well."""
+
+    _OWN = frozenset({"pipe", "method", "feather", "last_run"})
+
+    def __init__(self, pipe: DiffusionPipeline, method: Method, feather: int) -> None:
+        self.pipe, self.method, self.feather = pipe, method, feather
+        self.last_run: Run | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name in Compressed._OWN:  # not set yet: while copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.pipe, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in Compressed._OWN:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.pipe, name, value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The pipeline's own arguments and output."""
+        given = _bind(self.pipe, args, kwargs)
+        _check_pixels("image", given.get("image"))
+        _check_pixels("mask_image", given.get("mask_image"))
+        state = _State()
+        started = time.perf_counter()
+        with attached(self.pipe, self.method, state):
+            output = self.pipe(*args, **kwargs)
+        if state.source is None or state.plan is None:
+            raise ValueError("the pipeline was given no image and mask_image: nothing was compressed")
+        if given.get("output_type", "pil") != "latent":
+            output = self._composite(output, given.get("image"), state.source)
+        seconds = state.watch.seconds
+        self.last_run = Run(
+            state.plan,
+            self.method,
+            state.calls,
+            seconds.get("plan", 0.0),
+            seconds.get("dit", 0.0),
+            seconds.get("vae", 0.0),
+            time.perf_counter() - started,
+        )
+        return output
+
+    def _composite(self, output: Any, image: Any, source: Source) -> Any:
+        images = output[0]
+        photo_B3HW = _exact_photo(image, source.photo_B3HW)
+        mixed = composite_images(images, photo_B3HW, source.mask_B1HW, self.feather)
+        if isinstance(output, tuple):
+            return (mixed, *output[1:])
+        output.images = mixed
+        return output
+
+
+@dataclass
+class _State:
+    """What a call knows so far."""
+
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    source: Source | None = None
+    plan: TokenPlan | None = None
+    adapter: Adapter | None = None
+    calls: int = 0
+
+
+@contextmanager
+def attached(pipe: DiffusionPipeline, method: Method, state: _State) -> Iterator[None]:
+    """Capture, plan and hook for the length of this context; nothing is left behind."""
+    transformer = pipe.transformer
+
+    def ready(source: Source) -> None:
+        with state.watch.time("plan"):
+            photo_B3HW = (source.photo_B3HW.float() / 2 + 0.5).clamp(0, 1)
+            plan = method.plan(photo_B3HW, source.mask_B1HW.float(), source.grid)
+        state.source, state.plan = source, plan
+        if not isinstance(method, Dense):
+            state.adapter = adapter_for(pipe)(pipe, plan, source)
+            for handle in state.adapter.inner_hooks(transformer):
+                stack.callback(handle.remove)
+
+    with ExitStack() as stack:
+        stack.enter_context(captured(pipe, ready))
+        vae = [part for name in ("encoder", "decoder") if (part := getattr(pipe.vae, name, None))]
+        stack.enter_context(state.watch.watch("vae", *vae))
+        for handle in _frame(pipe, transformer, state):
+            stack.callback(handle.remove)
+        stack.enter_context(state.watch.watch("dit", transformer))
+        yield
+
+
+def _frame(pipe: DiffusionPipeline, transformer: nn.Module, state: _State) -> list[Any]:
+    """Hooks around every call of the transformer: shorten what goes in, restore what comes out."""
+    call: dict[str, Any] = {}
+
+    @torch._dynamo.disable
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        state.calls += 1
+        if state.adapter is None:
+            return None
+        call.clear()
+        call.update(_bind_call(module, args, kwargs))
+        return (), state.adapter.shorten(call, _sigma(pipe.scheduler))
+
+    @torch._dynamo.disable
+    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if state.adapter is None:
+            return None
+        velocity = state.adapter.restore(output[0], call, _sigma(pipe.scheduler))
+        call.clear()
+        if isinstance(output, tuple):
+            return (velocity, *output[1:])
+        output.sample = velocity
+        return output
+
+    return [
+        transformer.register_forward_pre_hook(before, with_kwargs=True),
+        transformer.register_forward_hook(after, with_kwargs=True),
+    ]
+
+
+def _sigma(scheduler: Any) -> float:
+    """The noise level of the step under way, from the scheduler: a bfloat16 timestep is too coarse."""
+    index = scheduler.step_index
+    if index is None:  # before the first step
+        index = scheduler.begin_index or 0
+    return float(scheduler.sigmas[index])
+
+
+def _bind_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    if not args:
+        return kwargs
+    model = getattr(module, "_orig_mod", module)
+    names = list(inspect.signature(type(model).forward).parameters)[1:]
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
+def _bind(pipe: DiffusionPipeline, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return dict(inspect.signature(pipe.__call__).bind(*args, **kwargs).arguments)
+
+
+def _check_pixels(name: str, image: Any) -> None:
+    """Refuse arrays and tensors that the pipeline would take and turn into noise."""
+    if isinstance(image, list | tuple):
+        for one in image:
+            _check_pixels(name, one)
+        return
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(np.ascontiguousarray(image))
+    if not isinstance(image, Tensor) or not image.numel():
+        return
+    low, high = (bound.item() for bound in torch.aminmax(image))
+    if not (-1 <= low and high <= 1):  # NaN fails both
+        raise ValueError(f"{name} holds values from {low} to {high}: give finite ones in [0, 1]")
+
+
+def _exact_photo(image: Any, resized_B3HW: Tensor) -> Tensor:
+    """The photo in [0, 1]: the user's own values where the pipeline did not resize them."""
+    pixels = image
+    if isinstance(pixels, list | tuple):
+        parts = [_exact_photo(one, resized_B3HW[i : i + 1]) for i, one in enumerate(pixels)]
+        return torch.cat(parts)
+    if isinstance(pixels, Image.Image):
+        pixels = np.asarray(pixels.convert("RGB"), np.float32) / 255
+    if isinstance(pixels, np.ndarray):
+        pixels = torch.from_numpy(np.ascontiguousarray(pixels)).movedim(-1, -3)
+    if isinstance(pixels, Tensor) and pixels.min() >= 0:
+        pixels = pixels if pixels.ndim == 4 else pixels[None]
+        if pixels.shape == resized_B3HW.shape:
+            return pixels.float().cpu()
+    return (resized_B3HW.float().cpu() / 2 + 0.5).clamp(0, 1)

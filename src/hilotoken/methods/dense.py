@@ -1,0 +1,20 @@
+"""The control: nothing is compressed."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..grid import touch
+from ..plan import TokenPlan
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Every token runs. `compress(pipe, Dense())` measures and composites the untouched pipeline."""
+
+    def plan(self, photo_B3HW: Tensor, mask_B1HW: Tensor, grid: tuple[int, int]) -> TokenPlan:
+        edit_N = touch(mask_B1HW, grid).any(0).flatten()
+        tokens, nothing = torch.arange(edit_N.numel()), torch.arange(0)
+        count = torch.ones(edit_N.numel())
+        return TokenPlan(grid, tokens.to(edit_N.device), edit_N, 0, nothing, count)

@@ -1,0 +1,178 @@
+"""HiLo-Token: run the tokens in and near the mask, those of fine detail, and a coarse copy.
+
+arXiv 2606.13898. What the paper leaves open (the score, the counts, the dilation, the positions) is
+an option here. B batch, N grid tokens, K native tokens that run, M coarse tokens.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..grid import dilate, touch
+from ..plan import POSITIONS, TokenPlan, cells_of
+from ..scores import SCORES, check_score, score
+
+CONTEXTS = ("frequency", "sampled")
+COARSE_CELLS = ("open", "clear", "all")
+
+
+@dataclass(frozen=True)
+class HiLo:
+    """The paper's selection; `HiLo(context="sampled")` is ours, the context sampled evenly.
+
+    dilate:     tokens by which the mask is grown
+    detail:     share of the grid kept outside the mask for its detail, the best first
+    energy:     instead of `detail`: keep the fewest tokens that hold this share of the detail
+                outside the mask, so that a busy photo gets more tokens than a plain one
+    score:      what detail means: a name, or a mapping of names to weights, of `scores.SCORES`; or
+                "random", the control that every score must beat
+    coarse:     side of a coarse cell in tokens (4: one coarse token for 16); 0 for none.
+                Unless given, 4, and 0 with sampled context
+    coarse_cells: "open" leaves out cells whose tokens all run anyway, "clear" also those the mask
+                touches, "all" none
+    positions:  where coarse tokens sit: "interpolated", "aligned" or "native"
+    context:    "frequency" (detail and coarse tokens), or "sampled": besides the detail tokens, one
+                native token at random from each cell
+    cell:       side of a sampled cell in tokens
+    weights:    add log(count), of the tokens each stands for, to the attention logits of its key
+    bucket:     the length is rounded up to a multiple of this with the next-best detail tokens
+    seed:       of the random choices
+
+    Raises:
+        ValueError: an option out of range, at construction.
+    """
+
+    dilate: int = 2
+    detail: float = 0.10
+    energy: float | None = None
+    score: str | Mapping[str, float] = "laplacian"
+    coarse: int | None = None
+    coarse_cells: str = "open"
+    positions: str = "interpolated"
+    context: str = "frequency"
+    cell: int = 2
+    weights: bool = False
+    bucket: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_choice("context", self.context, CONTEXTS)
+        _check_choice("coarse_cells", self.coarse_cells, COARSE_CELLS)
+        _check_choice("positions", self.positions, POSITIONS)
+        if self.coarse is None:
+            object.__setattr__(self, "coarse", 4 if self.context == "frequency" else 0)
+        for name, low in (("dilate", 0), ("coarse", 0), ("cell", 1), ("bucket", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ValueError(f"{name} must be a whole number of {low} or more, got {value!r}")
+        if self.coarse == 1:
+            raise ValueError("coarse=1 would copy every token: use 2 or more, or 0 for none")
+        for name in ("detail", "energy"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} is a share and must lie in [0, 1], got {value!r}")
+        if isinstance(self.score, str) and self.score not in (*SCORES, "random"):
+            choices = sorted((*SCORES, "random"))
+            raise ValueError(f"unknown score {self.score!r}; choose from {choices}")
+        if self.score != "random":
+            check_score(self.score)
+
+    def plan(self, photo_B3HW: Tensor, mask_B1HW: Tensor, grid: tuple[int, int]) -> TokenPlan:
+        """Plan from a photo in [0, 1] and its mask; a batch shares the union of its masks."""
+        touched_BN = touch(mask_B1HW, grid)
+        if self.score == "random":
+            score_N = torch.rand(grid[0] * grid[1], generator=self._generator())
+        else:
+            score_BN = score(photo_B3HW, grid, self.score)
+            # Photos of a batch weigh alike, however busy each is.
+            score_N = (score_BN / score_BN.mean(1, keepdim=True).clamp_min(1e-12)).mean(0)
+        return self.select(score_N, touched_BN.any(0), grid)
+
+    def select(self, score_N: Tensor, touched_hw: Tensor, grid: tuple[int, int]) -> TokenPlan:
+        """Plan from a score for every token and the tokens that the mask touches."""
+        score_N, touched_N = score_N.cpu(), touched_hw.flatten().cpu()
+        edit_N = dilate(touched_hw[None].cpu(), self.dilate).flatten()
+        # Stable, so that equal scores are settled by the place, the same on every machine.
+        rank_N = score_N.masked_fill(edit_N, -1).argsort(descending=True, stable=True)
+        runs_N = edit_N.clone()
+        runs_N[rank_N[: self._detail_count(score_N, edit_N)]] = True
+        if self.context == "sampled":
+            runs_N |= self._sample(~runs_N, grid)
+        cells_M = self._coarse_cells(runs_N, touched_N, grid)
+        length = int(runs_N.sum()) + len(cells_M)
+        spare_R = rank_N[~runs_N[rank_N]]
+        runs_N[spare_R[: -length % self.bucket]] = True
+        if int(runs_N.sum()) + len(cells_M) >= len(runs_N):
+            runs_N[:], cells_M = True, cells_M[:0]
+        return TokenPlan(
+            grid=grid,
+            keep_K=runs_N.nonzero().flatten(),
+            edit_N=edit_N,
+            stride=self.coarse or 0,
+            cells_M=cells_M,
+            count_S=self._counts(runs_N, edit_N, cells_M, grid),
+            positions=self.positions,
+            weighted=self.weights,
+        )
+
+    def _detail_count(self, score_N: Tensor, edit_N: Tensor) -> int:
+        outside = int((~edit_N).sum())
+        if self.energy is None:
+            return min(outside, round(self.detail * len(score_N)))
+        falling = score_N[~edit_N].double().sort(descending=True).values.cumsum(0)
+        if not outside or falling[-1] <= 0:
+            return 0
+        # The rounding of a long sum must not ask for the last token of an energy of 1 twice.
+        short = falling < self.energy * falling[-1] * (1 - 1e-12)
+        return min(outside, int(short.sum()) + (self.energy > 0))
+
+    def _sample(self, open_N: Tensor, grid: tuple[int, int]) -> Tensor:
+        """One token at random of those in each cell that have no certain place: bool [N]."""
+        draw_N = torch.rand(len(open_N), generator=self._generator()).masked_fill(~open_N, -1)
+        cell_N = cells_of(grid, self.cell)
+        best = torch.full((int(cell_N[-1]) + 1,), -1.0).scatter_reduce(0, cell_N, draw_N, "amax")
+        return open_N & (draw_N == best[cell_N])
+
+    def _coarse_cells(self, runs_N: Tensor, touched_N: Tensor, grid: tuple[int, int]) -> Tensor:
+        if not self.coarse:
+            return torch.arange(0)
+        cell_N = cells_of(grid, self.coarse)
+        wanted = torch.ones(int(cell_N[-1]) + 1, dtype=torch.bool)
+        if self.coarse_cells != "all":
+            wanted = torch.zeros_like(wanted).index_put((cell_N[~runs_N],), torch.tensor(True))
+        if self.coarse_cells == "clear":
+            wanted[cell_N[touched_N]] = False
+        return wanted.nonzero().flatten()
+
+    def _counts(
+        self, runs_N: Tensor, edit_N: Tensor, cells_M: Tensor, grid: tuple[int, int]
+    ) -> Tensor:
+        """How many tokens each stands for: itself, and its share of those dropped in its cell.
+
+        Coarse tokens stand for the dropped tokens of their cell. Without them, the tokens kept
+        outside the mask in a sampled cell share what was dropped there.
+        """
+        count_N, dropped_N = torch.ones(len(runs_N)), (~runs_N).float()
+        if len(cells_M):
+            cell_N = cells_of(grid, self.coarse or 1)
+            dropped = torch.zeros(int(cell_N[-1]) + 1).index_add(0, cell_N, dropped_N)
+            return torch.cat([count_N[runs_N], dropped[cells_M].clamp_min(1)])
+        if self.context == "sampled":
+            cell_N, context_N = cells_of(grid, self.cell), runs_N & ~edit_N
+            zeros = torch.zeros(int(cell_N[-1]) + 1)
+            dropped = zeros.index_add(0, cell_N, dropped_N)
+            sharers = zeros.index_add(0, cell_N, context_N.float()).clamp_min(1)
+            count_N = count_N + context_N * (dropped / sharers)[cell_N]
+        return count_N[runs_N]
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}; choose from {list(choices)}")
+
+

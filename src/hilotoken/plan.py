@@ -1,0 +1,151 @@
+"""The token plan: which tokens run, where they sit, and how to get there and back.
+
+B batch, N grid tokens (row-major), K native tokens that run, M coarse tokens, S = K + M, C channels.
+`gather`, `scatter` and the cell arithmetic here are the only index arithmetic of the package.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .grid import check_mask, check_photo
+
+if TYPE_CHECKING:
+    from .methods import Method
+
+POSITIONS = ("interpolated", "aligned", "native")
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no single ==
+class TokenPlan:
+    """Which tokens run. Made once a run from photo and mask, shared by the whole batch.
+
+    grid:       (h, w), the DiT's token grid; N = h * w
+    keep_K:     int64, grid index of every native token that runs, ascending: keeping all tokens is
+                the identity, not a permutation
+    edit_N:     bool, the tokens to be edited: those the mask touches, grown by the dilation
+    stride:     side of a coarse cell in tokens; 0 where there are no coarse tokens
+    cells_M:    int64, index of every coarse cell that runs, on the grid of ceil(h / stride) rows
+    count_S:    float32, how many tokens of the grid each token of the short sequence stands for
+    positions:  where coarse tokens sit: see `token_positions`
+    weighted:   whether log(count) is added to the attention logits of a token's key
+    """
+
+    grid: tuple[int, int]
+    keep_K: Tensor
+    edit_N: Tensor
+    stride: int
+    cells_M: Tensor
+    count_S: Tensor
+    positions: str = "interpolated"
+    weighted: bool = False
+
+    @property
+    def tokens_full(self) -> int:
+        """Tokens of the whole grid."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def tokens_run(self) -> int:
+        """Tokens the DiT runs on: native and coarse."""
+        return len(self.keep_K) + len(self.cells_M)
+
+    @property
+    def keep_ratio(self) -> float:
+        """Tokens run / tokens of the grid."""
+        return self.tokens_run / self.tokens_full
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many edit, detail and coarse tokens run."""
+        edit = int(self.edit_N.sum())
+        return {"edit": edit, "detail": len(self.keep_K) - edit, "coarse": len(self.cells_M)}
+
+    def to(self, device: torch.device) -> "TokenPlan":
+        """The same plan with its tensors on `device`."""
+        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **tensors)
+
+
+def gather(x_BNC: Tensor, plan: TokenPlan) -> Tensor:
+    """The native tokens that run, [B, K, C]."""
+    return x_BNC.index_select(1, plan.keep_K)
+
+
+def scatter(y_BSC: Tensor, plan: TokenPlan, fill_BNC: Tensor) -> Tensor:
+    """`fill_BNC` with the tokens that ran put back in their places; coarse tokens are let go."""
+    return fill_BNC.index_copy(1, plan.keep_K, y_BSC[:, : len(plan.keep_K)])
+
+
+def cells_of(grid: tuple[int, int], side: int, device: torch.device | None = None) -> Tensor:
+    """The cell of `side` x `side` tokens that each token lies in, row-major: int64 [N]."""
+    h, w = grid
+    row, column = torch.arange(h, device=device) // side, torch.arange(w, device=device) // side
+    return (row[:, None] * -(-w // side) + column).flatten()
+
+
+def token_positions(plan: TokenPlan) -> Tensor:
+    """Row and column of every token of the short sequence, in units of native tokens: [S, 2].
+
+    A native token sits where it always sat. Coarse token i at stride s sits at the centre of its
+    cell, s * i + (s - 1) / 2 (`interpolated` and `aligned`), or at the native place just before
+    that centre (`native`), a whole number. `aligned` leaves the places as they are, and has coarse
+    queries see all keys on the coarse stride instead (after arXiv 2511.19778).
+    """
+    native_K2 = torch.stack(_row_column(plan.keep_K, plan.grid[1]), 1).float()
+    if not len(plan.cells_M):
+        return native_K2
+    cells_M2 = torch.stack(_row_column(plan.cells_M, -(-plan.grid[1] // plan.stride)), 1)
+    centre_M2 = plan.stride * cells_M2 + (plan.stride - 1) / 2
+    if plan.positions == "native":
+        centre_M2 = centre_M2.floor()
+    return torch.cat([native_K2, centre_M2])
+
+
+def _row_column(index: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    return index.div(width, rounding_mode="floor"), index % width
+
+
+def plan_tokens(
+    photo: "Tensor | np.ndarray | Image.Image",
+    mask: "Tensor | np.ndarray | Image.Image",
+    *,
+    grid: tuple[int, int],
+    method: "Method | None" = None,
+) -> TokenPlan:
+    """Plan a run without a pipeline.
+
+    Args:
+        photo: a picture, or float [B, 3, H, W] or [3, H, W] (tensor) or [H, W, 3] (array) in [0, 1]
+        mask: its mask, white (0.5 and above) where it is to be edited; same height and width
+        grid: rows and columns of the DiT's token grid
+        method: `HiLo()` unless given; must be one that plans a sequence
+
+    Raises:
+        ValueError: shapes, ranges or sizes that do not fit; the message names them.
+    """
+    from .methods.hilo import HiLo
+
+    photo_B3HW, mask_B1HW = _as_batch(photo, 3), _as_batch(mask, 1)
+    check_photo(photo_B3HW)
+    check_mask(mask_B1HW)
+    if photo_B3HW.shape[-2:] != mask_B1HW.shape[-2:]:
+        (H, W), (h, w) = photo_B3HW.shape[-2:], mask_B1HW.shape[-2:]
+        raise ValueError(f"the photo is {W}x{H} but the mask is {w}x{h}: resize one of them")
+    return (method or HiLo()).plan(photo_B3HW, mask_B1HW, grid)
+
+
+def _as_batch(image: "Tensor | np.ndarray | Image.Image", channels: int) -> Tensor:
+    if isinstance(image, Image.Image):
+        image = np.asarray(image.convert("RGB" if channels == 3 else "L"), np.float32) / 255
+    if isinstance(image, np.ndarray):
+        image = np.atleast_3d(image)  # a mask may come as [H, W]
+        tensor = torch.from_numpy(np.ascontiguousarray(image))
+        return tensor.movedim(-1, -3)[None] if tensor.ndim == 3 else tensor.movedim(-1, -3)
+    while image.ndim < 4:
+        image = image[None]
+    return image

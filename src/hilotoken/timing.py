@@ -1,0 +1,51 @@
+"""Seconds spent in the parts of a pipeline, by ordinary hooks around their forward passes."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+class Stopwatch:
+    """Seconds by part. A part entered again adds to its sum."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._started: dict[str, float] = {}
+
+    def start(self, part: str) -> None:
+        self._started[part] = _now()
+
+    def stop(self, part: str) -> None:
+        elapsed = _now() - self._started.pop(part)
+        self.seconds[part] = self.seconds.get(part, 0.0) + elapsed
+
+    @contextmanager
+    def time(self, part: str) -> Iterator[None]:
+        self.start(part)
+        try:
+            yield
+        finally:
+            self.stop(part)
+
+    @contextmanager
+    def watch(self, part: str, *modules: nn.Module) -> Iterator[None]:
+        """Time every forward pass of the modules, hooks attached inside this context included."""
+        handles = []
+        for module in modules:
+            before = module.register_forward_pre_hook(lambda *_: self.start(part), prepend=True)
+            after = module.register_forward_hook(lambda *_: self.stop(part), always_call=True)
+            handles += [before, after]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _now() -> float:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()  # work on the device is asynchronous
+    return time.perf_counter()
