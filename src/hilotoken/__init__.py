@@ -1,1 +1,27 @@
-"""hilotoken: make an edit cost what it changes."""
+"""hilotoken: make an edit cost what it changes.
+
+HiLo-Token (arXiv 2606.13898) for diffusers: a masked edit runs the diffusion transformer on the
+tokens that matter, and the user's pixels outside the mask stay as they are.
+
+    fast = hilotoken.compress(pipe)
+    image = fast(prompt, image=photo, mask_image=mask).images[0]
+"""
+
+from .compress import Compressed, Run, compress
+from .methods import METHODS, Dense, HiLo
+from .model import load_model
+from .plan import TokenPlan, plan_tokens
+
+__version__ = "0.1.0"
+__all__ = [
+    "METHODS",
+    "Compressed",
+    "Dense",
+    "HiLo",
+    "Run",
+    "TokenPlan",
+    "__version__",
+    "compress",
+    "load_model",
+    "plan_tokens",
+]

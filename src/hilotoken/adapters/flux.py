@@ -4,11 +4,12 @@ B batch, N grid tokens, K native tokens that run, M coarse tokens, S = K + M, C 
 token (x_t), D channels a token in all (x_t, masked latents, mask), H W pixels.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FluxFillPipeline
 from torch import Tensor, nn
 
 from ..capture import Source
@@ -19,8 +20,8 @@ class FluxFill:
     """`FluxFillPipeline` with a `FluxTransformer2DModel`."""
 
     def __init__(self, pipe: DiffusionPipeline, plan: TokenPlan, source: Source) -> None:
-        self.pipe, self.plan, self.source = pipe, plan.to(source.latents_BNC.device), source
-        self.coarse = _Coarse(pipe, self.plan, source) if len(plan.cells_M) else None
+        self.plan, self.source = plan.to(source.latents_BNC.device), source
+        self.coarse = Coarse.encode(pipe, self.plan, source) if len(plan.cells_M) else None
         self.aligned_rotary: tuple[Tensor, Tensor] | None = None
 
     def shorten(self, call: dict[str, Any], sigma: float) -> dict[str, Any]:
@@ -30,15 +31,14 @@ class FluxFill:
                 f"the transformer was given {hidden_BND.shape[1]} tokens, but the photo's grid of "
                 f"{self.plan.grid} has {self.plan.tokens_full}: this use is not supported"
             )
-        short_BSD = gather(hidden_BND, self.plan)
         ids_S3 = call["img_ids"].index_select(0, self.plan.keep_K)
+        short_BSD = gather(hidden_BND, self.plan)
         if self.coarse:
             x_BNC = hidden_BND[..., : self.source.latents_BNC.shape[-1]]
             short_BSD = torch.cat([short_BSD, self.coarse.tokens(x_BNC, sigma)], 1)
             # float32: bfloat16 cannot hold the half of a coarse place above 128
             place_M2 = token_positions(self.plan)[len(ids_S3) :]
-            place_M3 = F.pad(place_M2, (1, 0), value=0.0)
-            ids_S3 = torch.cat([ids_S3.float(), place_M3])
+            ids_S3 = torch.cat([ids_S3.float(), F.pad(place_M2, (1, 0))])
         return call | self._attention(call, short_BSD) | {
             "hidden_states": short_BSD,
             "img_ids": ids_S3,
@@ -87,35 +87,46 @@ class FluxFill:
         ]
 
 
-class _Coarse:
+@dataclass(frozen=True, eq=False)
+class Coarse:
     """The photo downsampled `stride` times a side, as tokens at any noise level.
 
     A cell clear of the mask carries the noised latents of the downsampled photo. What is under the
     mask must not be told to the model: a cell that the mask touches carries the average of its
     tokens' x_t instead, whose noise is brought back to unit variance.
+
+    x0_BMC: clean latents; noise_BMC: of unit variance, fixed for the run; condition_BMD: what else
+    is in the channels; touched_BM1: bool, whether the mask touches the cell.
     """
 
-    def __init__(self, pipe: DiffusionPipeline, plan: TokenPlan, source: Source) -> None:
-        self.pipe, self.plan = pipe, plan
+    plan: TokenPlan
+    x0_BMC: Tensor
+    noise_BMC: Tensor
+    condition_BMD: Tensor
+    touched_BM1: Tensor
+
+    @classmethod
+    def encode(cls, pipe: DiffusionPipeline, plan: TokenPlan, source: Source) -> "Coarse":
+        """Encode the downsampled photo, and the photo without what the mask covers."""
         like = source.latents_BNC
-        photo_B3HW = _shrink(source.photo_B3HW, source.grid, plan.stride, "replicate", F.avg_pool2d)
-        mask_B1HW = _shrink(source.mask_B1HW, source.grid, plan.stride, "constant", F.max_pool2d)
+        photo_B3HW = shrink(source.photo_B3HW, source.grid, plan.stride, "replicate", F.avg_pool2d)
+        mask_B1HW = shrink(source.mask_B1HW, source.grid, plan.stride, "constant", F.max_pool2d)
         photo_B3HW, mask_B1HW = (x.to(like.device, like.dtype) for x in (photo_B3HW, mask_B1HW))
         private = torch.Generator().manual_seed(0)  # the user's generator stays untouched
         B, (height, width) = len(photo_B3HW), photo_B3HW.shape[-2:]
         latents = pipe._encode_vae_image(image=photo_B3HW, generator=private).to(like.dtype)
-        self.x0_BMC = self._pack(latents)
         mask, masked = type(pipe).prepare_mask_latents(
             pipe, mask_B1HW, photo_B3HW * (1 - mask_B1HW), B, latents.shape[1], 1,
             height, width, like.dtype, like.device, private,
         )  # fmt: skip
-        self.condition_BMD = torch.cat([masked, mask], -1).index_select(1, plan.cells_M)
-        self.touched_BM1 = (mask > 0).any(-1, keepdim=True).index_select(1, plan.cells_M)
-        noise_BMC = torch.randn(self.x0_BMC.shape, generator=private)
-        self.noise_BMC = noise_BMC.to(like.device, like.dtype)
+        x0_BMC = _pack(latents).index_select(1, plan.cells_M)
+        noise_BMC = torch.randn(x0_BMC.shape, generator=private).to(like.device, like.dtype)
+        condition_BMD = torch.cat([masked, mask], -1).index_select(1, plan.cells_M)
+        touched_BM1 = (mask > 0).any(-1, keepdim=True).index_select(1, plan.cells_M)
+        return cls(plan, x0_BMC, noise_BMC, condition_BMD, touched_BM1)
 
-    def tokens(self, x_BNC: Tensor, sigma: float) -> Tensor:
-        """The coarse tokens at noise level sigma, [B, M, D]."""
+    def tokens(self, x_BNC: Tensor, sigma: float | Tensor) -> Tensor:
+        """The coarse tokens at noise level sigma (or [B, 1, 1] of them), [B, M, D]."""
         B = len(x_BNC)
         x0, noise, condition, touched = (
             part.repeat(B // len(part), 1, 1)
@@ -128,14 +139,14 @@ class _Coarse:
 
     def _average(self, x_BNC: Tensor) -> Tensor:
         h, w = self.plan.grid
-        factor = self.pipe.vae_scale_factor
-        latents = self.pipe._unpack_latents(x_BNC, 2 * h * factor, 2 * w * factor, factor)
+        latents = FluxFillPipeline._unpack_latents(x_BNC, 2 * h, 2 * w, vae_scale_factor=1)
         padded = _pad(latents, self.plan.grid, self.plan.stride, "replicate")
-        return self._pack(F.avg_pool2d(padded, self.plan.stride))
+        average_BMC = _pack(F.avg_pool2d(padded, self.plan.stride))
+        return average_BMC.index_select(1, self.plan.cells_M)
 
-    def _pack(self, latents: Tensor) -> Tensor:
-        packed = self.pipe._pack_latents(latents, *latents.shape)
-        return packed.index_select(1, self.plan.cells_M)
+
+def _pack(latents: Tensor) -> Tensor:
+    return FluxFillPipeline._pack_latents(latents, *latents.shape)
 
 
 def _pad(image: Tensor, grid: tuple[int, int], stride: int, mode: str) -> Tensor:
@@ -145,5 +156,6 @@ def _pad(image: Tensor, grid: tuple[int, int], stride: int, mode: str) -> Tensor
     return F.pad(image, (0, right, 0, below), mode=mode)
 
 
-def _shrink(image: Tensor, grid: tuple[int, int], stride: int, mode: str, pool: Any) -> Tensor:
+def shrink(image: Tensor, grid: tuple[int, int], stride: int, mode: str, pool: Any) -> Tensor:
+    """The image at one pixel for `stride` a side, by the pooling given."""
     return pool(_pad(image.float(), grid, stride, mode), stride)

@@ -1,0 +1,166 @@
+"""The embedded model: a small `FluxFillPipeline` that ships with the package, and loading others."""
+
+import hashlib
+import inspect
+import json
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderTiny,
+    FlowMatchEulerDiscreteScheduler,
+    FluxFillPipeline,
+    FluxTransformer2DModel,
+)
+
+WEIGHTS = Path(__file__).parent / "weights"
+REGISTERS = 8  # learned vectors in place of a text
+LABELS = 32  # room for a kind of thing, one-hot, through the pooled projection
+
+
+class EmbeddedFillPipeline(FluxFillPipeline):
+    """A `FluxFillPipeline` without text encoders, which needs no prompt.
+
+    The prompt is the identity matrix: row i picks column i of the transformer's text embedding, so
+    the empty prompt is learned, and lies in the transformer's own weights. In all else this is the
+    pipeline that it derives from, and the saved folder loads as one.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        vae: Any,
+        text_encoder: None,
+        tokenizer: None,
+        text_encoder_2: None,
+        tokenizer_2: None,
+        transformer: Any,
+    ) -> None:
+        super().__init__(
+            scheduler, vae, text_encoder, tokenizer, text_encoder_2, tokenizer_2, transformer
+        )
+        self.default_sample_size = 64  # latents: 512 pixels a side
+
+    def prompt(self, count: int = 1) -> dict[str, torch.Tensor]:
+        """The empty prompt, `count` times: the two arguments that stand for it."""
+        weight = self.transformer.context_embedder.weight
+        eye = torch.eye(REGISTERS, dtype=weight.dtype, device=weight.device)
+        return {
+            "prompt_embeds": eye.expand(count, -1, -1),
+            "pooled_prompt_embeds": torch.zeros(count, LABELS).to(eye),
+        }
+
+    @wraps(FluxFillPipeline.__call__)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(FluxFillPipeline.__call__).bind(self, *args, **kwargs).arguments
+        if given.pop("prompt", None):
+            raise ValueError("the embedded model does not read a prompt: omit it")
+        if "prompt_embeds" not in given:
+            given |= self.prompt(_batch(given.get("image")))
+        given.setdefault("num_inference_steps", 8)
+        del given["self"]
+        return super().__call__(**given)
+
+
+def _batch(image: Any) -> int:
+    if isinstance(image, list | tuple):
+        return max(1, len(image))
+    return image.shape[0] if getattr(image, "ndim", 0) == 4 else 1
+
+
+def new_transformer() -> FluxTransformer2DModel:
+    """An untrained transformer of the embedded model's shape, 9.7 M parameters."""
+    latent = 8
+    return FluxTransformer2DModel(
+        in_channels=2 * 4 * latent + 4 * 64,  # x_t, masked latents, and 8x8 mask pixels a latent
+        out_channels=4 * latent,
+        num_layers=1,
+        num_single_layers=7,
+        attention_head_dim=64,
+        num_attention_heads=4,
+        joint_attention_dim=REGISTERS,
+        pooled_projection_dim=LABELS,
+        axes_dims_rope=(8, 28, 28),
+    )
+
+
+def new_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """The sampler of the embedded model: FLUX's, with its shift by length."""
+    return FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+
+
+def load_model(
+    name_or_path: str | Path | None = None, *, device: str | torch.device | None = None
+) -> FluxFillPipeline:
+    """The embedded model, offline; or a Fill pipeline from a folder or, by its id, from the hub.
+
+    Args:
+        name_or_path: None or "embedded" for the model in this package
+        device: where to put it; unless given, the CPU. The embedded model runs in float32 there and
+            in bfloat16 elsewhere, others in bfloat16
+
+    Raises:
+        FileNotFoundError: no such folder, and nothing by that id.
+        ValueError: a device that is not there, or weights that do not match their checksums.
+    """
+    target = _device(device)
+    if name_or_path in (None, "embedded"):
+        verify(WEIGHTS)
+        return _load_embedded(WEIGHTS, target)
+    folder = Path(str(name_or_path))
+    if (folder / "model_index.json").is_file() and _has_no_text_encoder(folder):
+        return _load_embedded(folder, target)
+    try:
+        pipe = FluxFillPipeline.from_pretrained(str(name_or_path), dtype=torch.bfloat16)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"no Fill pipeline at {str(name_or_path)!r}: give a folder in diffusers format, "
+            f"a hub id, or 'embedded' ({_first_line(error)})"
+        ) from error
+    return pipe.to(target)
+
+
+def _load_embedded(folder: Path, device: torch.device) -> EmbeddedFillPipeline:
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    none = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    pipe = EmbeddedFillPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+        vae=AutoencoderTiny.from_pretrained(folder / "vae", torch_dtype=dtype),
+        transformer=FluxTransformer2DModel.from_pretrained(
+            folder / "transformer", torch_dtype=dtype
+        ),
+        **none,
+    )
+    return pipe.to(device)
+
+
+def verify(folder: Path) -> None:
+    """Compare every weight file with `checksums.json`. Raises ValueError naming one that differs."""
+    listed = folder / "checksums.json"
+    if not listed.is_file():
+        raise FileNotFoundError(f"no weights in {folder}: install the package anew")
+    for name, expected in json.loads(listed.read_text()).items():
+        file = folder / name
+        found = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "nothing"
+        if found != expected:
+            raise ValueError(f"{file} is damaged (sha256 {found[:12]}): install the package anew")
+
+
+def _has_no_text_encoder(folder: Path) -> bool:
+    index = json.loads((folder / "model_index.json").read_text())
+    return index.get("text_encoder", [None])[0] is None
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        target = torch.device(device or "cpu")
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"no device {str(device)!r} here: use 'cpu' ({_first_line(error)})") from error
+    return target
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
