@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
 from torch import Tensor, nn
 
 from .adapters import Adapter, adapter_for
 from .capture import Source, captured
 from .composite import composite_images
 from .methods import Dense, HiLo, Method
-from .plan import TokenPlan
+from .plan import TokenPlan, as_batch
 from .timing import Stopwatch
 
 
@@ -176,7 +175,7 @@ def _frame(pipe: DiffusionPipeline, transformer: nn.Module, state: _State) -> li
     """Hooks around every call of the transformer: shorten what goes in, restore what comes out."""
     call: dict[str, Any] = {}
 
-    @torch._dynamo.disable
+    @torch.compiler.disable
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         state.calls += 1
         if state.adapter is None:
@@ -185,7 +184,7 @@ def _frame(pipe: DiffusionPipeline, transformer: nn.Module, state: _State) -> li
         call.update(_bind_call(module, args, kwargs))
         return (), state.adapter.shorten(call, _sigma(pipe.scheduler))
 
-    @torch._dynamo.disable
+    @torch.compiler.disable
     def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if state.adapter is None:
             return None
@@ -196,9 +195,10 @@ def _frame(pipe: DiffusionPipeline, transformer: nn.Module, state: _State) -> li
         output.sample = velocity
         return output
 
+    # Innermost of all hooks: the user's own see whole sequences, going in and coming out.
     return [
         transformer.register_forward_pre_hook(before, with_kwargs=True),
-        transformer.register_forward_hook(after, with_kwargs=True),
+        transformer.register_forward_hook(after, with_kwargs=True, prepend=True),
     ]
 
 
@@ -219,7 +219,8 @@ def _bind_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _bind(pipe: DiffusionPipeline, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    return dict(inspect.signature(pipe.__call__).bind(*args, **kwargs).arguments)
+    given = inspect.signature(pipe.__call__).bind(*args, **kwargs).arguments
+    return given | kwargs  # those under **kwargs too, by their own names
 
 
 def _check_pixels(name: str, image: Any) -> None:
@@ -239,16 +240,11 @@ def _check_pixels(name: str, image: Any) -> None:
 
 def _exact_photo(image: Any, resized_B3HW: Tensor) -> Tensor:
     """The photo in [0, 1]: the user's own values where the pipeline did not resize them."""
-    pixels = image
-    if isinstance(pixels, list | tuple):
-        parts = [_exact_photo(one, resized_B3HW[i : i + 1]) for i, one in enumerate(pixels)]
-        return torch.cat(parts)
-    if isinstance(pixels, Image.Image):
-        pixels = np.asarray(pixels.convert("RGB"), np.float32) / 255
-    if isinstance(pixels, np.ndarray):
-        pixels = torch.from_numpy(np.ascontiguousarray(pixels)).movedim(-1, -3)
-    if isinstance(pixels, Tensor) and pixels.min() >= 0:
-        pixels = pixels if pixels.ndim == 4 else pixels[None]
-        if pixels.shape == resized_B3HW.shape:
-            return pixels.float().cpu()
-    return (resized_B3HW.float().cpu() / 2 + 0.5).clamp(0, 1)
+    given = [as_batch(one, 3) for one in (image if isinstance(image, list | tuple) else [image])]
+    resized = (resized_B3HW.float().cpu() / 2 + 0.5).clamp(0, 1).split([len(one) for one in given])
+    if min(one.min() for one in given) < 0:  # the pipeline takes such values to lie in [-1, 1]
+        return torch.cat(resized)
+    return torch.cat([
+        own.float().cpu() if own.shape == other.shape else other
+        for own, other in zip(given, resized, strict=True)
+    ])

@@ -130,7 +130,7 @@ def plan_tokens(
     """
     from .methods.hilo import HiLo
 
-    photo_B3HW, mask_B1HW = _as_batch(photo, 3), _as_batch(mask, 1)
+    photo_B3HW, mask_B1HW = as_batch(photo, 3), as_batch(mask, 1)
     check_photo(photo_B3HW)
     check_mask(mask_B1HW)
     if photo_B3HW.shape[-2:] != mask_B1HW.shape[-2:]:
@@ -139,7 +139,8 @@ def plan_tokens(
     return (method or HiLo()).plan(photo_B3HW, mask_B1HW, grid)
 
 
-def _as_batch(image: "Tensor | np.ndarray | Image.Image", channels: int) -> Tensor:
+def as_batch(image: "Tensor | np.ndarray | Image.Image", channels: int) -> Tensor:
+    """The image as [B, channels, H, W]; a picture's values become [0, 1], others stay."""
     if isinstance(image, Image.Image):
         image = np.asarray(image.convert("RGB" if channels == 3 else "L"), np.float32) / 255
     if isinstance(image, np.ndarray):

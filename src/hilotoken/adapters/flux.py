@@ -92,8 +92,9 @@ class Coarse:
     """The photo downsampled `stride` times a side, as tokens at any noise level.
 
     A cell clear of the mask carries the noised latents of the downsampled photo. What is under the
-    mask must not be told to the model: a cell that the mask touches carries the average of its
-    tokens' x_t instead, whose noise is brought back to unit variance.
+    mask must not be told to the model: it is blanked before the VAE, which looks far around, and a
+    cell that the mask touches carries the average of its tokens' x_t instead, whose noise is
+    brought back to unit variance.
 
     x0_BMC: clean latents; noise_BMC: of unit variance, fixed for the run; condition_BMD: what else
     is in the channels; touched_BM1: bool, whether the mask touches the cell.
@@ -107,19 +108,18 @@ class Coarse:
 
     @classmethod
     def encode(cls, pipe: DiffusionPipeline, plan: TokenPlan, source: Source) -> "Coarse":
-        """Encode the downsampled photo, and the photo without what the mask covers."""
+        """Encode the downsampled photo without what the mask covers."""
         like = source.latents_BNC
-        photo_B3HW = shrink(source.photo_B3HW, source.grid, plan.stride, "replicate", F.avg_pool2d)
-        mask_B1HW = shrink(source.mask_B1HW, source.grid, plan.stride, "constant", F.max_pool2d)
-        photo_B3HW, mask_B1HW = (x.to(like.device, like.dtype) for x in (photo_B3HW, mask_B1HW))
+        photo_B3HW = shrink(source.photo_B3HW, source.grid, plan.stride, F.avg_pool2d)
+        mask_B1HW = shrink(source.mask_B1HW, source.grid, plan.stride, F.max_pool2d)
+        blanked_B3HW = (photo_B3HW * (1 - mask_B1HW)).to(like.device, like.dtype)
         private = torch.Generator().manual_seed(0)  # the user's generator stays untouched
-        B, (height, width) = len(photo_B3HW), photo_B3HW.shape[-2:]
-        latents = pipe._encode_vae_image(image=photo_B3HW, generator=private).to(like.dtype)
+        B, _, height, width = blanked_B3HW.shape
         mask, masked = type(pipe).prepare_mask_latents(
-            pipe, mask_B1HW, photo_B3HW * (1 - mask_B1HW), B, latents.shape[1], 1,
+            pipe, mask_B1HW, blanked_B3HW, B, like.shape[-1] // 4, 1,
             height, width, like.dtype, like.device, private,
         )  # fmt: skip
-        x0_BMC = _pack(latents).index_select(1, plan.cells_M)
+        x0_BMC = masked.index_select(1, plan.cells_M)
         noise_BMC = torch.randn(x0_BMC.shape, generator=private).to(like.device, like.dtype)
         condition_BMD = torch.cat([masked, mask], -1).index_select(1, plan.cells_M)
         touched_BM1 = (mask > 0).any(-1, keepdim=True).index_select(1, plan.cells_M)
@@ -133,29 +133,37 @@ class Coarse:
             for part in (self.x0_BMC, self.noise_BMC, self.condition_BMD, self.touched_BM1)
         )
         known = (1 - sigma) * x0 + sigma * noise
-        missing = sigma * (1 - 1 / self.plan.stride**2) ** 0.5
-        unknown = self._average(x_BNC) + missing * noise
+        average, missing = self._average(x_BNC)
+        unknown = average + sigma * missing * noise
         return torch.cat([torch.where(touched, unknown, known), condition], -1)
 
-    def _average(self, x_BNC: Tensor) -> Tensor:
+    def _average(self, x_BNC: Tensor) -> tuple[Tensor, Tensor]:
+        """The average of x_t over each cell, and the share of noise that it lacks: [B, M, C]."""
         h, w = self.plan.grid
         latents = FluxFillPipeline._unpack_latents(x_BNC, 2 * h, 2 * w, vae_scale_factor=1)
-        padded = _pad(latents, self.plan.grid, self.plan.stride, "replicate")
-        average_BMC = _pack(F.avg_pool2d(padded, self.plan.stride))
-        return average_BMC.index_select(1, self.plan.cells_M)
+        down, across = (_shares(n, self.plan.stride).to(latents) for n in self.plan.grid)
+        average = down @ latents @ across.T
+        # The variance of an average of independent noise is the sum of its squared shares.
+        variance = down.square().sum(1)[:, None] * across.square().sum(1)
+        missing = (1 - variance).sqrt().expand_as(average)
+        average_BMC, missing_BMC = (
+            FluxFillPipeline._pack_latents(part, *part.shape).index_select(1, self.plan.cells_M)
+            for part in (average, missing.contiguous())
+        )
+        return average_BMC, missing_BMC
 
 
-def _pack(latents: Tensor) -> Tensor:
-    return FluxFillPipeline._pack_latents(latents, *latents.shape)
+def shrink(image: Tensor, grid: tuple[int, int], stride: int, pool: Any) -> Tensor:
+    """The image at one pixel for `stride` a side, by the pooling given.
 
-
-def _pad(image: Tensor, grid: tuple[int, int], stride: int, mode: str) -> Tensor:
-    """The image with whole cells of `stride` tokens a side, extended below and to the right."""
+    Cells that reach beyond the grid are filled up with its last row and column.
+    """
     h, w = grid
     below, right = (-h % stride) * (image.shape[-2] // h), (-w % stride) * (image.shape[-1] // w)
-    return F.pad(image, (0, right, 0, below), mode=mode)
+    return pool(F.pad(image.float(), (0, right, 0, below), mode="replicate"), stride)
 
 
-def shrink(image: Tensor, grid: tuple[int, int], stride: int, mode: str, pool: Any) -> Tensor:
-    """The image at one pixel for `stride` a side, by the pooling given."""
-    return pool(_pad(image.float(), grid, stride, mode), stride)
+def _shares(tokens: int, stride: int) -> Tensor:
+    """The share of each row of latents in each coarse row, pooled as by `shrink`: [2m, 2h]."""
+    rows = torch.arange(-(-tokens // stride) * stride * 2).clamp(max=2 * tokens - 1)
+    return F.one_hot(rows).float().unflatten(0, (-1, stride)).mean(1)

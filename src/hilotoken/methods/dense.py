@@ -14,7 +14,6 @@ class Dense:
     """Every token runs. `compress(pipe, Dense())` measures and composites the untouched pipeline."""
 
     def plan(self, photo_B3HW: Tensor, mask_B1HW: Tensor, grid: tuple[int, int]) -> TokenPlan:
-        edit_N = touch(mask_B1HW, grid).any(0).flatten()
-        tokens, nothing = torch.arange(edit_N.numel()), torch.arange(0)
-        count = torch.ones(edit_N.numel())
-        return TokenPlan(grid, tokens.to(edit_N.device), edit_N, 0, nothing, count)
+        edit_N = touch(mask_B1HW, grid).any(0).flatten().cpu()
+        tokens, nothing = torch.arange(len(edit_N)), torch.arange(0)
+        return TokenPlan(grid, tokens, edit_N, 0, nothing, torch.ones(len(edit_N)))

@@ -100,11 +100,14 @@ class HiLo:
         runs_N[rank_N[: self._detail_count(score_N, edit_N)]] = True
         if self.context == "sampled":
             runs_N |= self._sample(~runs_N, grid)
-        cells_M = self._coarse_cells(runs_N, touched_N, grid)
-        length = int(runs_N.sum()) + len(cells_M)
-        spare_R = rank_N[~runs_N[rank_N]]
-        runs_N[spare_R[: -length % self.bucket]] = True
-        if int(runs_N.sum()) + len(cells_M) >= len(runs_N):
+        while True:
+            cells_M = self._coarse_cells(runs_N, touched_N, grid)
+            length = int(runs_N.sum()) + len(cells_M)
+            spare_R = rank_N[~runs_N[rank_N]][: -length % self.bucket]
+            if not len(spare_R):
+                break
+            runs_N[spare_R] = True  # a cell filled up by this lets its coarse token go
+        if length >= len(runs_N):
             runs_N[:], cells_M = True, cells_M[:0]
         return TokenPlan(
             grid=grid,
@@ -130,9 +133,10 @@ class HiLo:
 
     def _sample(self, open_N: Tensor, grid: tuple[int, int]) -> Tensor:
         """One token at random of those in each cell that have no certain place: bool [N]."""
-        draw_N = torch.rand(len(open_N), generator=self._generator()).masked_fill(~open_N, -1)
+        # A permutation draws no number twice, so one token wins in every cell.
+        draw_N = torch.randperm(len(open_N), generator=self._generator()).masked_fill(~open_N, -1)
         cell_N = cells_of(grid, self.cell)
-        best = torch.full((int(cell_N[-1]) + 1,), -1.0).scatter_reduce(0, cell_N, draw_N, "amax")
+        best = torch.full((int(cell_N[-1]) + 1,), -1).scatter_reduce(0, cell_N, draw_N, "amax")
         return open_N & (draw_N == best[cell_N])
 
     def _coarse_cells(self, runs_N: Tensor, touched_N: Tensor, grid: tuple[int, int]) -> Tensor:
