@@ -41,7 +41,7 @@ STORED = {
 }
 
 # Formats whose samples Pillow and OpenCV hand over unchanged (AVIF or PPM may lose bit depth).
-READABLE = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "BMP", "GIF")
+READABLE = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF")
 PNG_TYPES = {"I;16": 0, "RGB;16": 2, "LA;16": 4, "RGBA;16": 6}
 # PNG chunks carried over as they are: colour space and text.
 PNG_KEPT = (b"cHRM", b"cICP", b"gAMA", b"sRGB", b"tEXt", b"zTXt", b"iTXt")
@@ -148,11 +148,11 @@ class Photo:
         if self.palette is not None:
             table = self._palette_alpha()
             opaque = np.full(len(self.palette), True) if table is None else table == 255
-            mixed = _mix(self.palette[before], rgb, share)
-            fresh = (
-                _nearest(mixed, self.palette, np.flatnonzero(opaque)) if opaque.any() else colours
-            )
             changed &= opaque[before]
+            if not changed.any():
+                return before
+            mixed = _mix(self.palette[before], rgb, share)
+            fresh = _nearest(mixed, self.palette, np.flatnonzero(opaque))
         else:
             mixed = _mix(colours, _in_mode(rgb, self.mode), share)
             fresh = np.where(mixed < 128, 0, 255) if self.mode == "1" else np.rint(mixed)
@@ -234,6 +234,7 @@ def _tiles(weight: np.ndarray) -> Iterator[tuple[slice, slice]]:
 
 def load_photo(path: str | os.PathLike[str]) -> Photo:
     """Read a photo by its content; raises PhotoError for what cannot be kept bit for bit."""
+    Image.init()  # open() with a list of formats does not load their plugins
     limit = f"the limit is {MAX_PIXELS / 1e6:g} megapixels: crop or shrink it first"
     try:
         with warnings.catch_warnings():
@@ -252,7 +253,7 @@ def load_photo(path: str | os.PathLike[str]) -> Photo:
     except Image.DecompressionBombError as error:
         raise PhotoError(f"{path}: {_line(error)}; {limit}") from None
     except UnidentifiedImageError:
-        known = ", ".join(name for name in READABLE if name != "MPO")
+        known = ", ".join(READABLE)
         raise PhotoError(f"{path} is not a picture read here ({known}): convert to PNG") from None
     except Exception as error:  # decoders raise anything on damage: struct.error, IndexError, ...
         raise PhotoError(
@@ -369,7 +370,7 @@ def _read(image: ImageFile.ImageFile, path: Path) -> Photo:
         if depth == 16
         else image.mode
     )
-    early: dict[str, Any] = {}
+    early: dict[Any, Any] = {}
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         # Taken before decoding: Pillow then applies the orientation and forgets it.
         mode = _tiff_mode(image, path)

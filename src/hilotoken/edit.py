@@ -1,0 +1,167 @@
+"""Edit a photo of any size: a region around the mask, at the model's working size, pasted back.
+
+A model works at its own resolution and the photo keeps its own: the edit is made on a region with
+context enough to judge by, and only masked pixels are put back.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from .composite import feather_weight
+from .compress import Run, compress
+from .methods import Method
+from .photo import Photo
+
+TOKEN = 16  # pixels a side of a token of every FLUX-shaped pipeline
+SMALLEST = 128  # a smaller working picture gives the model nothing to go by
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box of the photo, in its pixels, and the size at which the model works on it."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    width: int
+    height: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.top, self.bottom)
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.left, self.right)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The token grid of the working picture."""
+        return self.height // TOKEN, self.width // TOKEN
+
+    def take_photo(self, photo: Photo) -> Image.Image:
+        """The region of the photo at working size."""
+        box = (self.left, self.top, self.right, self.bottom)
+        size = (self.width, self.height)
+        return photo.rgb().crop(box).resize(size, Image.Resampling.LANCZOS)
+
+    def take_mask(self, mask: np.ndarray) -> np.ndarray:
+        """The region of the mask at working size: a pixel is masked if any part of it is."""
+        part = mask[self.rows, self.columns].astype(np.float32)
+        return cv2.resize(part, (self.width, self.height), interpolation=cv2.INTER_AREA) > 0
+
+
+def choose_region(mask: np.ndarray, size: int, context: float = 0.5) -> Region:
+    """A region around the mask with `context` of the mask's longer side all around it.
+
+    Args:
+        mask: bool [H, W] of the photo, with something in it
+        size: pixels of the working picture's longer side; the region is no smaller, where the photo
+            is not, and is never enlarged, but for tiny photos
+        context: share of the mask's longer side
+
+    Raises:
+        ValueError: an empty mask, or a size under 128 pixels.
+    """
+    if size < SMALLEST:
+        raise ValueError(f"size must be {SMALLEST} pixels or more, got {size}")
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        raise ValueError("the mask has nothing in it: paint white where the photo should change")
+    height, width = mask.shape
+    longer = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
+    side = max(size, int(np.ceil(longer * (1 + 2 * context))))
+    top, bottom = _span(rows[0], rows[-1] + 1, min(side, height), height)
+    left, right = _span(columns[0], columns[-1] + 1, min(side, width), width)
+    scale = min(1.0, size / max(bottom - top, right - left))
+    scale = max(scale, SMALLEST / max(bottom - top, right - left))
+    return Region(left, top, right, bottom, _round(scale * (right - left)), _round(scale * (bottom - top)))
+
+
+def _span(first: int, end: int, length: int, limit: int) -> tuple[int, int]:
+    """`length` pixels around [first, end), inside [0, limit)."""
+    start = min(max(0, (int(first) + int(end) - length) // 2), limit - length)
+    return start, start + length
+
+
+def _round(pixels: float) -> int:
+    return max(TOKEN, round(pixels / TOKEN) * TOKEN)
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """An edited photo, and what led to it: region, working pictures, and the record of the run."""
+
+    photo: Photo
+    region: Region
+    before: Image.Image
+    mask: np.ndarray
+    after: Image.Image
+    run: Run
+
+
+def edit_photo(
+    pipe: DiffusionPipeline,
+    photo: Photo,
+    mask: np.ndarray,
+    method: Method | None = None,
+    *,
+    size: int = 512,
+    prompt: str = "",
+    steps: int = 8,
+    seed: int = 0,
+    feather: int = 0,
+) -> Edit:
+    """Edit the masked part of a photo; every other sample of it stays as it was, bit for bit.
+
+    Args:
+        pipe: a pipeline that `compress` takes
+        mask: bool [H, W], True where the photo is to change
+        method: `HiLo()` unless given
+        size: pixels of the working picture's longer side
+        feather: pixels of the photo over which the edit is blended in, inside the mask
+
+    Raises:
+        ValueError: an empty mask, a mask of another size, an option out of range.
+        TypeError: a pipeline that cannot be compressed.
+    """
+    if mask.shape != photo.pixels.shape[:2]:
+        raise ValueError(
+            f"the mask is {mask.shape[1]}x{mask.shape[0]} but the photo {photo.size[0]}x{photo.size[1]}"
+        )
+    if steps < 1:
+        raise ValueError(f"steps must be 1 or more, got {steps}")
+    region = choose_region(mask, size)
+    before, small = region.take_photo(photo), region.take_mask(mask)
+    fast = compress(pipe, method)
+    output: Any = fast(
+        prompt,
+        image=before,
+        mask_image=Image.fromarray(small.astype(np.uint8) * 255),
+        height=region.height,
+        width=region.width,
+        num_inference_steps=steps,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    after = output.images[0]
+    assert fast.last_run is not None
+    edited = _paste(photo, mask, region, after, feather)
+    return Edit(edited, region, before, small, after, fast.last_run)
+
+
+def _paste(photo: Photo, mask: np.ndarray, region: Region, after: Image.Image, feather: int) -> Photo:
+    size = (region.right - region.left, region.bottom - region.top)
+    full = np.zeros((*mask.shape, 3), np.uint8)
+    full[region.rows, region.columns] = np.asarray(after.resize(size, Image.Resampling.LANCZOS))
+    weight = np.zeros(mask.shape, np.float32)
+    weight[region.rows, region.columns] = feather_weight(mask[region.rows, region.columns], feather)
+    return photo.with_edit(full, weight)
+
+

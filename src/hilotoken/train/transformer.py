@@ -1,0 +1,219 @@
+"""Train the transformer: flow matching on masked photographs, dense or compressed at any budget.
+
+x_t = (1 - sigma) x0 + sigma noise, target velocity = noise - x0. Every batch runs dense or through
+a random HiLo plan, so that one checkpoint serves every budget. The loss counts the tokens that the
+mask touches, and a little the rest: budgets weigh alike.
+
+B pictures, N grid tokens, S tokens that run, C latent channels a token, D channels in all.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import FluxFillPipeline, FluxTransformer2DModel
+from torch import Tensor, nn
+
+from ..adapters.flux import Coarse
+from ..grid import touch
+from ..methods import HiLo
+from ..model import LABELS, REGISTERS, new_transformer
+from ..plan import TokenPlan, gather, token_positions
+from .checkpoint import Average, load_if_any, save_atomically
+from .log import Log
+from .views import STRIDE, Batch, Views, read_batch
+
+
+@dataclass(frozen=True)
+class TransformerOptions:
+    """How long, on how much, how fast. `elastic` 0 trains dense only."""
+
+    samples: int = 60_000
+    batches: int = 4  # groups whose gradients make one step
+    rate: float = 2e-3
+    elastic: float = 0.65
+    mosaic: float = 0.25  # share of the samples in 2 x 2 mosaics, after the first half
+    outside: float = 0.05  # weight of a token that the mask does not touch
+    decay: float = 0.9995
+    checkpoint_seconds: float = 120.0
+
+
+def train_transformer(
+    views: Views, scale: float, run: Path, options: TransformerOptions, device: torch.device
+) -> FluxTransformer2DModel:
+    """Train, or resume, to `options.samples` pictures; returns the averaged weights."""
+    torch.manual_seed(0)
+    model = new_transformer()
+    _start(model)
+    model.to(device)
+    average = Average(model, options.decay)
+    optimizers = _optimizers(model, options.rate)
+    log, done, path = Log(run, "transformer"), 0, run / "transformer.pt"
+    if state := load_if_any(path):
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        for optimizer, saved_state in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved_state)
+        done = state["done"]
+    saved = time.monotonic()
+
+    def checkpoint() -> None:
+        state = {"model": model.state_dict(), "average": average.state_dict(), "done": done}
+        save_atomically(state | {"optimizers": [o.state_dict() for o in optimizers]}, path)
+
+    with log.progress(options.samples, done) as advance:
+        while done < options.samples:
+            share = done / options.samples
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = options.rate * _schedule(share)
+            count, figures = _step(model, views, scale, options, done, device)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            average.update(model)
+            done += count
+            advance(count, **figures)
+            if time.monotonic() - saved > options.checkpoint_seconds:
+                checkpoint()
+                saved = time.monotonic()
+    checkpoint()
+    model.load_state_dict(average.weights)
+    return model.requires_grad_(False).eval()
+
+
+def _step(
+    model: FluxTransformer2DModel,
+    views: Views,
+    scale: float,
+    options: TransformerOptions,
+    done: int,
+    device: torch.device,
+) -> tuple[int, dict[str, float]]:
+    """Gradients of a few batches; what was drawn depends on `done` alone, so a run resumes."""
+    rng, count, sums = np.random.default_rng((3, done)), 0, {}
+    generator = torch.Generator().manual_seed(done)
+    late = done > options.samples / 2
+    tiles = 2 if late and rng.random() < 2 * options.mosaic else 1
+    for _ in range(max(1, options.batches // tiles**2)):
+        batch = read_batch(views, rng, tiles, scale)
+        plan = _draw_plan(batch, rng) if rng.random() < options.elastic else None
+        loss = _loss(model, batch, plan, options.outside, generator, device)
+        (loss / max(1, options.batches // tiles**2)).backward()
+        kind = f"{'dense' if plan is None else 'compressed'}{'_mosaic' if tiles > 1 else ''}"
+        sums.setdefault(kind, []).append(loss.item())
+        count += len(batch.latents) * tiles**2
+    return count, {key: sum(values) / len(values) for key, values in sums.items()}
+
+
+def _draw_plan(batch: Batch, rng: np.random.Generator) -> TokenPlan:
+    """A random budget: what HiLo's options can be set to."""
+    sampled = rng.random() < 0.4
+    method = HiLo(
+        dilate=int(rng.integers(1, 4)),
+        detail=float(rng.choice([0.0, 0.05, 0.1, 0.2])),
+        coarse=0 if sampled or rng.random() < 0.2 else STRIDE,
+        context="sampled" if sampled else "frequency",
+        cell=int(rng.integers(2, 4)),
+        weights=bool(rng.random() < 0.5),
+        bucket=16,
+        seed=int(rng.integers(1 << 31)),
+    )
+    h, w = (side // 2 for side in batch.latents.shape[-2:])
+    random = torch.from_numpy(rng.random(h * w, dtype=np.float32))
+    scores = random if rng.random() < 0.25 else batch.score_N
+    return method.select(scores, touch(batch.mask, (h, w))[0], (h, w))
+
+
+def _loss(
+    model: FluxTransformer2DModel,
+    batch: Batch,
+    plan: TokenPlan | None,
+    outside: float,
+    generator: torch.Generator,
+    device: torch.device,
+) -> Tensor:
+    B, C, H, W = batch.latents.shape
+    sigma_B = torch.sigmoid(torch.randn(B, generator=generator) + 0.25)
+    sigma_B11 = sigma_B[:, None, None]
+    x0_BNC = pack(batch.latents)
+    noise_BNC = torch.randn(x0_BNC.shape, generator=generator)
+    x_BNC = (1 - sigma_B11) * x0_BNC + sigma_B11 * noise_BNC
+    hidden_BSD = torch.cat([x_BNC, pack(batch.masked), _pack_mask(batch.mask, B)], -1)
+    target_BSC = noise_BNC - x0_BNC
+    weight_S = torch.where(touch(batch.mask, (H // 2, W // 2)).flatten(), 1.0, outside)
+    ids_S3 = FluxFillPipeline._prepare_latent_image_ids(B, H // 2, W // 2, "cpu", torch.float32)
+    attention = None
+    if plan is not None:
+        hidden_BSD, target_BSC = gather(hidden_BSD, plan), gather(target_BSC, plan)
+        weight_S = weight_S[plan.keep_K]
+        ids_S3 = F.pad(token_positions(plan), (1, 0))
+        if len(plan.cells_M):
+            noise_BMC = torch.randn(B, len(plan.cells_M), 4 * C, generator=generator)
+            tokens = _coarse(batch, plan, noise_BMC).tokens(x_BNC, sigma_B11)
+            hidden_BSD = torch.cat([hidden_BSD, tokens], 1)
+        if plan.weighted:
+            bias_S = F.pad(plan.count_S.log(), (REGISTERS, 0)).to(device)
+            attention = {"attention_mask": bias_S[None, None, None].bfloat16()}
+    with torch.autocast(device.type, torch.bfloat16):
+        velocity = model(
+            hidden_states=hidden_BSD.to(device),
+            timestep=sigma_B.to(device),
+            encoder_hidden_states=torch.eye(REGISTERS, device=device).expand(B, -1, -1),
+            pooled_projections=torch.zeros(B, LABELS, device=device),
+            img_ids=ids_S3.to(device),
+            txt_ids=torch.zeros(REGISTERS, 3, device=device),
+            joint_attention_kwargs=attention,
+            return_dict=False,
+        )[0]
+    error = (velocity[:, : target_BSC.shape[1]].float() - target_BSC.to(device)).square().mean(-1)
+    weight_S = weight_S.to(device)
+    return (error * weight_S).sum(1).mean() / (weight_S >= 1).sum().clamp_min(1)
+
+
+def pack(latents: Tensor) -> Tensor:
+    """[B, C, 2h, 2w] latents as [B, h * w, 4C] tokens."""
+    return FluxFillPipeline._pack_latents(latents, *latents.shape)
+
+
+def _pack_mask(mask_11HW: Tensor, batch: int) -> Tensor:
+    return pack(F.pixel_unshuffle(mask_11HW, 8)).expand(batch, -1, -1)
+
+
+def _coarse(batch: Batch, plan: TokenPlan, noise_BMC: Tensor) -> Coarse:
+    mask = _pack_mask(F.max_pool2d(batch.mask, STRIDE), len(batch.latents))
+    condition = torch.cat([pack(batch.coarse_masked), mask], -1).index_select(1, plan.cells_M)
+    x0_BMC = pack(batch.coarse).index_select(1, plan.cells_M)
+    touched_BM1 = (mask > 0).any(-1, keepdim=True).index_select(1, plan.cells_M)
+    return Coarse(plan, x0_BMC, noise_BMC, condition, touched_BM1)
+
+
+def _start(model: FluxTransformer2DModel) -> None:
+    """Blocks begin as the identity and the answer as nothing: adaLN-Zero (arXiv 2212.09748)."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+            if ("norm" in name and name.endswith("linear")) or name == "proj_out":
+                nn.init.zeros_(module.weight)
+
+
+def _optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for the rest."""
+    inside, rest = [], []
+    for name, weight in model.named_parameters():
+        matrix = weight.ndim == 2 and "blocks" in name and "norm" not in name
+        (inside if matrix else rest).append(weight)
+    return [
+        torch.optim.Muon(inside, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=rate, weight_decay=0.0, betas=(0.9, 0.95)),
+    ]
+
+
+def _schedule(share: float) -> float:
+    """A short warm-up, constant, then down to nothing over the last two fifths."""
+    return min(1.0, share / 0.01 + 0.01, (1.0 - share) / 0.4)

@@ -1,0 +1,174 @@
+"""What the transformer trains on, encoded once: photographs, painted masks, latents of both.
+
+A group is a few photographs that share their masks, because a batch shares its rotary positions.
+For every group: latents of the photos, and for each mask the latents of the masked photos, the same
+of a copy downsampled four times (for the coarse tokens), and the detail score of every token.
+
+G groups, P photos a group, V masks a group, N tokens of a 256 px photo.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+from numpy.lib.format import open_memmap
+from torch import Tensor
+
+from ..scores import score
+from .autoencoder import to_model
+from .data import random_crop
+from .log import Log
+from .masks import random_mask
+
+SIZE, STRIDE = 256, 4  # pixels a side; tokens a side of a coarse cell
+GRID = (SIZE // 16, SIZE // 16)
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """How many views, of what make."""
+
+    groups: int = 1000
+    photos: int = 8
+    masks: int = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """Memory-mapped arrays; `done` groups of them are filled. Latents are unscaled, float16."""
+
+    latents: np.ndarray  # [G, P, C, 32, 32]
+    coarse: np.ndarray  # [G, P, C, 8, 8]
+    masked: np.ndarray  # [G, V, P, C, 32, 32]
+    coarse_masked: np.ndarray  # [G, V, P, C, 8, 8]
+    masks: np.ndarray  # [G, V, 256, 32] uint8, bits
+    scores: np.ndarray  # [G, N] float32
+    done: np.ndarray  # [1] int64
+
+    @classmethod
+    def open(cls, folder: Path, options: ViewOptions, channels: int) -> "Views":
+        """The arrays in `folder`, made if they are not there or of another size."""
+        folder.mkdir(parents=True, exist_ok=True)
+        G, P, V = options.groups, options.photos, options.masks
+        shapes: dict[str, tuple[tuple[int, ...], type]] = {
+            "latents": ((G, P, channels, 32, 32), np.float16),
+            "coarse": ((G, P, channels, 8, 8), np.float16),
+            "masked": ((G, V, P, channels, 32, 32), np.float16),
+            "coarse_masked": ((G, V, P, channels, 8, 8), np.float16),
+            "masks": ((G, V, SIZE, SIZE // 8), np.uint8),
+            "scores": ((G, GRID[0] * GRID[1]), np.float32),
+            "done": ((1,), np.int64),
+        }
+        arrays = {}
+        for name, (shape, dtype) in shapes.items():
+            path = folder / f"{name}.npy"
+            known = path.is_file() and np.load(path, mmap_mode="r").shape == shape
+            arrays[name] = (
+                np.load(path, mmap_mode="r+") if known else open_memmap(path, "w+", dtype, shape)
+            )
+        return cls(**arrays)
+
+
+def make_views(
+    views: Views,
+    photos: list[np.ndarray],
+    silhouettes: list[np.ndarray],
+    autoencoder: AutoencoderTiny,
+    run: Path,
+    device: torch.device,
+) -> None:
+    """Fill the views that are not filled yet."""
+    log, done = Log(run, "views"), int(views.done[0])
+    encode = _encoder(autoencoder, device)
+    with log.progress(len(views.latents), done) as advance:
+        for g in range(done, len(views.latents)):
+            _make_group(views, g, photos, silhouettes, encode, device)
+            views.done[0] = g + 1
+            advance(1)
+
+
+def _make_group(
+    views: Views,
+    g: int,
+    photos: list[np.ndarray],
+    silhouettes: list[np.ndarray],
+    encode: Callable[[Tensor], np.ndarray],
+    device: torch.device,
+) -> None:
+    rng = np.random.default_rng((2, g))
+    P, V = views.latents.shape[1], views.masks.shape[1]
+    chosen = rng.choice(len(photos), P, replace=len(photos) < P)
+    crops = np.stack([random_crop(photos[i], SIZE, rng) for i in chosen])
+    photo_P3HW = to_model(crops).to(device)
+    views.latents[g] = encode(photo_P3HW)
+    views.coarse[g] = encode(F.avg_pool2d(photo_P3HW, STRIDE))
+    score_PN = score(photo_P3HW / 2 + 0.5, GRID, "laplacian")
+    relative_PN = score_PN / score_PN.mean(1, keepdim=True).clamp_min(1e-12)
+    views.scores[g] = relative_PN.mean(0).cpu().numpy()
+    for v in range(V):
+        mask = random_mask(rng, (SIZE, SIZE), silhouettes)
+        views.masks[g, v] = np.packbits(mask, axis=1)
+        mask_11HW = torch.from_numpy(mask)[None, None].float().to(device)
+        views.masked[g, v] = encode(photo_P3HW * (1 - mask_11HW))
+        small = F.avg_pool2d(photo_P3HW, STRIDE) * (1 - F.max_pool2d(mask_11HW, STRIDE))
+        views.coarse_masked[g, v] = encode(small)
+
+
+def _encoder(autoencoder: AutoencoderTiny, device: torch.device) -> Callable[[Tensor], np.ndarray]:
+    model = autoencoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.no_grad()
+    def encode(photo: Tensor) -> np.ndarray:
+        photo = photo.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16):
+            return model.encode(photo).latents.float().cpu().numpy().astype(np.float16)
+
+    return encode
+
+
+def latent_scale(views: Views) -> float:
+    """What brings the latents to unit variance: the autoencoder's `scaling_factor`."""
+    return float(1 / views.latents[: min(64, int(views.done[0]))].astype(np.float32).std())
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Photographs that share a mask; latents are scaled. B pictures of h x w tokens."""
+
+    latents: Tensor  # [B, C, 2h, 2w]
+    masked: Tensor  # [B, C, 2h, 2w]
+    coarse: Tensor  # [B, C, 2h/4, 2w/4]
+    coarse_masked: Tensor  # [B, C, 2h/4, 2w/4]
+    mask: Tensor  # [1, 1, 16h, 16w]
+    score_N: Tensor
+
+
+def read_batch(views: Views, rng: np.random.Generator, tiles: int, scale: float) -> Batch:
+    """A random group under one of its masks; or `tiles` x `tiles` groups side by side.
+
+    Side by side they make a larger picture of unrelated parts: the transformer meets the distances
+    of a larger grid without a larger photograph.
+    """
+    count = tiles * tiles
+    groups = rng.integers(int(views.done[0]), size=count)
+    chosen = rng.integers(views.masks.shape[1], size=count)
+
+    def mosaic(parts: list[np.ndarray]) -> Tensor:
+        rows = [np.concatenate(parts[i : i + tiles], -1) for i in range(0, count, tiles)]
+        return torch.from_numpy(np.concatenate(rows, -2)).float()
+
+    pairs = list(zip(groups, chosen, strict=True))
+    masks = [np.unpackbits(views.masks[g, v], axis=1)[None, None] for g, v in pairs]
+    scores = [views.scores[g].reshape(1, *GRID) for g in groups]
+    return Batch(
+        mosaic([views.latents[g] for g in groups]) * scale,
+        mosaic([views.masked[g, v] for g, v in pairs]) * scale,
+        mosaic([views.coarse[g] for g in groups]) * scale,
+        mosaic([views.coarse_masked[g, v] for g, v in pairs]) * scale,
+        mosaic(masks),
+        mosaic(scores).flatten(),
+    )
