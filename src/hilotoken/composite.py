@@ -44,12 +44,16 @@ def composite_images(images: object, photo_B3HW: Tensor, mask_B1HW: Tensor, feat
             Image.fromarray(composite(eights[i % len(eights)], np.asarray(image), weights[i % len(weights)]))
             for i, image in enumerate(images)
         ]  # fmt: skip
-    array = images.permute(0, 2, 3, 1).float().cpu().numpy() if isinstance(images, Tensor) else images
+    array = (
+        images.permute(0, 2, 3, 1).float().cpu().numpy() if isinstance(images, Tensor) else images
+    )
     assert isinstance(array, np.ndarray)
-    mixed = np.stack([
-        composite(photos[i % len(photos)], image, weights[i % len(weights)])
-        for i, image in enumerate(array)
-    ])
+    mixed = np.stack(
+        [
+            composite(photos[i % len(photos)], image, weights[i % len(weights)])
+            for i, image in enumerate(array)
+        ]
+    )
     if isinstance(images, Tensor):
         return torch.from_numpy(mixed).permute(0, 3, 1, 2).to(images)
     return mixed

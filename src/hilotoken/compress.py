@@ -110,7 +110,9 @@ class Compressed:
         with attached(self.pipe, self.method, state):
             output = self.pipe(*args, **kwargs)
         if state.source is None or state.plan is None:
-            raise ValueError("the pipeline was given no image and mask_image: nothing was compressed")
+            raise ValueError(
+                "the pipeline was given no image and mask_image: nothing was compressed"
+            )
         if given.get("output_type", "pil") != "latent":
             output = self._composite(output, given.get("image"), state.source)
         seconds = state.watch.seconds
@@ -234,7 +236,7 @@ def _check_pixels(name: str, image: Any) -> None:
     if not isinstance(image, Tensor) or not image.numel():
         return
     low, high = (bound.item() for bound in torch.aminmax(image))
-    if not (-1 <= low and high <= 1):  # NaN fails both
+    if not (low >= -1 and high <= 1):  # NaN fails both
         raise ValueError(f"{name} holds values from {low} to {high}: give finite ones in [0, 1]")
 
 
@@ -244,7 +246,9 @@ def _exact_photo(image: Any, resized_B3HW: Tensor) -> Tensor:
     resized = (resized_B3HW.float().cpu() / 2 + 0.5).clamp(0, 1).split([len(one) for one in given])
     if min(one.min() for one in given) < 0:  # the pipeline takes such values to lie in [-1, 1]
         return torch.cat(resized)
-    return torch.cat([
-        own.float().cpu() if own.shape == other.shape else other
-        for own, other in zip(given, resized, strict=True)
-    ])
+    return torch.cat(
+        [
+            own.float().cpu() if own.shape == other.shape else other
+            for own, other in zip(given, resized, strict=True)
+        ]
+    )

@@ -82,7 +82,9 @@ def choose_region(mask: np.ndarray, size: int, context: float = 0.5) -> Region:
     left, right = _span(columns[0], columns[-1] + 1, min(side, width), width)
     scale = min(1.0, size / max(bottom - top, right - left))
     scale = max(scale, SMALLEST / max(bottom - top, right - left))
-    return Region(left, top, right, bottom, _round(scale * (right - left)), _round(scale * (bottom - top)))
+    return Region(
+        left, top, right, bottom, _round(scale * (right - left)), _round(scale * (bottom - top))
+    )
 
 
 def _span(first: int, end: int, length: int, limit: int) -> tuple[int, int]:
@@ -156,12 +158,12 @@ def edit_photo(
     return Edit(edited, region, before, small, after, fast.last_run)
 
 
-def _paste(photo: Photo, mask: np.ndarray, region: Region, after: Image.Image, feather: int) -> Photo:
+def _paste(
+    photo: Photo, mask: np.ndarray, region: Region, after: Image.Image, feather: int
+) -> Photo:
     size = (region.right - region.left, region.bottom - region.top)
     full = np.zeros((*mask.shape, 3), np.uint8)
     full[region.rows, region.columns] = np.asarray(after.resize(size, Image.Resampling.LANCZOS))
     weight = np.zeros(mask.shape, np.float32)
     weight[region.rows, region.columns] = feather_weight(mask[region.rows, region.columns], feather)
     return photo.with_edit(full, weight)
-
-

@@ -39,10 +39,14 @@ class FluxFill:
             # float32: bfloat16 cannot hold the half of a coarse place above 128
             place_M2 = token_positions(self.plan)[len(ids_S3) :]
             ids_S3 = torch.cat([ids_S3.float(), F.pad(place_M2, (1, 0))])
-        return call | self._attention(call, short_BSD) | {
-            "hidden_states": short_BSD,
-            "img_ids": ids_S3,
-        }
+        return (
+            call
+            | self._attention(call, short_BSD)
+            | {
+                "hidden_states": short_BSD,
+                "img_ids": ids_S3,
+            }
+        )
 
     def restore(self, velocity_BSC: Tensor, call: dict[str, Any], sigma: float) -> Tensor:
         """A dropped token follows the source: v = (x_t - x0) / sigma lands it on x0."""
@@ -54,7 +58,9 @@ class FluxFill:
         """log(count) on the logits of each key, through the pipeline's own attention mask."""
         given = call.get("joint_attention_kwargs") or {}
         if "attention_mask" in given:
-            raise ValueError("joint_attention_kwargs['attention_mask'] cannot be compressed: omit it")
+            raise ValueError(
+                "joint_attention_kwargs['attention_mask'] cannot be compressed: omit it"
+            )
         if not self.plan.weighted:
             return {}
         text = call["encoder_hidden_states"].shape[1]

@@ -178,5 +178,3 @@ class HiLo:
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"unknown {name} {value!r}; choose from {list(choices)}")
-
-

@@ -105,7 +105,7 @@ def load_model(
         FileNotFoundError: no such folder, and nothing by that id.
         ValueError: a device that is not there, or weights that do not match their checksums.
     """
-    target = _device(device)
+    target = find_device(device)
     if name_or_path in (None, "embedded"):
         verify(WEIGHTS)
         return _load_embedded(WEIGHTS, target)
@@ -153,12 +153,15 @@ def _has_no_text_encoder(folder: Path) -> bool:
     return index.get("text_encoder", [None])[0] is None
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def find_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name, the CPU for None. Raises ValueError if it is not there."""
     try:
         target = torch.device(device or "cpu")
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"no device {str(device)!r} here: use 'cpu' ({_first_line(error)})") from error
+        raise ValueError(
+            f"no device {str(device)!r} here: use 'cpu' ({_first_line(error)})"
+        ) from error
     return target
 
 

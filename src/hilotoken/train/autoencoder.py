@@ -76,8 +76,10 @@ def train_autoencoder(
     with log.progress(options.samples, done) as advance:
         while done < options.samples:
             rng = np.random.default_rng((1, done))  # a resumed run draws what it would have drawn
-            crops = [random_crop(photos[rng.integers(len(photos))], options.crop, rng)
-                     for _ in range(options.batch)]
+            crops = [
+                random_crop(photos[rng.integers(len(photos))], options.crop, rng)
+                for _ in range(options.batch)
+            ]
             batch = to_model(np.stack(crops)).to(device, memory_format=torch.channels_last)
             _set_rate(optimizer, options.rate * _schedule(done / options.samples))
             loss, parts = _loss(model, batch, perceptual, options.perceptual, rng.random() < 0.5)

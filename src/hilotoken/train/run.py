@@ -64,7 +64,11 @@ def train(
 
 
 def _autoencoder(
-    training: list, run: Path, options: TrainOptions, device: torch.device, perceptual: nn.Module | None
+    training: list,
+    run: Path,
+    options: TrainOptions,
+    device: torch.device,
+    perceptual: nn.Module | None,
 ) -> AutoencoderTiny:
     state = load_if_any(run / "autoencoder.pt")
     if state and state["done"] >= options.autoencoder.samples:
@@ -103,5 +107,3 @@ def write_checksums(folder: Path) -> None:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "checksums.json")
     sums = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
     (folder / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
-
-

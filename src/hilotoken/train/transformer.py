@@ -29,16 +29,26 @@ from .views import STRIDE, Batch, Views, read_batch
 
 @dataclass(frozen=True)
 class TransformerOptions:
-    """How long, on how much, how fast. `elastic` 0 trains dense only."""
+    """How long, on how much, how fast. `elastic` 0 trains dense only.
 
-    samples: int = 60_000
+    Raises ValueError for a share outside [0, 1].
+    """
+
+    samples: int = 100_000
     batches: int = 4  # groups whose gradients make one step
-    rate: float = 2e-3
+    rate: float = 1.5e-3
     elastic: float = 0.65
     mosaic: float = 0.25  # share of the samples in 2 x 2 mosaics, after the first half
     outside: float = 0.05  # weight of a token that the mask does not touch
     decay: float = 0.9995
     checkpoint_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        for name in ("elastic", "mosaic"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"{name} is a share and must lie in [0, 1], got {getattr(self, name)}"
+                )
 
 
 def train_transformer(
@@ -185,11 +195,13 @@ def _pack_mask(mask_11HW: Tensor, batch: int) -> Tensor:
 
 
 def _coarse(batch: Batch, plan: TokenPlan, noise_BMC: Tensor) -> Coarse:
+    """The coarse tokens as `Coarse.encode` makes them, from what was encoded beforehand."""
     mask = _pack_mask(F.max_pool2d(batch.mask, STRIDE), len(batch.latents))
-    condition = torch.cat([pack(batch.coarse_masked), mask], -1).index_select(1, plan.cells_M)
-    x0_BMC = pack(batch.coarse).index_select(1, plan.cells_M)
-    touched_BM1 = (mask > 0).any(-1, keepdim=True).index_select(1, plan.cells_M)
-    return Coarse(plan, x0_BMC, noise_BMC, condition, touched_BM1)
+    masked_BMC = pack(batch.coarse_masked).index_select(1, plan.cells_M)
+    mask_BMD = mask.index_select(1, plan.cells_M)
+    condition_BMD = torch.cat([masked_BMC, mask_BMD], -1)
+    touched_BM1 = (mask_BMD > 0).any(-1, keepdim=True)
+    return Coarse(plan, masked_BMC, noise_BMC, condition_BMD, touched_BM1)
 
 
 def _start(model: FluxTransformer2DModel) -> None:

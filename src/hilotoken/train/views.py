@@ -42,7 +42,6 @@ class Views:
     """Memory-mapped arrays; `done` groups of them are filled. Latents are unscaled, float16."""
 
     latents: np.ndarray  # [G, P, C, 32, 32]
-    coarse: np.ndarray  # [G, P, C, 8, 8]
     masked: np.ndarray  # [G, V, P, C, 32, 32]
     coarse_masked: np.ndarray  # [G, V, P, C, 8, 8]
     masks: np.ndarray  # [G, V, 256, 32] uint8, bits
@@ -56,7 +55,6 @@ class Views:
         G, P, V = options.groups, options.photos, options.masks
         shapes: dict[str, tuple[tuple[int, ...], type]] = {
             "latents": ((G, P, channels, 32, 32), np.float16),
-            "coarse": ((G, P, channels, 8, 8), np.float16),
             "masked": ((G, V, P, channels, 32, 32), np.float16),
             "coarse_masked": ((G, V, P, channels, 8, 8), np.float16),
             "masks": ((G, V, SIZE, SIZE // 8), np.uint8),
@@ -105,7 +103,6 @@ def _make_group(
     crops = np.stack([random_crop(photos[i], SIZE, rng) for i in chosen])
     photo_P3HW = to_model(crops).to(device)
     views.latents[g] = encode(photo_P3HW)
-    views.coarse[g] = encode(F.avg_pool2d(photo_P3HW, STRIDE))
     score_PN = score(photo_P3HW / 2 + 0.5, GRID, "laplacian")
     relative_PN = score_PN / score_PN.mean(1, keepdim=True).clamp_min(1e-12)
     views.scores[g] = relative_PN.mean(0).cpu().numpy()
@@ -141,7 +138,6 @@ class Batch:
 
     latents: Tensor  # [B, C, 2h, 2w]
     masked: Tensor  # [B, C, 2h, 2w]
-    coarse: Tensor  # [B, C, 2h/4, 2w/4]
     coarse_masked: Tensor  # [B, C, 2h/4, 2w/4]
     mask: Tensor  # [1, 1, 16h, 16w]
     score_N: Tensor
@@ -167,7 +163,6 @@ def read_batch(views: Views, rng: np.random.Generator, tiles: int, scale: float)
     return Batch(
         mosaic([views.latents[g] for g in groups]) * scale,
         mosaic([views.masked[g, v] for g, v in pairs]) * scale,
-        mosaic([views.coarse[g] for g in groups]) * scale,
         mosaic([views.coarse_masked[g, v] for g, v in pairs]) * scale,
         mosaic(masks),
         mosaic(scores).flatten(),
