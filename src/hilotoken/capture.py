@@ -70,10 +70,10 @@ class _Tap:
 
     def prepare_latents(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(original).bind(*args, **kwargs).arguments
-        self.photo = given["image"]
+        self.photo = photo = given["image"]
         result = original(*args, **kwargs)
         if self.latents is None:  # the user's own latents: nothing was encoded
-            pixels = self.photo.to(given["device"], given["dtype"])
+            pixels = photo.to(given["device"], given["dtype"])
             private = torch.Generator().manual_seed(0)
             self.latents = self.pipe._encode_vae_image(image=pixels, generator=private)
         return result

@@ -1,5 +1,7 @@
 """The user's pixels outside the mask, bit for bit; the edit inside, blended inwards if asked."""
 
+from itertools import cycle
+
 import cv2
 import numpy as np
 import torch
@@ -39,21 +41,16 @@ def composite_images(images: object, photo_B3HW: Tensor, mask_B1HW: Tensor, feat
     photos = photo_B3HW.permute(0, 2, 3, 1).float().cpu().numpy()
     weights = [feather_weight(m, feather) for m in (mask_B1HW[:, 0] >= 0.5).cpu().numpy()]
     if isinstance(images, list):
-        eights = np.rint(photos * 255).astype(np.uint8)
-        return [
-            Image.fromarray(composite(eights[i % len(eights)], np.asarray(image), weights[i % len(weights)]))
-            for i, image in enumerate(images)
-        ]  # fmt: skip
-    array = (
-        images.permute(0, 2, 3, 1).float().cpu().numpy() if isinstance(images, Tensor) else images
-    )
-    assert isinstance(array, np.ndarray)
-    mixed = np.stack(
-        [
-            composite(photos[i % len(photos)], image, weights[i % len(weights)])
-            for i, image in enumerate(array)
-        ]
-    )
+        arrays = [np.asarray(image) for image in images]
+        photos = np.rint(photos * 255).astype(np.uint8)
+    elif isinstance(images, Tensor):
+        arrays = list(images.permute(0, 2, 3, 1).float().cpu().numpy())
+    else:
+        arrays = list(np.asarray(images))
+    # Fewer photos or masks than images are gone through again.
+    mixed = [composite(*of) for of in zip(cycle(photos), arrays, cycle(weights), strict=False)]
+    if isinstance(images, list):
+        return [Image.fromarray(one) for one in mixed]
     if isinstance(images, Tensor):
-        return torch.from_numpy(mixed).permute(0, 3, 1, 2).to(images)
-    return mixed
+        return torch.from_numpy(np.stack(mixed)).permute(0, 3, 1, 2).to(images)
+    return np.stack(mixed)

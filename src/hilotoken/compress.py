@@ -84,6 +84,7 @@ class Compressed:
     """See `compress`. `last_run` holds the record of the last call that ended well."""
 
     _OWN = frozenset({"pipe", "method", "feather", "last_run"})
+    pipe: Any  # pipelines have no call in common that a type could state
 
     def __init__(self, pipe: DiffusionPipeline, method: Method, feather: int) -> None:
         self.pipe, self.method, self.feather = pipe, method, feather
@@ -110,9 +111,7 @@ class Compressed:
         with attached(self.pipe, self.method, state):
             output = self.pipe(*args, **kwargs)
         if state.source is None or state.plan is None:
-            raise ValueError(
-                "the pipeline was given no image and mask_image: nothing was compressed"
-            )
+            raise ValueError("no image and mask_image were given: nothing was compressed")
         if given.get("output_type", "pil") != "latent":
             output = self._composite(output, given.get("image"), state.source)
         seconds = state.watch.seconds
@@ -177,7 +176,6 @@ def _frame(pipe: DiffusionPipeline, transformer: nn.Module, state: _State) -> li
     """Hooks around every call of the transformer: shorten what goes in, restore what comes out."""
     call: dict[str, Any] = {}
 
-    @torch.compiler.disable
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         state.calls += 1
         if state.adapter is None:
@@ -186,7 +184,6 @@ def _frame(pipe: DiffusionPipeline, transformer: nn.Module, state: _State) -> li
         call.update(_bind_call(module, args, kwargs))
         return (), state.adapter.shorten(call, _sigma(pipe.scheduler))
 
-    @torch.compiler.disable
     def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if state.adapter is None:
             return None
@@ -197,15 +194,16 @@ def _frame(pipe: DiffusionPipeline, transformer: nn.Module, state: _State) -> li
         output.sample = velocity
         return output
 
+    untraced: Any = torch.compiler.disable  # for a transformer compiled in place
     # Innermost of all hooks: the user's own see whole sequences, going in and coming out.
     return [
-        transformer.register_forward_pre_hook(before, with_kwargs=True),
-        transformer.register_forward_hook(after, with_kwargs=True, prepend=True),
+        transformer.register_forward_pre_hook(untraced(before), with_kwargs=True),
+        transformer.register_forward_hook(untraced(after), with_kwargs=True, prepend=True),
     ]
 
 
 def _sigma(scheduler: Any) -> float:
-    """The noise level of the step under way, from the scheduler: a bfloat16 timestep is too coarse."""
+    """The noise level of the step under way; the timestep would be too coarse in bfloat16."""
     index = scheduler.step_index
     if index is None:  # before the first step
         index = scheduler.begin_index or 0
@@ -246,9 +244,5 @@ def _exact_photo(image: Any, resized_B3HW: Tensor) -> Tensor:
     resized = (resized_B3HW.float().cpu() / 2 + 0.5).clamp(0, 1).split([len(one) for one in given])
     if min(one.min() for one in given) < 0:  # the pipeline takes such values to lie in [-1, 1]
         return torch.cat(resized)
-    return torch.cat(
-        [
-            own.float().cpu() if own.shape == other.shape else other
-            for own, other in zip(given, resized, strict=True)
-        ]
-    )
+    pairs = zip(given, resized, strict=True)
+    return torch.cat([a.float().cpu() if a.shape == b.shape else b for a, b in pairs])

@@ -1,6 +1,6 @@
 """The token plan: which tokens run, where they sit, and how to get there and back.
 
-B batch, N grid tokens (row-major), K native tokens that run, M coarse tokens, S = K + M, C channels.
+B batch, N grid tokens (row-major), K native and M coarse tokens that run, S = K + M, C channels.
 `gather`, `scatter` and the cell arithmetic here are the only index arithmetic of the package.
 """
 

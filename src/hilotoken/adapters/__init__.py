@@ -13,7 +13,7 @@ from .flux import FluxFill
 class Adapter(Protocol):
     """Made for one run; `shorten` and `restore` frame every call of the transformer."""
 
-    def __init__(self, pipe: DiffusionPipeline, plan: TokenPlan, source: Source) -> None: ...
+    def __init__(self, pipe: Any, plan: TokenPlan, source: Source) -> None: ...
 
     def shorten(self, call: dict[str, Any], sigma: float) -> dict[str, Any]:
         """The transformer's keyword arguments with only the tokens that run."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline, FluxFillPipeline
+from diffusers import FluxFillPipeline
 from torch import Tensor, nn
 
 from ..capture import Source
@@ -19,7 +19,7 @@ from ..plan import TokenPlan, gather, scatter, token_positions
 class FluxFill:
     """`FluxFillPipeline` with a `FluxTransformer2DModel`."""
 
-    def __init__(self, pipe: DiffusionPipeline, plan: TokenPlan, source: Source) -> None:
+    def __init__(self, pipe: FluxFillPipeline, plan: TokenPlan, source: Source) -> None:
         self.plan, self.source = plan.to(source.latents_BNC.device), source
         self.coarse = Coarse.encode(pipe, self.plan, source) if len(plan.cells_M) else None
         self.aligned_rotary: tuple[Tensor, Tensor] | None = None
@@ -39,14 +39,8 @@ class FluxFill:
             # float32: bfloat16 cannot hold the half of a coarse place above 128
             place_M2 = token_positions(self.plan)[len(ids_S3) :]
             ids_S3 = torch.cat([ids_S3.float(), F.pad(place_M2, (1, 0))])
-        return (
-            call
-            | self._attention(call, short_BSD)
-            | {
-                "hidden_states": short_BSD,
-                "img_ids": ids_S3,
-            }
-        )
+        shorter = {"hidden_states": short_BSD, "img_ids": ids_S3}
+        return call | shorter | self._attention(call, short_BSD)
 
     def restore(self, velocity_BSC: Tensor, call: dict[str, Any], sigma: float) -> Tensor:
         """A dropped token follows the source: v = (x_t - x0) / sigma lands it on x0."""
@@ -58,9 +52,7 @@ class FluxFill:
         """log(count) on the logits of each key, through the pipeline's own attention mask."""
         given = call.get("joint_attention_kwargs") or {}
         if "attention_mask" in given:
-            raise ValueError(
-                "joint_attention_kwargs['attention_mask'] cannot be compressed: omit it"
-            )
+            raise ValueError("an attention_mask of your own cannot be compressed: omit it")
         if not self.plan.weighted:
             return {}
         text = call["encoder_hidden_states"].shape[1]
@@ -71,7 +63,7 @@ class FluxFill:
         """For aligned positions: coarse queries attend once more, all places over the stride."""
         if self.plan.positions != "aligned" or not self.coarse:
             return []
-        model = getattr(transformer, "_orig_mod", transformer)
+        model: Any = getattr(transformer, "_orig_mod", transformer)
 
         def keep_rotary(module: nn.Module, args: tuple[Tensor]) -> None:
             if self.aligned_rotary is None:
@@ -113,7 +105,7 @@ class Coarse:
     touched_BM1: Tensor
 
     @classmethod
-    def encode(cls, pipe: DiffusionPipeline, plan: TokenPlan, source: Source) -> "Coarse":
+    def encode(cls, pipe: FluxFillPipeline, plan: TokenPlan, source: Source) -> "Coarse":
         """Encode the downsampled photo without what the mask covers."""
         like = source.latents_BNC
         photo_B3HW = shrink(source.photo_B3HW, source.grid, plan.stride, F.avg_pool2d)

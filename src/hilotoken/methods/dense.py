@@ -11,7 +11,7 @@ from ..plan import TokenPlan
 
 @dataclass(frozen=True)
 class Dense:
-    """Every token runs. `compress(pipe, Dense())` measures and composites the untouched pipeline."""
+    """Every token runs: the untouched pipeline, measured and composited."""
 
     def plan(self, photo_B3HW: Tensor, mask_B1HW: Tensor, grid: tuple[int, int]) -> TokenPlan:
         edit_N = touch(mask_B1HW, grid).any(0).flatten().cpu()
