@@ -21,13 +21,14 @@ def token_map(photo: Image.Image, plan: TokenPlan, width: int = 1024) -> Image.I
     """
     h, w = plan.grid
     cell = max(4, width // w)
-    canvas = photo.convert("RGB").resize((w * cell, h * cell), Image.Resampling.LANCZOS)
+    # Grey beneath the tints: a blue tint on orange sand would look like neither.
+    canvas = photo.convert("L").convert("RGB").resize((w * cell, h * cell), Image.Resampling.LANCZOS)
     pixels = np.asarray(canvas, np.float32)
     runs = np.zeros(h * w, bool)
     runs[plan.keep_K.cpu().numpy()] = True
     edit = plan.edit_N.cpu().numpy() & runs
     tint = np.zeros((h * w, 3), np.float32)
-    share = np.where(runs, 0.45, 0.0).astype(np.float32)
+    share = np.where(runs, 0.5, 0.0).astype(np.float32)
     tint[edit], tint[runs & ~edit] = EDIT, DETAIL
     light = np.where(runs, 1.0, 0.45).astype(np.float32)
     share, light, tint = (_spread(a.reshape(h, w, -1), cell) for a in (share, light, tint))
