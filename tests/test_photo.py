@@ -15,7 +15,6 @@ from PIL import Image
 
 from hilotoken import photo as module
 from hilotoken.photo import (
-    COLOURS,
     Photo,
     PhotoError,
     check_output,
@@ -24,6 +23,7 @@ from hilotoken.photo import (
     load_photo,
     save_photo,
 )
+from hilotoken.photo.value import COLOURS
 
 H, W = 19, 23
 ICC = bytes(range(256)) * 300  # longer than 65535 bytes, to move TIFF's strip beyond a SHORT
@@ -461,9 +461,9 @@ def test_more_than_100_megapixels_are_refused_undecoded(tmp_path: Path, side: in
 
 def test_the_pixel_limit_is_inclusive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (10, 10)).save(tmp_path / "a.png")
-    monkeypatch.setattr(module, "MAX_PIXELS", 100)
+    monkeypatch.setattr(module.read, "MAX_PIXELS", 100)
     assert load_photo(tmp_path / "a.png").size == (10, 10)
-    monkeypatch.setattr(module, "MAX_PIXELS", 99)
+    monkeypatch.setattr(module.read, "MAX_PIXELS", 99)
     with pytest.raises(PhotoError, match="10x10 pixels"):
         load_photo(tmp_path / "a.png")
 
@@ -579,7 +579,7 @@ def test_an_existing_output_survives_a_failing_save(
         raise error
 
     (tmp_path / "out.png").write_bytes(b"old")
-    monkeypatch.setattr(module, "_write", fail)
+    monkeypatch.setattr(module.write, "_write", fail)
     expected = PhotoError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
         save_photo(Photo(random(2, 2, 3), "RGB", "PNG"), tmp_path / "out.png")
