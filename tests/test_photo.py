@@ -639,7 +639,7 @@ def test_with_edit_keeps_what_it_must(
     rgb = random(height, width, 3, seed=seed ^ 1)
     before = pixels.copy()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "TILE", tile)
+        patch.setattr(module.value, "TILE", tile)
         tiled = photo.with_edit(rgb, weight)
     edited = photo.with_edit(rgb, weight)
     np.testing.assert_array_equal(photo.pixels, before)
