@@ -144,8 +144,7 @@ def as_batch(image: "Tensor | np.ndarray | Image.Image", channels: int) -> Tenso
     if isinstance(image, Image.Image):
         image = np.asarray(image.convert("RGB" if channels == 3 else "L"), np.float32) / 255
     if isinstance(image, np.ndarray):
-        image = np.atleast_3d(image)  # a mask may come as [H, W]
-        tensor = torch.from_numpy(np.ascontiguousarray(image))
+        tensor = torch.from_numpy(np.array(np.atleast_3d(image), order="C"))  # a mask may be [H, W]
         return tensor.movedim(-1, -3)[None] if tensor.ndim == 3 else tensor.movedim(-1, -3)
     while image.ndim < 4:
         image = image[None]

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,11 +34,12 @@ class Stopwatch:
     @contextmanager
     def watch(self, part: str, *modules: nn.Module) -> Iterator[None]:
         """Time every forward pass of the modules, hooks attached inside this context included."""
+        untraced: Any = torch.compiler.disable  # for a module compiled in place
+        start, stop = untraced(lambda *_: self.start(part)), untraced(lambda *_: self.stop(part))
         handles = []
         for module in modules:
-            before = module.register_forward_pre_hook(lambda *_: self.start(part), prepend=True)
-            after = module.register_forward_hook(lambda *_: self.stop(part), always_call=True)
-            handles += [before, after]
+            handles.append(module.register_forward_pre_hook(start, prepend=True))
+            handles.append(module.register_forward_hook(stop, always_call=True))
         try:
             yield
         finally:
