@@ -1,0 +1,192 @@
+"""Attention weights and coarse tokens of the FLUX adapter, as the transformer sees them."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+from PIL import Image
+from tiny import (
+    TOKENS,
+    fixed,
+    inside,
+    latents,
+    make_mask,
+    make_photo,
+    make_pipe,
+)
+from torch import Tensor
+
+from hilotoken import HiLo, compress
+from hilotoken.adapters.flux import Coarse
+from hilotoken.plan import POSITIONS, TokenPlan, token_positions
+
+CHANNELS = 16  # of x_t, in a token
+
+
+def short_sequences(pipe, method, **changes) -> tuple[Tensor, Tensor, TokenPlan]:
+    """What the transformer's layers got at each step, [steps, B, S, D], and where; the plan."""
+    seen, places = [], []
+    model = pipe.transformer
+    hooks = [
+        model.x_embedder.register_forward_pre_hook(lambda module, args: seen.append(args[0])),
+        model.pos_embed.register_forward_pre_hook(lambda module, args: places.append(args[0])),
+    ]
+    fast = compress(pipe, method)
+    latents(fast, **changes)
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(seen), places[0], fast.last_run.plan
+
+
+def coarse(hidden: Tensor, plan) -> Tensor:
+    return hidden[..., len(plan.keep_K) :, :]
+
+
+def test_a_key_of_count_n_weighs_as_that_key_n_times(any_pipe):
+    counts = torch.randint(1, 6, (TOKENS,), generator=torch.Generator().manual_seed(0))
+    once, repeated = torch.arange(TOKENS), torch.arange(TOKENS).repeat_interleave(counts)
+    weighted, unweighted, duplicated = (
+        latents(compress(any_pipe, method), num_inference_steps=1)
+        for method in (
+            fixed(once, counts.float(), weighted=True),
+            fixed(once),
+            fixed(repeated),
+        )
+    )
+    assert (weighted - duplicated).abs().max() <= 1e-5
+    assert (weighted - unweighted).abs().max() > 1e-2
+
+
+def test_weights_of_one_change_nothing(any_pipe):
+    keep_K = torch.randperm(TOKENS)[:90]
+    weighted = latents(compress(any_pipe, fixed(keep_K, torch.ones(90), weighted=True)))
+    plain = latents(compress(any_pipe, fixed(keep_K)))
+    assert (weighted - plain).abs().max() <= 1e-6 * plain.abs().max()
+
+
+def test_the_three_kinds_of_position_differ(any_pipe):
+    ends = [latents(compress(any_pipe, HiLo(positions=kind, bucket=1))) for kind in POSITIONS]
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert (ends[i] - ends[j]).abs().max() > 1e-3
+
+
+def test_coarse_queries_see_aligned_places_and_others_their_own(pipe):
+    """One block, no coarse query ever asked: then aligning has no say."""
+    del pipe.transformer.single_transformer_blocks[:]
+    pair = [
+        latents(compress(pipe, HiLo(positions=kind, bucket=1)), num_inference_steps=1)
+        for kind in ("interpolated", "aligned")
+    ]
+    assert torch.equal(*pair)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("size", [(256, 256), (272, 208)])
+def test_places_and_order_of_the_short_sequence(pipe, positions, size):
+    height, width = size
+    given = {"image": make_photo(*size), "mask_image": make_mask(*size)}
+    method = HiLo(positions=positions, bucket=1)
+    hidden, places, plan = short_sequences(pipe, method, **given, height=height, width=width)
+    assert plan.grid == (height // 16, width // 16)
+    assert hidden.shape[2] == plan.tokens_run
+    assert torch.equal(places[-plan.tokens_run :, 1:], token_positions(plan))
+    assert not places[:, 0].any()
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (5, 6)])  # whole cells, and cells beyond the rim
+@pytest.mark.parametrize("touched", [True, False])
+def test_the_noise_of_coarse_tokens_has_unit_variance(grid, touched):
+    """Every value of every cell by itself, over many draws of the noise."""
+    B, N, M, sigma = 4000, grid[0] * grid[1], 4, 0.5
+    nothing, cells = torch.arange(0), torch.arange(M)
+    plan = TokenPlan(grid, nothing, torch.ones(N, dtype=torch.bool), 4, cells, torch.ones(M))
+    random = torch.Generator().manual_seed(0)
+    noise = torch.randn(B, M, CHANNELS, generator=random)
+    flags = torch.full((B, M, 1), touched)
+    tokens = Coarse(plan, torch.ones(B, M, CHANNELS), noise, torch.zeros(B, M, 1), flags)
+    x_BNC = (1 - sigma) + sigma * torch.randn(B, N, CHANNELS, generator=random)
+    found = tokens.tokens(x_BNC, sigma)[..., :CHANNELS]
+    assert (found.mean(0) - (1 - sigma)).abs().max() < 0.05
+    assert (found.std(0) - sigma).abs().max() < 0.03
+
+
+def repainted(mask: np.ndarray) -> Image.Image:
+    """The photo with something else under the mask."""
+    photo = np.array(make_photo())
+    photo[mask] = 255 - photo[mask]
+    return Image.fromarray(photo)
+
+
+def narrow_pipe():
+    """Its VAE sees less than two tokens around."""
+    pipe = make_pipe()
+    pipe.vae = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        num_encoder_blocks=(0, 0, 0, 0),
+        num_decoder_blocks=(0, 0, 0, 0),
+    )
+    return pipe
+
+
+@pytest.mark.parametrize("cells", ["open", "clear", "all"])
+@pytest.mark.parametrize("positions", ["interpolated", "aligned"])
+def test_what_is_under_the_mask_is_never_told(cells, positions):
+    """At strength 1 the masked photo is all that enters, as in the pipeline itself."""
+    pipe, mask = narrow_pipe(), make_mask(box=(80, 96, 144, 160))
+    fast = compress(pipe, HiLo(coarse_cells=cells, positions=positions, bucket=1))
+    first = latents(fast, mask_image=mask)
+    other = latents(fast, mask_image=mask, image=repainted(inside(mask)))
+    plan = fast.last_run.plan
+    assert plan.counts["coarse"] > 4
+    keep_K = plan.keep_K
+    assert torch.equal(first[:, keep_K], other[:, keep_K])
+
+
+@pytest.mark.parametrize("method", [HiLo(coarse=0), HiLo(coarse_cells="clear")])
+def test_nor_by_a_vae_that_looks_everywhere(any_pipe, method):
+    """The mid block of a KL autoencoder attends to the whole picture."""
+    mask = make_mask()
+    fast = compress(any_pipe, method)
+    first, other = latents(fast), latents(fast, image=repainted(inside(mask)))
+    keep_K = fast.last_run.plan.keep_K
+    assert torch.equal(first[:, keep_K], other[:, keep_K])
+
+
+def test_nor_by_the_rim_of_a_grid_that_cells_do_not_divide():
+    """The last row and column fill up their cells, and take their part of the mask along."""
+    pipe, side = narrow_pipe(), 272
+    mask = make_mask(side, side, (240, 240, 272, 272))
+    photo = np.array(make_photo(side, side))
+    given = {"mask_image": mask, "height": side, "width": side}
+    method = HiLo(dilate=0, detail=0, coarse_cells="all", bucket=1)
+    first, _, plan = short_sequences(pipe, method, **given, image=Image.fromarray(photo))
+    photo[inside(mask)] = 0
+    other, _, _ = short_sequences(pipe, method, **given, image=Image.fromarray(photo))
+    assert torch.equal(coarse(first[0], plan), coarse(other[0], plan))
+
+
+def test_clear_cells_carry_the_downsampled_photo():
+    """Near sigma 0 a coarse token is that of a picture a quarter the size."""
+    pipe = make_pipe("tiny", shifting=False)
+    method = HiLo(coarse_cells="clear", bucket=1)
+    hidden, _, plan = short_sequences(pipe, method, sigmas=[1.0, 1e-6])
+    small = torch.nn.functional.avg_pool2d(pipe.image_processor.preprocess(make_photo()), 4)
+    mask = torch.from_numpy(inside(make_mask())).float()[None, None]
+    small = small * (1 - torch.nn.functional.max_pool2d(mask, 4))
+    x0 = pipe._encode_vae_image(small, None)
+    x0 = pipe._pack_latents(x0, *x0.shape)[:, plan.cells_M]
+    found = coarse(hidden[1], plan)
+    assert torch.allclose(found[..., :CHANNELS], x0, atol=1e-4)
+    assert torch.allclose(found[..., CHANNELS : 2 * CHANNELS], x0, atol=1e-6)
+    assert not found[..., 2 * CHANNELS :].any()
+
+
+def test_a_transformer_called_with_another_length_is_refused(pipe):
+    def lengthen(module, args, given):
+        hidden = given["hidden_states"]
+        return args, given | {"hidden_states": torch.cat([hidden, hidden], 1)}
+
+    pipe.transformer.register_forward_pre_hook(lengthen, with_kwargs=True)
+    with pytest.raises(ValueError, match=r"given 512 tokens, but the photo's grid of \(16, 16\)"):
+        latents(compress(pipe))
