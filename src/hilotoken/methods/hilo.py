@@ -71,8 +71,12 @@ class HiLo:
             raise ValueError("coarse=1 would copy every token: use 2 or more, or 0 for none")
         for name in ("detail", "energy"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
+            if name == "energy" and value is None:
+                continue
+            if not isinstance(value, float | int) or not 0 <= value <= 1:
                 raise ValueError(f"{name} is a share and must lie in [0, 1], got {value!r}")
+        if not isinstance(self.weights, bool):
+            raise ValueError(f"weights must be True or False, got {self.weights!r}")
         if isinstance(self.score, str) and self.score not in (*SCORES, "random"):
             choices = sorted((*SCORES, "random"))
             raise ValueError(f"unknown score {self.score!r}; choose from {choices}")

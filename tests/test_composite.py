@@ -1,0 +1,104 @@
+"""Compositing: the photo's pixels outside the mask to the bit, the edit inside."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+from torch import Tensor
+
+from hilotoken.composite import composite, composite_images, feather_weight
+
+MASKS = hnp.arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))
+quick = settings(deadline=None, max_examples=60)
+
+
+def scene(shape: tuple[int, int], dtype: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A photo and an edit of it that differs everywhere."""
+    random = np.random.default_rng(seed)
+    if dtype == "uint8":
+        photo = random.integers(0, 256, (*shape, 3), np.uint8)
+        return photo, (photo + random.integers(1, 256, photo.shape)).astype(np.uint8)
+    return random.random((*shape, 3), np.float32), random.random((*shape, 3), np.float32)
+
+
+@quick
+@given(MASKS, st.integers(0, 6))
+def test_the_weight_rises_from_the_border_inwards(mask, feather):
+    weight = feather_weight(mask, feather)
+    assert weight.dtype == np.float32
+    assert weight.min() >= 0
+    assert weight.max() <= 1
+    assert not weight[~mask].any()
+    assert (weight[mask] > 0).all()
+    for i, j in zip(*mask.nonzero(), strict=True):
+        rows, columns = (~mask).nonzero()
+        away = np.hypot(rows - i, columns - j).min(initial=np.inf)
+        expected = min(away / (feather + 1), 1) if feather else 1
+        assert weight[i, j] == pytest.approx(expected, rel=1e-4)
+
+
+@quick
+@given(MASKS, st.integers(0, 6), st.sampled_from(["uint8", "float32"]))
+def test_the_composite_is_the_photo_outside_and_the_edit_deep_inside(mask, feather, dtype):
+    photo, edited = scene(mask.shape, dtype)
+    weight = feather_weight(mask, feather)
+    mixed = composite(photo, edited, weight)
+    assert mixed.dtype == photo.dtype
+    assert np.array_equal(mixed[weight == 0], photo[weight == 0])
+    assert np.array_equal(mixed[weight == 1], edited[weight == 1])
+    low, high = np.minimum(photo, edited), np.maximum(photo, edited)
+    slack = 0 if dtype == "uint8" else 1e-6
+    assert (mixed >= low - slack).all()
+    assert (mixed <= high + slack).all()
+
+
+def test_half_weight_is_half_of_each():
+    photo, edited = np.full((1, 1, 3), 10, np.uint8), np.full((1, 1, 3), 20, np.uint8)
+    assert composite(photo, edited, np.full((1, 1), 0.5, np.float32)).tolist() == [[[15, 15, 15]]]
+
+
+def test_no_number_of_the_edit_gets_outside_the_mask():
+    photo, edited = scene((4, 4), "float32")
+    weight = np.eye(4, dtype=np.float32)
+    edited[weight == 0] = np.nan
+    assert np.isfinite(composite(photo, edited, weight)).all()
+
+
+def test_a_negative_feather_is_refused():
+    with pytest.raises(ValueError, match="feather must be 0 pixels or more, got -1"):
+        feather_weight(np.ones((2, 2), bool), -1)
+
+
+@pytest.mark.parametrize("kind", ["pictures", "array", "tensor", "bfloat16"])
+def test_images_come_back_in_their_form_and_in_the_pipelines_order(kind):
+    """Four images of two photos under two masks: photos and masks go round."""
+    photos, images = torch.rand(2, 3, 8, 10), torch.rand(4, 3, 8, 10)
+    photos = (photos * 255).round() / 255
+    masks = (torch.rand(2, 1, 8, 10) < 0.4).float()
+    form = {
+        "pictures": lambda: [
+            Image.fromarray((x.permute(1, 2, 0) * 255).byte().numpy()) for x in images
+        ],
+        "array": lambda: images.permute(0, 2, 3, 1).numpy(),
+        "tensor": lambda: images,
+        "bfloat16": lambda: images.bfloat16(),
+    }[kind]()
+    mixed = composite_images(form, photos, masks, 0)
+    assert type(mixed) is type(form)
+    for i in range(4):
+        photo, inside = photos[i % 2], masks[i % 2, 0].bool()
+        if kind == "pictures":
+            photo = (photo * 255).round().byte()
+        left, right = (as_chw(x[i]) for x in (mixed, form))
+        assert left.dtype == right.dtype
+        assert torch.equal(left[:, ~inside], photo.to(left.dtype)[:, ~inside])
+        assert torch.equal(left[:, inside], right[:, inside])
+
+
+def as_chw(image: object) -> Tensor:
+    if isinstance(image, Tensor):
+        return image
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
