@@ -6,23 +6,39 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from .edit import Edit
     from .methods import Method
-    from .photo import Photo
+
+
+class _Commands(TyperGroup):
+    """An expected error is one line and exit code 2; Ctrl-C is exit code 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            if os.environ.get("HILO_TRACEBACK"):
+                raise
+            line = " ".join(str(error).split()) or type(error).__name__
+            print(f"hilo: {line}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("hilo: interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+
 
 app = typer.Typer(
-    help="Masked photo editing that pays for what it changes: HiLo-Token for diffusion transformers.",
+    cls=_Commands,
+    help="Masked photo editing that pays for what it changes: HiLo-Token for diffusers.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -44,7 +60,7 @@ MethodOptions = Annotated[
         help="An option of the method, such as detail=0.2; repeatable.",
     ),
 ]
-Size = Annotated[int, typer.Option(help="Longer side of the working picture, in pixels.")]
+Size = Annotated[int, typer.Option(help="Longer side of the working picture, in pixels.", min=128)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
@@ -62,7 +78,7 @@ def edit(
     method: MethodName = "hilo",
     options: MethodOptions = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.", min=1)] = 8,
-    seed: Annotated[int, typer.Option(help="Same seed, same result.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Same seed, same result.", min=0, max=2**32 - 1)] = 0,
     device: Annotated[str, typer.Option(help="`cpu`, `cuda`, `cuda:1`, `mps` ...")] = "cpu",
     size: Size = 512,
     feather: Annotated[
@@ -79,19 +95,18 @@ def edit(
     and OUT_sheet.png are written beside OUT.
     """
     from .methods import Dense
-    from .photo import check_output, is_lossless, load_mask, load_photo
+    from .model import load_model
+    from .photo import is_lossless, load_mask, load_photo
+    from .report import check_outputs, figures, table, write
 
     chosen = _method(method, options)
     original = load_photo(photo)
     painted = load_mask(mask, original)
-    check_output(original, output)
-    if compare:
-        for path in _beside(output).values():
-            check_output(_as_photo(original.rgb()) if path.suffix == ".png" else original, path)
+    check_outputs(original, output, compare)
     if not is_lossless(output):
         console.print(f"[yellow]{output.suffix} loses detail everywhere: .png keeps every pixel[/]")
     with _quiet_libraries():
-        pipe = _load(model, device)
+        pipe = load_model(model, device=device)
         arguments = {"size": size, "prompt": prompt, "seed": seed, "feather": feather}
         run = _runner(pipe, original, painted, arguments)
         if not compare:
@@ -101,14 +116,13 @@ def edit(
                 run(warm_up, 1, "warm-up")
             dense = run(Dense(), steps, "dense")
             result = run(chosen, steps, method)
-    figures = _figures(result, dense)
-    written = _write(original, result, dense, output, method)
+    written = write(result, dense, output, method)
     if as_json:
-        print(json.dumps(figures | {"written": [str(path) for path in written]}))
+        _print_json(figures(result, dense), written)
         return
-    _print_table(result, dense, method)
+    console.print(table(result, dense, method))
     for path in written:
-        console.print(f"wrote {path}")
+        print(f"wrote {path}", file=sys.stderr)
 
 
 @app.command()
@@ -123,28 +137,28 @@ def plan(
 ) -> None:
     """Draw which tokens an edit would run: edit, detail and coarse ones. No model is needed."""
     import numpy as np
-    from PIL import Image
 
     from .edit import choose_region
-    from .photo import check_output, load_mask, load_photo, save_photo
+    from .photo import load_mask, load_photo
     from .picture import token_map
     from .plan import plan_tokens
+    from .report import check_picture, plan_figures, write_picture
 
     chosen = _method(method, options)
     original = load_photo(photo)
     painted = load_mask(mask, original)
-    check_output(_as_photo(Image.new("RGB", (1, 1))), output)
+    check_picture(output)
     region = choose_region(painted, size)
     before = region.take_photo(original)
     small = region.take_mask(painted).astype(np.float32)
     tokens = plan_tokens(before, small, grid=region.grid, method=chosen)
-    save_photo(_as_photo(token_map(before, tokens)), output)
-    figures = _plan_figures(tokens)
+    write_picture(token_map(before, tokens), output)
     if as_json:
-        print(json.dumps(figures | {"written": [str(output)]}))
-    else:
-        console.print(", ".join(f"{value} {key}" for key, value in tokens.counts.items()))
-        console.print(f"{tokens.tokens_run} of {tokens.tokens_full} tokens run; wrote {output}")
+        _print_json(plan_figures(tokens), [output])
+        return
+    console.print(", ".join(f"{value} {key}" for key, value in tokens.counts.items()))
+    console.print(f"{tokens.tokens_run} of {tokens.tokens_full} tokens run")
+    print(f"wrote {output}", file=sys.stderr)
 
 
 @app.command()
@@ -190,155 +204,72 @@ def train(
         TransformerOptions(samples=samples, elastic=elastic),
     )
     pipeline = run_training(photos, run, options, find_device(device), lpips)
-    console.print(f"wrote {pipeline}, {run / 'curves.png'} and {run / 'samples.png'}")
+    print(f"wrote {pipeline}, {run / 'curves.png'} and {run / 'samples.png'}", file=sys.stderr)
 
 
-def _runner(pipe: Any, photo: Any, mask: Any, arguments: dict[str, Any]) -> Any:
+def _print_json(found: dict[str, Any], written: list[Path]) -> None:
+    print(json.dumps(found | {"written": [str(path) for path in written]}))
+
+
+def _runner(
+    pipe: Any, photo: Any, mask: Any, arguments: dict[str, Any]
+) -> "Callable[[Method, int, str], Edit]":
     from .edit import edit_photo
 
     def run(method: "Method", steps: int, label: str) -> "Edit":
-        pipe.set_progress_bar_config(
-            desc=f"{label:>8}", disable=None if sys.stderr.isatty() else False
-        )
+        pipe.set_progress_bar_config(desc=f"{label:>8}", disable=None)  # None: only on a terminal
         return edit_photo(pipe, photo, mask, method, steps=steps, **arguments)
 
     return run
 
 
-def _load(model: str, device: str) -> Any:
-    from .model import load_model
-
-    return load_model(model, device=device)
-
-
 def _method(name: str, options: list[str] | None) -> "Method":
-    """The method of that name, its options read as Python values or else as words."""
+    """The method of that name with its options."""
     from .methods import METHODS, build
 
-    given: dict[str, Any] = {}
-    for option in options or []:
-        key, equals, text = option.partition("=")
-        if not equals:
-            raise ValueError(f"--set takes NAME=VALUE, got {option!r}")
-        try:
-            given[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            given[key] = text
+    given = dict(_option(text) for text in options or [])
     if name in METHODS:
         known = [field.name for field in dataclasses.fields(METHODS[name])]  # type: ignore[arg-type]
         for key in given:
             if key not in known:
                 raise ValueError(f"{name} has no option {key!r}; choose from {known}")
-    return build(name, **given)
+    try:
+        return build(name, **given)
+    except (TypeError, AttributeError) as error:  # a word where a number is meant, and the like
+        raise ValueError(
+            f"--set {' '.join(options or [])}: a value of the wrong kind for {name} ({error})"
+        ) from error
 
 
-def _plan_figures(tokens: Any) -> dict[str, Any]:
-    return {
-        "tokens_full": tokens.tokens_full,
-        "tokens_run": tokens.tokens_run,
-        "keep_ratio": tokens.keep_ratio,
-        "tokens": tokens.counts,
-    }
-
-
-def _figures(result: "Edit", dense: "Edit | None") -> dict[str, Any]:
-    run = result.run
-    names = ("dit_seconds", "vae_seconds", "rest_seconds", "plan_seconds", "total_seconds")
-    figures = _plan_figures(run.plan) | {name: getattr(run, name) for name in names}
-    figures["steps"] = run.steps
-    if dense:
-        figures |= {
-            "dense_dit_seconds": dense.run.dit_seconds,
-            "dense_total_seconds": dense.run.total_seconds,
-            "dit_speedup": dense.run.dit_seconds / run.dit_seconds,
-            "speedup": dense.run.total_seconds / run.total_seconds,
-        }
-    return figures
-
-
-def _beside(output: Path) -> dict[str, Path]:
-    """What --compare writes besides the edited photo."""
-    names = (("dense", output.suffix), ("plan", ".png"), ("sheet", ".png"))
-    return {name: output.with_name(f"{output.stem}_{name}{suffix}") for name, suffix in names}
-
-
-def _write(
-    original: "Photo", result: "Edit", dense: "Edit | None", output: Path, method: str
-) -> list[Path]:
-    from .photo import save_photo
-    from .picture import outlined, sheet, token_map
-
-    save_photo(result.photo, output)
-    if dense is None:
-        return [output]
-    r, beside = result.region, _beside(output)
-    box = (r.left, r.top, r.right, r.bottom)
-    tokens = token_map(result.before, result.run.plan)
-    speedup = dense.run.dit_seconds / result.run.dit_seconds
-    pictures = [
-        ("photo and mask", outlined(result.before, result.mask)),
-        (f"tokens: {result.run.keep_ratio:.0%} run", tokens),
-        (f"dense: DiT {dense.run.dit_seconds:.2f} s", dense.photo.rgb().crop(box)),
-        (
-            f"{method}: DiT {result.run.dit_seconds:.2f} s ({speedup:.1f}x)",
-            result.photo.rgb().crop(box),
-        ),
-    ]
-    save_photo(dense.photo, beside["dense"])
-    save_photo(_as_photo(tokens), beside["plan"])
-    save_photo(_as_photo(sheet(pictures)), beside["sheet"])
-    return [output, *beside.values()]
-
-
-def _as_photo(picture: "Image.Image") -> "Photo":
-    import numpy as np
-
-    from .photo import Photo
-
-    return Photo(np.asarray(picture.convert("RGB")), "RGB", "PNG")
-
-
-def _print_table(result: "Edit", dense: "Edit | None", method: str) -> None:
-    table = Table("", "tokens", "DiT s", "VAE s", "rest s", "total s", "DiT", "whole")
-    rows = [("dense", dense.run)] if dense else []
-    for name, run in [*rows, (method, result.run)]:
-        ratios = ["", ""]
-        if dense:
-            ratios = [
-                f"{dense.run.dit_seconds / run.dit_seconds:.2f}x",
-                f"{dense.run.total_seconds / run.total_seconds:.2f}x",
-            ]
-        seconds = (run.dit_seconds, run.vae_seconds, run.rest_seconds, run.total_seconds)
-        table.add_row(name, str(run.tokens_run), *(f"{s:.2f}" for s in seconds), *ratios)
-    console.print(table)
+def _option(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value read as Python's or else as a word."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set takes NAME=VALUE, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return name, value
 
 
 @contextlib.contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Standard output is the answer's alone; libraries' chatter is not for the user of a command."""
-    import diffusers
+    """Libraries' chatter is not for the user of a command."""
+    from diffusers.utils import logging
 
-    level = diffusers.logging.get_verbosity()
-    diffusers.logging.set_verbosity_error()
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        diffusers.logging.set_verbosity(level)
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
 
 
 def main() -> None:
-    """Run the command line; an expected error is one line and exit code 2."""
-    try:
-        app()
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        if os.environ.get("HILO_TRACEBACK"):
-            raise
-        line = " ".join(str(error).split()) or type(error).__name__
-        print(f"hilo: {line}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("hilo: interrupted; nothing was written", file=sys.stderr)
-        sys.exit(130)
+    """Run the command line."""
+    app()
 
 
 if __name__ == "__main__":

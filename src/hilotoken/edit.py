@@ -7,9 +7,9 @@ context enough to judge by, and only masked pixels are put back.
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from PIL import Image
 
@@ -54,8 +54,8 @@ class Region:
 
     def take_mask(self, mask: np.ndarray) -> np.ndarray:
         """The region of the mask at working size: a pixel is masked if any part of it is."""
-        part = mask[self.rows, self.columns].astype(np.float32)
-        return cv2.resize(part, (self.width, self.height), interpolation=cv2.INTER_AREA) > 0
+        part = torch.from_numpy(mask[self.rows, self.columns].astype(np.float32))
+        return F.adaptive_max_pool2d(part[None], (self.height, self.width))[0].numpy() > 0
 
 
 def choose_region(mask: np.ndarray, size: int, context: float = 0.5) -> Region:
@@ -136,7 +136,8 @@ def edit_photo(
     """
     if mask.shape != photo.pixels.shape[:2]:
         raise ValueError(
-            f"the mask is {mask.shape[1]}x{mask.shape[0]} but the photo {photo.size[0]}x{photo.size[1]}"
+            f"the mask is {mask.shape[1]}x{mask.shape[0]} "
+            f"but the photo {photo.size[0]}x{photo.size[1]}: resize the mask"
         )
     if steps < 1:
         raise ValueError(f"steps must be 1 or more, got {steps}")

@@ -1,6 +1,7 @@
 """Pictures of what happened: the token plan over the photo, and results side by side."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -13,16 +14,17 @@ GAP, TEXT = 12, 18
 PAPER, INK = (255, 255, 255), (32, 32, 32)
 
 
-def token_map(photo: Image.Image, plan: TokenPlan, width: int = 1024) -> Image.Image:
+def token_map(photo: Image.Image, plan: TokenPlan, side: int = 1024) -> Image.Image:
     """The plan over the photo: dropped tokens dimmed, edit and detail tokens tinted, coarse dotted.
 
     Edit tokens are orange, detail tokens blue, coarse tokens yellow dots at their places; the
-    counts stand below.
+    counts stand below. `side` is the longer one, in pixels, without them.
     """
     h, w = plan.grid
-    cell = max(4, width // w)
+    cell = max(4, side // max(h, w))
     # Grey beneath the tints: a blue tint on orange sand would look like neither.
-    canvas = photo.convert("L").convert("RGB").resize((w * cell, h * cell), Image.Resampling.LANCZOS)
+    grey = photo.convert("L").convert("RGB")
+    canvas = grey.resize((w * cell, h * cell), Image.Resampling.LANCZOS)
     pixels = np.asarray(canvas, np.float32)
     runs = np.zeros(h * w, bool)
     runs[plan.keep_K.cpu().numpy()] = True
@@ -45,11 +47,15 @@ def _spread(values: np.ndarray, cell: int) -> np.ndarray:
 def _draw_coarse(draw: ImageDraw.ImageDraw, plan: TokenPlan, cell: int) -> None:
     if not len(plan.cells_M):
         return
-    columns = -(-plan.grid[1] // plan.stride)
+    (h, w), stride = plan.grid, plan.stride
     radius = max(2, cell // 3)
     for index in plan.cells_M.tolist():
-        row, column = divmod(index, columns)
-        x, y = ((at + 0.5) * plan.stride * cell for at in (column, row))
+        row, column = divmod(index, -(-w // stride))
+        # The middle of what a cell has on the grid: the last ones may reach beyond.
+        x, y = (
+            (at * stride + min((at + 1) * stride, limit)) * cell / 2
+            for at, limit in ((column, w), (row, h))
+        )
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), COARSE, (0, 0, 0))
 
 
@@ -63,32 +69,35 @@ def _with_legend(canvas: Image.Image, plan: TokenPlan) -> Image.Image:
         ((120, 120, 120), f"{dropped} dropped"),
         (None, f"{plan.tokens_run} of {plan.tokens_full} tokens run ({plan.keep_ratio:.0%})"),
     ]
-    font = _font(TEXT)
-    result = Image.new("RGB", (canvas.width, canvas.height + 2 * TEXT + GAP), PAPER)
+    swatch = TEXT + 6
+    width = sum(_length(text) + swatch * bool(colour) + 2 * GAP for colour, text in entries)
+    size = (max(canvas.width, width), canvas.height + 2 * TEXT + GAP)
+    result = Image.new("RGB", size, PAPER)
     result.paste(canvas)
     draw = ImageDraw.Draw(result)
     x, y = GAP, canvas.height + GAP
     for colour, text in entries:
         if colour:
             draw.rectangle((x, y, x + TEXT, y + TEXT), colour, INK)
-            x += TEXT + 6
-        draw.text((x, y), text, INK, font)
-        x += int(draw.textlength(text, font)) + 2 * GAP
+            x += swatch
+        draw.text((x, y), text, INK, _font())
+        x += _length(text) + 2 * GAP
     return result
 
 
 def sheet(pictures: Sequence[tuple[str, Image.Image]], height: int = 512) -> Image.Image:
     """Pictures in a row, all of one height, each under its caption."""
-    font, top = _font(TEXT), 2 * GAP + TEXT
-    shown = [(c, p.convert("RGB").resize((round(p.width * height / p.height), height),
-              Image.Resampling.LANCZOS)) for c, p in pictures]  # fmt: skip
-    width = sum(p.width for _, p in shown) + GAP * (len(shown) + 1)
-    result = Image.new("RGB", (width, top + height + GAP), PAPER)
+    top, widths, shown = 2 * GAP + TEXT, [], []
+    for caption, picture in pictures:
+        width = max(1, round(picture.width * height / picture.height))
+        shown.append(picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
+        widths.append(max(width, _length(caption)))
+    result = Image.new("RGB", (sum(widths) + GAP * (len(shown) + 1), top + height + GAP), PAPER)
     draw, x = ImageDraw.Draw(result), GAP
-    for caption, picture in shown:
-        draw.text((x, GAP), caption, INK, font)
+    for (caption, _), picture, width in zip(pictures, shown, widths, strict=True):
+        draw.text((x, GAP), caption, INK, _font())
         result.paste(picture, (x, top))
-        x += picture.width + GAP
+        x += width + GAP
     return result
 
 
@@ -105,5 +114,10 @@ def outlined(photo: Image.Image, mask: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+def _length(text: str) -> int:
+    return int(_font().getlength(text))
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(TEXT)

@@ -1,4 +1,4 @@
-"""The embedded model: a small `FluxFillPipeline` that ships with the package, and loading others."""
+"""The embedded model, a small `FluxFillPipeline` that ships with the package; loading others."""
 
 import hashlib
 import inspect
@@ -14,6 +14,7 @@ from diffusers import (
     FluxFillPipeline,
     FluxTransformer2DModel,
 )
+from safetensors import SafetensorError
 
 WEIGHTS = Path(__file__).parent / "weights"
 REGISTERS = 8  # learned vectors in place of a text
@@ -32,10 +33,10 @@ class EmbeddedFillPipeline(FluxFillPipeline):
         self,
         scheduler: Any,
         vae: Any,
-        text_encoder: None,
-        tokenizer: None,
-        text_encoder_2: None,
-        tokenizer_2: None,
+        text_encoder: Any,
+        tokenizer: Any,
+        text_encoder_2: Any,
+        tokenizer_2: Any,
         transformer: Any,
     ) -> None:
         super().__init__(
@@ -46,14 +47,17 @@ class EmbeddedFillPipeline(FluxFillPipeline):
     def prompt(self, count: int = 1) -> dict[str, torch.Tensor]:
         """The empty prompt, `count` times: the two arguments that stand for it."""
         weight = self.transformer.context_embedder.weight
-        eye = torch.eye(REGISTERS, dtype=weight.dtype, device=weight.device)
+        eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        labels = self.transformer.config.pooled_projection_dim
         return {
             "prompt_embeds": eye.expand(count, -1, -1),
-            "pooled_prompt_embeds": torch.zeros(count, LABELS).to(eye),
+            "pooled_prompt_embeds": torch.zeros(count, labels).to(eye),
         }
 
     @wraps(FluxFillPipeline.__call__)
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, *args: Any, **kwargs: Any
+    ) -> Any:
         given = inspect.signature(FluxFillPipeline.__call__).bind(self, *args, **kwargs).arguments
         if given.pop("prompt", None):
             raise ValueError("the embedded model does not read a prompt: omit it")
@@ -109,35 +113,34 @@ def load_model(
     if name_or_path in (None, "embedded"):
         verify(WEIGHTS)
         return _load_embedded(WEIGHTS, target)
-    folder = Path(str(name_or_path))
-    if (folder / "model_index.json").is_file() and _has_no_text_encoder(folder):
-        return _load_embedded(folder, target)
+    name = str(name_or_path)
     try:
-        pipe = FluxFillPipeline.from_pretrained(str(name_or_path), dtype=torch.bfloat16)
-    except (OSError, ValueError) as error:
+        if _is_like_embedded(Path(name)):
+            return _load_embedded(Path(name), target)
+        return FluxFillPipeline.from_pretrained(name, dtype=torch.bfloat16).to(target)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise FileNotFoundError(
-            f"no Fill pipeline at {str(name_or_path)!r}: give a folder in diffusers format, "
+            f"no Fill pipeline at {name!r}: give a folder in diffusers format, "
             f"a hub id, or 'embedded' ({_first_line(error)})"
         ) from error
-    return pipe.to(target)
 
 
 def _load_embedded(folder: Path, device: torch.device) -> EmbeddedFillPipeline:
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    here: dict[str, Any] = {"local_files_only": True}  # a part that is missing is no hub id
+    weights: dict[str, Any] = {"dtype": dtype, "use_safetensors": True} | here
     none = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
     pipe = EmbeddedFillPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
-        vae=AutoencoderTiny.from_pretrained(folder / "vae", torch_dtype=dtype),
-        transformer=FluxTransformer2DModel.from_pretrained(
-            folder / "transformer", torch_dtype=dtype
-        ),
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler", **here),
+        vae=AutoencoderTiny.from_pretrained(folder / "vae", **weights),
+        transformer=FluxTransformer2DModel.from_pretrained(folder / "transformer", **weights),
         **none,
     )
     return pipe.to(device)
 
 
 def verify(folder: Path) -> None:
-    """Compare every weight file with `checksums.json`. Raises ValueError naming one that differs."""
+    """Compare each file with its sum in `checksums.json`; ValueError names one that differs."""
     listed = folder / "checksums.json"
     if not listed.is_file():
         raise FileNotFoundError(f"no weights in {folder}: install the package anew")
@@ -148,17 +151,20 @@ def verify(folder: Path) -> None:
             raise ValueError(f"{file} is damaged (sha256 {found[:12]}): install the package anew")
 
 
-def _has_no_text_encoder(folder: Path) -> bool:
-    index = json.loads((folder / "model_index.json").read_text())
-    return index.get("text_encoder", [None])[0] is None
+def _is_like_embedded(folder: Path) -> bool:
+    """Whether the folder holds a Fill pipeline with a tiny autoencoder and no text encoders."""
+    listed = folder / "model_index.json"
+    index = json.loads(listed.read_text()) if listed.is_file() else {}
+    parts = [(index.get(name) or [None, None])[1] for name in ("text_encoder", "vae")]
+    return parts == [None, "AutoencoderTiny"] and index["_class_name"] == "FluxFillPipeline"
 
 
 def find_device(device: str | torch.device | None) -> torch.device:
     """The device of that name, the CPU for None. Raises ValueError if it is not there."""
     try:
         target = torch.device(device or "cpu")
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=target).item()  # what is no real device holds no number
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(
             f"no device {str(device)!r} here: use 'cpu' ({_first_line(error)})"
         ) from error

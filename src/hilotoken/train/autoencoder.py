@@ -107,10 +107,10 @@ def _loss(
     model: AutoencoderTiny, photo: Tensor, perceptual: nn.Module | None, weight: float, halve: bool
 ) -> tuple[Tensor, dict[str, float]]:
     with torch.autocast(photo.device.type, torch.bfloat16):
-        latents = model.encode(photo).latents
+        latents = model.encode(photo, return_dict=False)[0]
         if halve:
             latents, photo = F.avg_pool2d(latents, 2), F.avg_pool2d(photo, 2)
-        decoded = model.decode(latents).sample
+        decoded = model.decode(latents, return_dict=False)[0]
     decoded = decoded.float()
     l1 = (decoded - photo).abs().mean()
     loss, parts = l1, {"l1_half" if halve else "l1": l1.item()}

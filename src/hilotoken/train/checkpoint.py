@@ -39,4 +39,6 @@ class Average:
         return {"updates": self.updates, "weights": self.weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.updates, self.weights = state["updates"], state["weights"]
+        self.updates = state["updates"]
+        for name, weight in state["weights"].items():
+            self.weights[name].copy_(weight)  # which stays on its device

@@ -31,11 +31,15 @@ def read_manifest(folder: Path) -> list[Entry]:
 
     Raises:
         FileNotFoundError: no folder, or no photograph in it.
+        ValueError: a manifest without the column `file`, or a scale that is no number.
     """
     manifest = folder / "manifest.csv"
     if manifest.is_file():
         with manifest.open(newline="", encoding="utf-8") as stream:
-            entries = [_entry(folder, row) for row in csv.DictReader(stream)]
+            rows = csv.DictReader(stream)
+            if "file" not in (rows.fieldnames or ()):
+                raise ValueError(f"{manifest} has no column 'file': name the columns in line 1")
+            entries = [_entry(folder, row) for row in rows]
     else:
         files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         entries = [Entry(file, "train", False, None) for file in files]
@@ -76,7 +80,7 @@ def silhouettes(entries: Sequence[Entry]) -> list[np.ndarray]:
     for entry in entries:
         if entry.silhouette is None:
             continue
-        image = Image.open(entry.silhouette).convert("L").point(lambda v: 255 * (v >= 128))
+        image = Image.open(entry.silhouette).convert("L").point([0] * 128 + [255] * 128)
         if box := image.getbbox():
             shapes.append(np.asarray(image.crop(box)))
     return shapes

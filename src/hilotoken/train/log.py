@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 EVERY_SECONDS = 10.0
@@ -25,7 +26,10 @@ class Log:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         started, begun = time.monotonic(), done
         last = started
-        with Progress(*columns, TimeRemainingColumn(), refresh_per_second=1) as bar:
+        self._forget_after(done)
+        with Progress(
+            *columns, TimeRemainingColumn(), refresh_per_second=1, console=Console(stderr=True)
+        ) as bar:
             task = bar.add_task(self.name, total=total, completed=done)
 
             def advance(count: int, **figures: float) -> None:
@@ -36,11 +40,19 @@ class Log:
                 now = time.monotonic()
                 if now - last > EVERY_SECONDS or done >= total:
                     last = now
-                    text = self._write(done, (done - begun) / (now - started))
+                    text = self._write(done, (done - begun) / max(now - started, 1e-9))
                     bar.update(task, description=text)
                 bar.update(task, completed=done)
 
             yield advance
+
+    def _forget_after(self, done: int) -> None:
+        """Drop what was logged after the checkpoint that a run goes on from: it comes again."""
+        if self.path.is_file():
+            with self.path.open(newline="") as stream:
+                rows = [row for row in csv.reader(stream) if int(row[0]) <= done]
+            with self.path.open("w", newline="") as stream:
+                csv.writer(stream).writerows(rows)
 
     def _write(self, done: int, rate: float) -> str:
         means = {key: sum(values) / len(values) for key, values in self.sums.items()}
@@ -59,7 +71,7 @@ def plot(run: Path) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    logs = sorted(run.glob("*.csv"))
+    logs = [path for path in sorted(run.glob("*.csv")) if path.stat().st_size]
     figure, axes = plt.subplots(1, max(1, len(logs)), figsize=(6 * max(1, len(logs)), 4))
     for axis, log in zip(axes if len(logs) > 1 else [axes], logs, strict=False):
         curves: dict[str, list[tuple[int, float]]] = {}

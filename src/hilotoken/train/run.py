@@ -8,6 +8,7 @@ Each stage resumes from its checkpoint in the run's folder and is passed over on
 import hashlib
 import json
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 from ..model import new_scheduler
 from .autoencoder import AutoencoderOptions, new_autoencoder, train_autoencoder
 from .checkpoint import load_if_any
-from .data import decode, read_manifest, silhouettes
+from .data import Entry, decode, read_manifest, silhouettes
 from .log import plot
 from .lpips import load_lpips
 from .sheet import sample_sheet
@@ -44,7 +45,10 @@ def train(
 
     Raises:
         FileNotFoundError: no photographs, or none to train on.
+        ImportError: the extra `train` is not installed.
     """
+    if not find_spec("matplotlib"):
+        raise ImportError("training draws its curves: pip install 'hilotoken[train]'")
     entries = read_manifest(photos)
     training = [entry for entry in entries if entry.split == "train"]
     held_out = [entry for entry in entries if entry.split == "val"] or training
@@ -64,7 +68,7 @@ def train(
 
 
 def _autoencoder(
-    training: list,
+    training: list[Entry],
     run: Path,
     options: TrainOptions,
     device: torch.device,
@@ -75,8 +79,10 @@ def _autoencoder(
         model = new_autoencoder()
         model.load_state_dict(state["average"]["weights"])
         return model.requires_grad_(False).eval().to(device)  # type: ignore[return-value]
-    sharp = decode([entry for entry in training if not entry.enlarged], SIZE)
-    return train_autoencoder(sharp, run, options.autoencoder, device, perceptual)
+    sharp = [entry for entry in training if not entry.enlarged] or training
+    photos = decode(sharp, SIZE)
+    (run / "views" / "done.npy").unlink(missing_ok=True)  # those of an autoencoder less trained
+    return train_autoencoder(photos, run, options.autoencoder, device, perceptual)
 
 
 def export(
@@ -84,8 +90,12 @@ def export(
 ) -> Path:
     """Write a `FluxFillPipeline` in diffusers format: bfloat16 safetensors, with checksums."""
     autoencoder.register_to_config(scaling_factor=scale)
-    autoencoder.to(torch.bfloat16).save_pretrained(folder / "vae")  # type: ignore[call-overload]
-    transformer.to(torch.bfloat16).save_pretrained(folder / "transformer")  # type: ignore[call-overload]
+    for name, model in (("vae", autoencoder), ("transformer", transformer)):
+        nn.Module.to(model, torch.bfloat16)
+        model.save_pretrained(folder / name)
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    del config["block_out_channels"]  # AutoencoderTiny writes it, and warns when it reads it
+    (folder / "vae" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     new_scheduler().save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "FluxFillPipeline",
@@ -105,5 +115,7 @@ def export(
 def write_checksums(folder: Path) -> None:
     """sha256 of every file but the list itself, in `checksums.json`."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "checksums.json")
-    sums = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    sums = {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
+    }
     (folder / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")

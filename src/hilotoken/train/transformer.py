@@ -58,7 +58,7 @@ def train_transformer(
     torch.manual_seed(0)
     model = new_transformer()
     _start(model)
-    model.to(device)
+    model.to(device)  # type: ignore[call-overload]
     average = Average(model, options.decay)
     optimizers = _optimizers(model, options.rate)
     log, done, path = Log(run, "transformer"), 0, run / "transformer.pt"

@@ -50,7 +50,7 @@ class Views:
 
     @classmethod
     def open(cls, folder: Path, options: ViewOptions, channels: int) -> "Views":
-        """The arrays in `folder`, made if they are not there or of another size."""
+        """The arrays in `folder`, all made anew if one is not there or of another size."""
         folder.mkdir(parents=True, exist_ok=True)
         G, P, V = options.groups, options.photos, options.masks
         shapes: dict[str, tuple[tuple[int, ...], type]] = {
@@ -61,14 +61,20 @@ class Views:
             "scores": ((G, GRID[0] * GRID[1]), np.float32),
             "done": ((1,), np.int64),
         }
-        arrays = {}
-        for name, (shape, dtype) in shapes.items():
-            path = folder / f"{name}.npy"
-            known = path.is_file() and np.load(path, mmap_mode="r").shape == shape
-            arrays[name] = (
-                np.load(path, mmap_mode="r+") if known else open_memmap(path, "w+", dtype, shape)
-            )
-        return cls(**arrays)
+        paths = {name: folder / f"{name}.npy" for name in shapes}
+        if all(_shape(paths[name]) == shape for name, (shape, _) in shapes.items()):
+            return cls(**{name: np.load(path, mmap_mode="r+") for name, path in paths.items()})
+        made = {
+            name: open_memmap(paths[name], "w+", d, shape) for name, (shape, d) in shapes.items()
+        }
+        return cls(**made)
+
+
+def _shape(path: Path) -> tuple[int, ...] | None:
+    try:
+        return np.load(path, mmap_mode="r").shape
+    except (OSError, ValueError, EOFError):  # not there, or cut short
+        return None
 
 
 def make_views(
@@ -122,7 +128,8 @@ def _encoder(autoencoder: AutoencoderTiny, device: torch.device) -> Callable[[Te
     def encode(photo: Tensor) -> np.ndarray:
         photo = photo.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
-            return model.encode(photo).latents.float().cpu().numpy().astype(np.float16)
+            latents = model.encode(photo, return_dict=False)[0]
+        return latents.float().cpu().numpy().astype(np.float16)
 
     return encode
 
