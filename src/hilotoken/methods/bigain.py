@@ -1,0 +1,90 @@
+"""BiGain: token merging and downsampling that look at spatial frequency.
+
+BiGain-TM merges into the smoothest token of each cell, BiGain-TD blends two ways to downsample keys
+and values. B batch, N grid tokens (row-major), M tokens of the coarse grid, C channels, D cells.
+"""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import todo
+from .matching import (
+    Match,
+    cell_destinations,
+    cell_tokens,
+    check_tokens,
+    match_sources,
+    widen,
+)
+
+NORMS = ("l1", "l2")
+
+
+def downsample(x_BNC: Tensor, height: int, width: int, *, factor: int, alpha: float) -> Tensor:
+    """BiGain-TD: alpha * nearest-exact + (1 - alpha) * average of each cell, [B, M, C].
+
+    alpha 0 is the average, 1 the nearest token, and above 1 extrapolates beyond it, away from the
+    average. The released U-Net code departs from the paper where the grid is not square: it swaps
+    height and width, and falls back to an average without a word.
+
+    Raises:
+        ValueError: as `todo.downsample`, or an alpha that is not finite.
+    """
+    if not math.isfinite(alpha):
+        raise ValueError(f"alpha must be a finite number, got {alpha}")
+    nearest_BMC = todo.downsample(x_BNC, height, width, factor=factor, mode="nearest-exact")
+    average_BMC = todo.downsample(x_BNC, height, width, factor=factor, mode="average")
+    return alpha * nearest_BMC + (1 - alpha) * average_BMC
+
+
+def laplacian_score(x_BNC: Tensor, height: int, width: int, *, norm: str = "l1") -> Tensor:
+    """Local frequency of every token: the norm over channels of (L * x), float32 [B, N].
+
+    L = [0 1 0; 1 -4 1; 0 1 0] on the grid, channel by channel, with zeros around it, as the authors
+    have it: tokens at the border score high.
+
+    Raises:
+        ValueError: a grid that does not fit N, or a norm other than "l1" and "l2".
+    """
+    check_tokens(x_BNC, height, width)
+    if norm not in NORMS:
+        raise ValueError(f"unknown norm {norm!r}; choose from {list(NORMS)}")
+    x_BhwC = F.pad(widen(x_BNC).unflatten(1, (height, width)), (0, 0, 1, 1, 1, 1))
+    rows_BhwC, columns_BhwC = x_BhwC[:, :, 1:-1], x_BhwC[:, 1:-1]
+    vertical_BhwC = rows_BhwC[:, :-2] + rows_BhwC[:, 2:]
+    horizontal_BhwC = columns_BhwC[:, :, :-2] + columns_BhwC[:, :, 2:]
+    response_BhwC = vertical_BhwC + horizontal_BhwC - 4 * rows_BhwC[:, 1:-1]
+    return response_BhwC.norm(p=int(norm[1]), dim=-1).flatten(1)
+
+
+def match(
+    metric_BNC: Tensor,
+    height: int,
+    width: int,
+    *,
+    removed: int,
+    stride: tuple[int, int] = (2, 2),
+    norm: str = "l1",
+) -> Match:
+    """BiGain-TM: ToMe's matching into the token of lowest frequency of each cell.
+
+    As the paper has it, each sample's destination is the argmin of `laplacian_score` over the cell,
+    the first token of equal ones. The released code departs from that: it takes the argmin over K
+    tokens that follow one another in the sequence, and then reads that offset in the cell of two
+    dimensions, which hits the true minimum hardly more often than chance (28.9 % against 25 % on
+    noise). It refuses grids that the stride does not divide; here they are treated as in ToMe.
+
+    Args:
+        metric_BNC: what similarity and frequency are measured on
+        height, width: the grid, N = height * width
+        removed: tokens to remove from each sample
+
+    Raises:
+        ValueError: as `tome.match`, or an unknown norm.
+    """
+    score_BN = laplacian_score(metric_BNC, height, width, norm=norm)
+    cell_DK = cell_tokens(height, width, stride, metric_BNC.device)
+    destination_BD = cell_destinations(cell_DK, score_BN[:, cell_DK].argmin(-1))
+    return match_sources(metric_BNC, destination_BD, removed)
