@@ -141,6 +141,8 @@ def edit_photo(
         )
     if steps < 1:
         raise ValueError(f"steps must be 1 or more, got {steps}")
+    if feather < 0:  # said now, not after the run
+        raise ValueError(f"feather must be 0 pixels or more, got {feather}")
     region = choose_region(mask, size)
     before, small = region.take_photo(photo), region.take_mask(mask)
     fast = compress(pipe, method)

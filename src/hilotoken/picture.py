@@ -103,8 +103,8 @@ def sheet(pictures: Sequence[tuple[str, Image.Image]], height: int = 512) -> Ima
 
 def outlined(photo: Image.Image, mask: np.ndarray) -> Image.Image:
     """The photo with the mask's border drawn in, so that one sees what was asked for."""
-    inner = mask.copy()
-    inner[1:-1, 1:-1] &= mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+    around = np.pad(mask, 1)
+    inner = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
     border = mask & ~inner
     thick = border.copy()
     thick[1:] |= border[:-1]

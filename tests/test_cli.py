@@ -1,0 +1,347 @@
+"""`hilo`: what a user types, what comes back, and that nothing else happens."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffusers import FluxTransformer2DModel
+from PIL import Image
+from toys import KINDS, as_bytes, saved_model, write_mask, write_photo
+
+from hilotoken import cli
+from hilotoken.photo import load_mask, load_photo
+
+BOX = (60, 50, 110, 90)
+FEW = ("--set", "bucket=8", "--set", "dilate=0", "--set", "detail=0.05")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def hilo(monkeypatch, capfd):
+    """Runs the command as `hilo ARGUMENTS` does."""
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["hilo", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        code = end.value.code or 0
+        assert isinstance(code, int)
+        return Outcome(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def edit(hilo, tmp_path):
+    """`hilo edit` on the photo and mask in the test's folder, by a small model in one step."""
+
+    def run(photo: Path, *arguments: object, output: str = "out.png", size: int = 128) -> Outcome:
+        return hilo(
+            "edit", photo, "--mask", tmp_path / "mask.png", "-o", tmp_path / output,
+            "--model", saved_model(), "--steps", 1, "--size", size, *arguments,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def photo(tmp_path):
+    """An RGB photo; its mask lies beside it."""
+    path = write_photo(tmp_path, "RGB")
+    write_mask(tmp_path, load_photo(path), BOX)
+    return path
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+def changed(before: Path, after: Path) -> np.ndarray:
+    difference = load_photo(before).pixels != load_photo(after).pixels
+    return difference.reshape(*difference.shape[:2], -1).any(-1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_edit_keeps_all_but_the_masked_pixels(edit, tmp_path, kind):
+    path = write_photo(tmp_path, kind)
+    before = load_photo(path)
+    mask = load_mask(write_mask(tmp_path, before, BOX), before)
+    done = edit(path)
+    assert done.code == 0, done.err
+    after = load_photo(tmp_path / "out.png")
+    for name in ("size", "mode", "icc", "exif", "orientation"):
+        assert getattr(after, name) == getattr(before, name), name
+    difference = changed(path, tmp_path / "out.png")
+    assert not difference[~mask].any()
+    assert difference[mask].mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("size", "boxes"),
+    [
+        ((150, 170), [(0, 0, 170, 150)]),
+        ((150, 170), [(0, 0, 1, 1)]),
+        ((150, 170), [(169, 149, 170, 150), (3, 140, 4, 141)]),
+        ((1, 1), [(0, 0, 1, 1)]),
+        ((11, 9), [(2, 3, 4, 5)]),
+        ((6, 700), [(0, 2, 1, 3), (333, 5, 334, 6), (699, 0, 700, 1)]),
+        ((900, 5), [(0, 899, 1, 900)]),
+    ],
+    ids=["all white", "one pixel", "far corners", "1x1", "less than a token", "wide", "tall"],
+)
+def test_any_photo_under_any_mask(edit, tmp_path, size, boxes):
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)).save(path)
+    before = load_photo(path)
+    mask = load_mask(write_mask(tmp_path, before, *boxes), before)
+    done = edit(path, *FEW)
+    assert done.code == 0, done.err
+    assert not changed(path, tmp_path / "out.png")[~mask].any()
+    assert changed(path, tmp_path / "out.png")[mask].mean() > 0.5
+
+
+def test_the_seed_decides(edit, photo, tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        assert edit(photo, "--seed", seed, output=f"{name}.png").code == 0
+    a, b, c = (load_photo(tmp_path / f"{name}.png").pixels for name in "abc")
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def test_feather_blends_inside_the_mask_only(edit, photo, tmp_path):
+    assert edit(photo, output="hard.png").code == 0
+    assert edit(photo, "--feather", 12, output="soft.png").code == 0
+    before, hard, soft = (
+        load_photo(path).pixels.astype(int)
+        for path in (photo, tmp_path / "hard.png", tmp_path / "soft.png")
+    )
+    left, top, right, bottom = BOX
+    inside = np.zeros(before.shape[:2], bool)
+    inside[top:bottom, left:right] = True
+    assert np.array_equal(before[~inside], soft[~inside])
+    border, middle = (slice(top, bottom), left), (slice(65, 75), slice(75, 95))
+    assert abs(soft - before)[border].mean() < 0.3 * abs(hard - before)[border].mean()
+    assert np.array_equal(soft[middle], hard[middle])
+
+
+def test_json_is_one_object_and_nothing_else(edit, photo):
+    done = edit(photo, "--json", *FEW)
+    found = json.loads(done.out)
+    names = {"tokens_full", "tokens_run", "keep_ratio", "dit_seconds", "total_seconds"}
+    assert names <= set(found)
+    assert found["tokens_full"] == 64
+    assert found["tokens_run"] == sum(found["tokens"].values()) < 64
+    assert found["keep_ratio"] == found["tokens_run"] / 64
+    assert 0 < found["dit_seconds"] < found["total_seconds"]
+    assert done.out.count("\n") == 1
+    assert done.err == ""
+
+
+def test_compare(edit, photo, tmp_path):
+    """Other methods' figures come from here, so they must be those of two different runs."""
+    before = set(content(tmp_path))
+    done = edit(photo, "--compare", "--json", *FEW, output="new.png")
+    found = json.loads(done.out)
+    names = ["new.png", "new_dense.png", "new_plan.png", "new_sheet.png"]
+    assert set(content(tmp_path)) - before == set(names)
+    assert found["written"] == [str(tmp_path / name) for name in names]
+    assert found["dit_speedup"] == found["dense_dit_seconds"] / found["dit_seconds"]
+    assert found["speedup"] == found["dense_total_seconds"] / found["total_seconds"]
+    mask = load_mask(tmp_path / "mask.png", load_photo(photo))
+    for name in names[:2]:
+        difference = changed(photo, tmp_path / name)
+        assert not difference[~mask].any()
+        assert difference[mask].mean() > 0.5
+    assert changed(tmp_path / names[0], tmp_path / names[1]).any()
+
+
+def test_compare_prints_both_runs(edit, photo):
+    done = edit(photo, "--compare", *FEW)
+    assert done.out == ""
+    rows = [line for line in done.err.splitlines() if "x" in line and "│" in line]
+    assert ["dense" in row for row in rows] == [True, False]
+    assert "hilo" in rows[1]
+    assert sum("wrote" in line for line in done.err.splitlines()) == 4
+
+
+def test_a_lossy_suffix_is_warned_of(edit, photo):
+    assert ".jpg loses detail" in edit(photo, output="out.jpg").err
+
+
+def test_plan_needs_no_model(hilo, photo, tmp_path, monkeypatch):
+    monkeypatch.setattr("hilotoken.model.load_model", None)
+    done = hilo(
+        "plan", photo, "-m", tmp_path / "mask.png", "-o", tmp_path / "map.png", "--size", 128,
+        "--json", *FEW,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["tokens_run"] < found["tokens_full"] == 64
+    assert Image.open(tmp_path / "map.png").width == 1024
+
+
+# name: (how `hilo edit` is given it, what the line on standard error names)
+BAD: dict[str, tuple[dict[str, str], list[str]]] = {
+    "photo missing": ({"photo": "none.png"}, ["none.png", "name an image file"]),
+    "photo cut short": ({"photo": "short.png"}, ["short.png", "export it again"]),
+    "photo no picture": ({"photo": "words.png"}, ["words.png", "PNG, JPEG"]),
+    "photo a folder": ({"photo": "folder"}, ["folder", "image file"]),
+    "mask missing": ({"--mask": "none.png"}, ["none.png", "name an image file"]),
+    "mask cut short": ({"--mask": "short.png"}, ["short.png", "export it again"]),
+    "mask no picture": ({"--mask": "words.png"}, ["words.png", "PNG, JPEG"]),
+    "mask of another size": ({"--mask": "other.png"}, ["other.png", "30x20", "170x150", "resize"]),
+    "mask empty": ({"--mask": "black.png"}, ["black.png", "paint white"]),
+    "method unknown": ({"--method": "magic"}, ["magic", "dense", "hilo"]),
+    "option unknown": ({"--set": "colour=3"}, ["colour", "dilate"]),
+    "option of dense": ({"--method": "dense", "--set": "dilate=3"}, ["dense", "dilate"]),
+    "no value": ({"--set": "dilate"}, ["NAME=VALUE", "dilate"]),
+    "detail too large": ({"--set": "detail=7"}, ["detail", "[0, 1]", "7"]),
+    "detail a word": ({"--set": "detail=abc"}, ["detail", "abc"]),
+    "score a list": ({"--set": "score=[1]"}, ["score=[1]"]),
+    "dilate negative": ({"--set": "dilate=-1"}, ["dilate", "0 or more", "-1"]),
+    "dilate a word": ({"--set": "dilate=abc"}, ["dilate", "whole number", "abc"]),
+    "no such hub id": ({"--model": "nobody/nothing"}, ["nobody/nothing", "folder", "hub id"]),
+    "no such folder": ({"--model": "/nowhere/at/all"}, ["/nowhere/at/all", "folder"]),
+    "model a file": ({"--model": "words.png"}, ["words.png", "folder"]),
+    "device unknown": ({"--device": "nonsense"}, ["nonsense", "'cpu'"]),
+    "device not here": ({"--device": "cuda:77"}, ["cuda:77", "'cpu'"]),
+    "device that holds nothing": ({"--device": "meta"}, ["meta", "'cpu'"]),
+    "no folder for output": ({"-o": "none/out.png"}, ["none/out.png", "create it"]),
+    "output a folder": ({"-o": "folder"}, ["folder"]),
+    "output a folder with a suffix": ({"-o": "folder.png"}, ["folder.png", "directory"]),
+    "suffix unknown": ({"-o": "out.xyz"}, ["out.xyz", ".png"]),
+    "no suffix": ({"-o": "out"}, ["out", ".png"]),
+    "a prompt": ({"--prompt": "a cat"}, ["prompt", "omit it"]),
+}  # fmt: skip
+
+
+@pytest.fixture
+def bad_files(photo, tmp_path):
+    """The files that BAD names, beside a good photo, its mask, and an earlier output."""
+    (tmp_path / "short.png").write_bytes(photo.read_bytes()[:4000])
+    (tmp_path / "words.png").write_text("words")
+    (tmp_path / "other.png").write_bytes(as_bytes(Image.new("L", (30, 20), 255)))
+    (tmp_path / "black.png").write_bytes(as_bytes(Image.new("L", (170, 150))))
+    (tmp_path / "out.png").write_bytes(b"from earlier")
+    for name in ("folder", "folder.png"):
+        (tmp_path / name).mkdir()
+
+
+@pytest.mark.usefixtures("bad_files")
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_input_is_one_line_and_changes_nothing(hilo, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    given = {"photo": "photo.png", "--mask": "mask.png", "-o": "out.png"}
+    given |= {"--model": str(saved_model()), "--steps": "1", "--size": "128"}
+    changes, parts = BAD[name]
+    photo, *rest = (given | changes).items()
+    before = content(tmp_path)
+    done = hilo("edit", photo[1], *(word for pair in rest for word in pair))
+    assert done.code == 2, done
+    assert done.err.startswith("hilo: ")
+    assert done.err.count("\n") == 1
+    assert all(part in done.err for part in parts), done.err
+    assert done.out == ""
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--steps", 0),
+        ("--size", 64),
+        ("--size", "big"),
+        ("--seed", -1),
+        ("--seed", 2**70),
+        ("--feather", -1),
+        ("--nonsense", 1),
+    ],
+    ids=str,
+)
+def test_bad_usage(edit, photo, tmp_path, wrong):
+    before = content(tmp_path)
+    done = edit(photo, *wrong)
+    assert done.code == 2
+    assert wrong[0] in done.err
+    assert "Traceback" not in done.err
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "changes", [{"-o": "map.xyz"}, {"-o": "none/map.png"}, {"--mask": "black.png"}], ids=str
+)
+@pytest.mark.usefixtures("bad_files")
+def test_a_bad_plan(hilo, tmp_path, monkeypatch, changes):
+    monkeypatch.chdir(tmp_path)
+    before = content(tmp_path)
+    given = {"--mask": "mask.png", "-o": "map.png"} | changes
+    done = hilo("plan", "photo.png", *(word for pair in given.items() for word in pair))
+    assert (done.code, done.err.count("\n"), done.out) == (2, 1, "")
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("extra", [(), ("--compare",)], ids=str)
+def test_ctrl_c_leaves_nothing(edit, photo, tmp_path, monkeypatch, extra):
+    calls, forward = [], FluxTransformer2DModel.forward
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(FluxTransformer2DModel, "forward", interrupted)
+    before = content(tmp_path)
+    done = edit(photo, "--steps", 5, *extra)
+    assert (done.code, done.out) == (130, "")
+    assert done.err == "hilo: interrupted\n"
+    assert content(tmp_path) == before
+
+
+def test_a_write_that_fails_leaves_the_old_file(edit, photo, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "out.png").write_bytes(b"from earlier")
+    before = content(tmp_path)
+    monkeypatch.setattr("os.fsync", full)
+    done = edit(photo)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "No space left" in done.err
+    assert content(tmp_path) == before
+
+
+def test_the_traceback_is_there_for_who_asks(hilo, monkeypatch, tmp_path):
+    monkeypatch.setenv("HILO_TRACEBACK", "1")
+    monkeypatch.setattr(sys, "argv", ["hilo", "plan", "none.png", "-m", "none.png", "-o", "a.png"])
+    with pytest.raises(ValueError, match=r"none\.png"):
+        cli.main()
+
+
+def test_train_names_what_is_wrong(hilo, tmp_path):
+    for arguments, parts in (
+        ([tmp_path / "none", tmp_path / "run"], ["none", "no photographs"]),
+        ([tmp_path, tmp_path / "run", "--elastic", 2], ["elastic", "[0, 1]", "2"]),
+        ([tmp_path, tmp_path / "run", "--device", "nonsense"], ["nonsense", "cpu"]),
+    ):
+        done = hilo("train", *arguments)
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+        assert all(part in done.err for part in parts), done.err
+        assert not list(tmp_path.iterdir())
+
+
+def test_help_names_every_command(hilo):
+    done = hilo("--help")
+    assert done.code == 0
+    assert all(name in done.out for name in ("edit", "plan", "train"))

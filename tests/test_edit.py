@@ -1,0 +1,166 @@
+"""The region of a photo that is edited, and the way back from it."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toys import saved_model
+
+from hilotoken import Dense, HiLo
+from hilotoken.edit import Region, choose_region, edit_photo
+from hilotoken.model import load_model
+from hilotoken.photo import Photo
+
+FEW = HiLo(dilate=0, detail=0.05, bucket=8)
+
+
+@pytest.fixture(scope="module")
+def model():
+    pipe = load_model(saved_model())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def photo(height: int = 150, width: int = 170) -> Photo:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return Photo(pixels, "RGB", "PNG")
+
+
+def painted(height: int, width: int, *boxes: tuple[int, int, int, int]) -> np.ndarray:
+    """True in the boxes of top, bottom, left, right."""
+    mask = np.zeros((height, width), bool)
+    for top, bottom, left, right in boxes:
+        mask[top:bottom, left:right] = True
+    return mask
+
+
+@st.composite
+def masks(draw, most: int = 3000) -> np.ndarray:
+    """A box or two, or single pixels, anywhere in a photo of any shape; corners are common."""
+    height, width = draw(st.integers(1, most)), draw(st.integers(1, most))
+
+    def side(limit: int) -> tuple[int, int]:
+        ends = sorted(draw(st.tuples(*[st.sampled_from([0, limit]) | st.integers(0, limit)] * 2)))
+        return (min(ends[0], limit - 1), max(ends[1], min(ends[0], limit - 1) + 1))
+
+    boxes = [(*side(height), *side(width)) for _ in range(draw(st.integers(1, 2)))]
+    return painted(height, width, *boxes)
+
+
+SIZES = st.integers(128, 1100)
+
+
+@given(masks(), SIZES)
+@settings(max_examples=100, deadline=None)
+def test_a_region_holds_the_mask_and_lies_in_the_photo(mask, size):
+    region = choose_region(mask, size)
+    outside = mask.copy()
+    outside[region.rows, region.columns] = False
+    assert not outside.any()
+    assert 0 <= region.top < region.bottom <= mask.shape[0]
+    assert 0 <= region.left < region.right <= mask.shape[1]
+
+
+@given(masks(), SIZES)
+@settings(max_examples=100, deadline=None)
+def test_the_working_size(mask, size):
+    region = choose_region(mask, size)
+    own = region.bottom - region.top, region.right - region.left
+    working = region.height, region.width
+    assert all(side >= 16 and side % 16 == 0 for side in working)
+    assert abs(max(working) - min(size, max(128, *own))) <= 8
+    scale = max(working) / max(own)
+    # Rounding moves each side by half a token at most; only tiny photos are enlarged by more.
+    for before, after in zip(own, working, strict=True):
+        assert after == 16 or abs(after - scale * before) <= 16
+        assert after <= max(before + 8, 128)
+
+
+@given(masks(), SIZES)
+@settings(max_examples=100, deadline=None)
+def test_a_region_has_context_and_is_no_smaller_than_it_need_be(mask, size):
+    region = choose_region(mask, size)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    longer = max(np.ptp(rows), np.ptp(columns)) + 1
+    wanted = max(size, 2 * longer)
+    for (start, end), limit in zip(
+        [(region.top, region.bottom), (region.left, region.right)], mask.shape, strict=True
+    ):
+        assert end - start == min(limit, wanted)
+
+
+@pytest.mark.parametrize("corner", [(0, 1, 0, 1), (0, 1, 999, 1000), (799, 800, 0, 1)], ids=str)
+def test_a_corner_is_edited_in_a_whole_region(corner):
+    region = choose_region(painted(800, 1000, corner), 256)
+    assert (region.width, region.height) == (256, 256)
+    assert (region.top, region.left) == ((0, 544)[corner[0] > 0], (0, 744)[corner[2] > 0])
+
+
+@given(masks(most=700), SIZES)
+@settings(max_examples=100, deadline=None)
+def test_no_masked_pixel_is_lost_on_the_way_down(mask, size):
+    region = choose_region(mask, size)
+    small = region.take_mask(mask)
+    assert small.shape == (region.height, region.width)
+    assert small.dtype == bool
+    for row, column in np.argwhere(mask[region.rows, region.columns])[::97]:
+        y = (row + 0.5) * region.height / (region.bottom - region.top)
+        x = (column + 0.5) * region.width / (region.right - region.left)
+        assert small[int(y), int(x)]
+
+
+def test_a_mask_grows_by_less_than_a_working_pixel():
+    mask = painted(1000, 1000, (400, 600, 300, 700))
+    small = Region(0, 0, 1000, 1000, 128, 128).take_mask(mask)
+    rows, columns = np.flatnonzero(small.any(1)), np.flatnonzero(small.any(0))
+    assert (rows[0], rows[-1], columns[0], columns[-1]) == (51, 76, 38, 89)
+    assert small.sum() == 26 * 52
+
+
+@pytest.mark.parametrize("method", [FEW, Dense()], ids=["HiLo", "dense"])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        painted(150, 170, (60, 100, 40, 90)),
+        painted(150, 170, (0, 1, 0, 1)),
+        painted(150, 170, (0, 150, 0, 170)),
+    ],
+    ids=["box", "pixel", "all"],
+)
+def test_pixels_outside_the_mask_stay_bit_for_bit(model, mask, method):
+    before = photo()
+    edit = edit_photo(model, before, mask, method, size=128, steps=1, feather=3)
+    assert np.array_equal(edit.photo.pixels[~mask], before.pixels[~mask])
+    assert (edit.photo.pixels[mask] != before.pixels[mask]).any(-1).mean() > 0.5
+    assert edit.before.size == edit.after.size == edit.mask.shape[::-1]
+    assert edit.run.steps == 1
+    assert edit.run.plan.grid == edit.region.grid
+    assert np.array_equal(before.pixels, photo().pixels)
+
+
+def test_the_region_is_edited_where_it_lies(model):
+    """The pasted pixels are the pipeline's, at their own place."""
+    mask = painted(400, 500, (300, 330, 410, 440))
+    edit = edit_photo(model, photo(400, 500), mask, FEW, size=128, steps=1)
+    assert (edit.region.width, edit.region.height) == (128, 128)
+    r, after = edit.region, np.asarray(edit.after)
+    assert np.array_equal(edit.photo.pixels[mask], after[mask[r.rows, r.columns]])
+    assert np.array_equal(np.asarray(edit.before), photo(400, 500).pixels[r.rows, r.columns])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mask": painted(40, 30, (0, 1, 0, 1))}, r"mask is 30x40 but the photo 170x150"),
+        ({"mask": painted(150, 170)}, "nothing in it"),
+        ({"size": 127}, r"128 .* got 127"),
+        ({"steps": 0}, r"1 or more, got 0"),
+        ({"feather": -1}, r"0 pixels or more, got -1"),
+        ({"prompt": "a cat"}, "omit it"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused(model, changes, message):
+    given = {"mask": painted(150, 170, (60, 100, 40, 90)), "size": 128, "steps": 1} | changes
+    with pytest.raises(ValueError, match=message):
+        edit_photo(model, photo(), method=FEW, **given)

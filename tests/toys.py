@@ -1,0 +1,98 @@
+"""A model like the embedded one but untrained, in a folder; and photos to edit by it."""
+
+import io
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageCms
+from tiny import make_photo
+from torch import nn
+
+from hilotoken.model import new_transformer
+from hilotoken.photo import Photo
+from hilotoken.train.autoencoder import new_autoencoder
+from hilotoken.train.run import export
+
+_folders: list[tempfile.TemporaryDirectory] = []  # removed at exit
+
+
+@cache
+def saved_model() -> Path:
+    """What `hilo train` writes; random weights drawn wide enough that every input counts."""
+    _folders.append(tempfile.TemporaryDirectory())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = autoencoder, transformer = new_autoencoder(), new_transformer()
+        for part in parts:
+            for module in part.modules():
+                if isinstance(module, nn.Linear | nn.Conv2d):
+                    nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+        nn.init.constant_(list(autoencoder.decoder.modules())[-1].bias, 0.5)  # mid grey
+    return export(autoencoder, transformer, 1.0, Path(_folders[-1].name))
+
+
+SIZE = 150, 170  # height, width of the photos below
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def exif(orientation: int = 1) -> bytes:
+    tags = Image.Exif()
+    tags[0x010E], tags[0x0112] = "a photo", orientation
+    return tags.tobytes()
+
+
+def write_photo(folder: Path, kind: str) -> Path:
+    """A photo of one of KINDS."""
+    return KINDS[kind](folder, make_photo(*SIZE))
+
+
+def _jpeg(orientation: int):
+    def write(folder: Path, photo: Image.Image) -> Path:
+        path = folder / "photo.jpg"
+        photo.save(path, quality=95, icc_profile=PROFILE, exif=exif(orientation))
+        return path
+
+    return write
+
+
+def _png(mode: str):
+    def write(folder: Path, photo: Image.Image) -> Path:
+        path = folder / "photo.png"
+        picture = photo.quantize(200) if mode == "P" else photo.convert(mode)
+        if mode == "RGBA":
+            picture.putalpha(photo.convert("L"))
+        picture.save(path, icc_profile=PROFILE if mode != "L" else None, exif=exif())
+        return path
+
+    return write
+
+
+def _sixteen(folder: Path, photo: Image.Image) -> Path:
+    path = folder / "photo.png"
+    low = np.random.default_rng(0).integers(0, 256, (*SIZE, 3)).astype(np.uint16)
+    cv2.imwrite(str(path), np.asarray(photo).astype(np.uint16) * 256 + low)
+    return path
+
+
+KINDS = {"JPEG": _jpeg(1), "rotated": _jpeg(6), "16 bit": _sixteen}
+KINDS |= {mode: _png(mode) for mode in ("RGB", "RGBA", "L", "P")}
+
+
+def write_mask(folder: Path, photo: Photo, *boxes: tuple[int, int, int, int]) -> Path:
+    """White in the boxes of left, top, right, bottom, in the photo's upright frame."""
+    mask = np.zeros(photo.pixels.shape[:2], np.uint8)
+    for left, top, right, bottom in boxes:
+        mask[top:bottom, left:right] = 255
+    path = folder / "mask.png"
+    Image.fromarray(mask).save(path)
+    return path
+
+
+def as_bytes(picture: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind)
+    return buffer.getvalue()
