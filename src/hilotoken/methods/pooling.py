@@ -28,9 +28,9 @@ def cluster(
 
     Centres start at the heaviest tokens, in the order of their place: as many clusters as tokens is
     the identity. The lowest index settles every tie, so that without weights the first K tokens are
-    the start. A cluster of no tokens, or of no weight, keeps its centre. The authors released no
-    code; a third-party port sums a medoid's distances over *all* tokens and multiplies them by the
-    candidate's own weight, so that heavy tokens are avoided.
+    the start. A cluster of no tokens, or of no weight, keeps its centre. We know of no code by the
+    authors; a third-party port sums a medoid's distances over *all* tokens and multiplies them by
+    the candidate's own weight, so that heavy tokens are avoided.
 
     Args:
         x_BNC: tokens
