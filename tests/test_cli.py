@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from diffusers import FluxTransformer2DModel
 from PIL import Image
-from toys import KINDS, as_bytes, saved_model, write_mask, write_photo
+from toys import KINDS, as_bytes, saved_model, saved_reader, write_mask, write_photo
 
 from hilotoken import cli
 from hilotoken.photo import load_mask, load_photo
@@ -108,6 +108,15 @@ def test_any_photo_under_any_mask(edit, tmp_path, size, boxes):
     assert done.code == 0, done.err
     assert not changed(path, tmp_path / "out.png")[~mask].any()
     assert changed(path, tmp_path / "out.png")[mask].mean() > 0.5
+
+
+def test_a_model_with_text_encoders_reads_the_prompt(edit, photo, tmp_path):
+    for name in ("cat", "dog"):
+        words = ("--prompt", f"a {name}", "--model", saved_reader())
+        done = edit(photo, *words, "--steps", 2, output=f"{name}.png")
+        assert done.code == 0, done.err
+    cat, dog = (load_photo(tmp_path / f"{name}.png").pixels for name in ("cat", "dog"))
+    assert not np.array_equal(cat, dog)
 
 
 def test_the_seed_decides(edit, photo, tmp_path):

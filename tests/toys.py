@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageCms
-from tiny import make_photo
+from tiny import make_photo, make_pipe
 from torch import nn
 
 from hilotoken.model import new_transformer
@@ -96,3 +96,37 @@ def as_bytes(picture: Image.Image, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, kind)
     return buffer.getvalue()
+
+
+@cache
+def saved_reader() -> Path:
+    """A Fill pipeline that reads a prompt: tiny, with text encoders and a KL autoencoder."""
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModel,
+        CLIPTokenizer,
+        T5Config,
+        T5EncoderModel,
+        T5TokenizerFast,
+    )
+
+    _folders.append(tempfile.TemporaryDirectory())
+    words = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "cat</w>": 3, "dog</w>": 4}
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁a", -1.0), ("▁cat", -1.0)]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        clip = CLIPTextConfig(
+            vocab_size=5, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+            num_attention_heads=2, projection_dim=16, bos_token_id=0, eos_token_id=1,
+        )  # fmt: skip
+        t5 = T5Config(vocab_size=5, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+        parts = {
+            "text_encoder": CLIPTextModel(clip),
+            "tokenizer": CLIPTokenizer(vocab=words, merges=[], model_max_length=77),
+            "text_encoder_2": T5EncoderModel(t5),
+            "tokenizer_2": T5TokenizerFast(vocab=pieces, extra_ids=0),
+        }
+    pipe = make_pipe("kl")
+    pipe.register_modules(**parts)
+    pipe.save_pretrained(_folders[-1].name)
+    return Path(_folders[-1].name)

@@ -26,7 +26,8 @@ class EmbeddedFillPipeline(FluxFillPipeline):
 
     The prompt is the identity matrix: row i picks column i of the transformer's text embedding, so
     the empty prompt is learned, and lies in the transformer's own weights. In all else this is the
-    pipeline that it derives from, and the saved folder loads as one.
+    pipeline that it derives from, and the saved folder loads as one, given None for the text
+    encoders and tokenizers.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ def load_model(
         if _is_like_embedded(Path(name)):
             return _load_embedded(Path(name), target)
         return FluxFillPipeline.from_pretrained(name, dtype=torch.bfloat16).to(target)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise FileNotFoundError(
             f"no Fill pipeline at {name!r}: give a folder in diffusers format, "
             f"a hub id, or 'embedded' ({_first_line(error)})"
