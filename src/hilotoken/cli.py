@@ -1,8 +1,6 @@
-"""The command line: `hilo edit`, `hilo plan`, `hilo train`."""
+"""The command line: `hilo edit`, `hilo plan`, `hilo train`; `hilo bench` has its own file."""
 
-import ast
 import contextlib
-import dataclasses
 import json
 import os
 import sys
@@ -13,6 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
+
+from .bench.cli import app as bench
+from .options import method_from
 
 if TYPE_CHECKING:
     from .edit import Edit
@@ -43,6 +44,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(bench, name="bench")
 console = Console(stderr=True)
 
 PhotoPath = Annotated[Path, typer.Argument(help="The photo: PNG, JPEG, TIFF, WebP or BMP.")]
@@ -99,7 +101,7 @@ def edit(
     from .photo import is_lossless, load_mask, load_photo
     from .report import check_outputs, figures, table, write
 
-    chosen = _method(method, options)
+    chosen = method_from(method, *options or [])
     original = load_photo(photo)
     painted = load_mask(mask, original)
     check_outputs(original, output, compare)
@@ -144,7 +146,7 @@ def plan(
     from .plan import plan_tokens
     from .report import check_picture, plan_figures, write_picture
 
-    chosen = _method(method, options)
+    chosen = method_from(method, *options or [])
     original = load_photo(photo)
     painted = load_mask(mask, original)
     check_picture(output)
@@ -221,35 +223,6 @@ def _runner(
         return edit_photo(pipe, photo, mask, method, steps=steps, **arguments)
 
     return run
-
-
-def _method(name: str, options: list[str] | None) -> "Method":
-    """The method of that name with its options."""
-    from .methods import METHODS, build
-
-    given = dict(_option(text) for text in options or [])
-    if name in METHODS:
-        known = [field.name for field in dataclasses.fields(METHODS[name])]  # type: ignore[arg-type]
-        for key in given:
-            if key not in known:
-                raise ValueError(f"{name} has no option {key!r}; choose from {known}")
-    try:
-        return build(name, **given)
-    except (TypeError, AttributeError) as error:  # a word where a number is meant, and the like
-        raise ValueError(
-            f"--set {' '.join(options or [])}: a value of the wrong kind for {name} ({error})"
-        ) from error
-
-
-def _option(text: str) -> tuple[str, Any]:
-    """NAME=VALUE, the value read as Python's or else as a word."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"--set takes NAME=VALUE, got {text!r}")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return name, value
 
 
 @contextlib.contextmanager
