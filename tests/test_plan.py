@@ -74,7 +74,7 @@ def dot(grid: tuple[int, int], row: int = 0, column: int = 0) -> Tensor:
 
 
 every_plan = given(scenes(), options())
-quick = settings(deadline=None, max_examples=80)
+quick = settings(deadline=None, max_examples=150)
 
 
 @quick
@@ -235,6 +235,15 @@ def test_a_batch_shares_the_union_of_its_masks_and_weighs_photos_alike():
     alone = [replace(PLAIN, detail=0.25).plan(p, masks[:1], grid) for p in (quiet, loud)]
     shared = [int((runs(plan) & runs(one) & ~plan.edit_N).sum()) for one in alone]
     assert min(shared) > 4
+
+
+def test_a_cell_that_the_bucket_fills_up_lets_its_coarse_token_go():
+    """Of 5 tokens 12 are made: 1 to 7 come in, cells 0 and 1 are whole, so 8 and 9 come in too."""
+    flat, mask = torch.full((1, 3, 16, 16), 0.3), dot((4, 4))
+    plan = HiLo(dilate=0, detail=0, coarse=2, bucket=12).plan(flat, mask, (4, 4))
+    assert plan.keep_K.tolist() == list(range(10))
+    assert plan.cells_M.tolist() == [2, 3]
+    assert plan.count_S.tolist() == [1] * 10 + [2, 4]
 
 
 def test_places_by_hand():
