@@ -1,4 +1,4 @@
-"""A model like the embedded one but untrained, in a folder; and photos to edit by it."""
+"""Models in folders, photos to edit by them and to train on, and a Ctrl-C at will."""
 
 import io
 import tempfile
@@ -130,3 +130,36 @@ def saved_reader() -> Path:
     pipe.register_modules(**parts)
     pipe.save_pretrained(_folders[-1].name)
     return Path(_folders[-1].name)
+
+
+def training_photos(folder: Path) -> Path:
+    """Four photographs to train on, two held out, one of them with its silhouette."""
+    rows = ["file,split,scale,mask"]
+    for i, split in enumerate(("train", "train", "val", "train", "val", "")):
+        make_photo(260, 270 + i, seed=i).save(folder / f"{i}.png")
+        rows.append(f"{i}.png,{split},{1.3 if i == 1 else ''},{'shape.png' if i == 0 else ''}")
+    shape = np.zeros((50, 60), np.uint8)
+    shape[10:30, 20:50] = 255
+    Image.fromarray(shape).save(folder / "shape.png")
+    (folder / "manifest.csv").write_text("\n".join(rows))
+    return folder
+
+
+def interrupt_at(patch, owner, name: str, call: int) -> None:
+    """The `call`-th call of owner.name is a Ctrl-C; a file is half written by then."""
+    original, calls = getattr(owner, name), []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            if owner is torch:
+                Path(args[1]).write_bytes(b"half a checkpoint")
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    patch.setattr(owner, name, interrupted)
+
+
+def curve(path: Path, *names: str) -> list[float]:
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    return [float(value) for _, _, name, value in rows if name in names]

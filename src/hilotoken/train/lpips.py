@@ -109,7 +109,8 @@ def _kernel(array: np.ndarray) -> Tensor:
 def _flatten(tree: object, prefix: str = "") -> dict[str, np.ndarray]:
     if isinstance(tree, np.ndarray):
         return {prefix: tree}
-    assert isinstance(tree, dict)
+    if not isinstance(tree, dict):
+        raise pickle.UnpicklingError(f"{prefix or 'its top'} is no array")
     return {
         key: value
         for name, branch in tree.items()

