@@ -46,6 +46,7 @@ def model() -> EmbeddedFillPipeline:
 def plain() -> FluxFillPipeline:
     none = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
     pipe = FluxFillPipeline.from_pretrained(saved_model(), dtype=torch.float32, **none)
+    pipe.vae.to(memory_format=torch.channels_last)  # convolutions round by it
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -5,7 +5,18 @@ import pytest
 import torch
 from PIL import Image
 
-from hilotoken.picture import COARSE, DETAIL, EDIT, GAP, PAPER, TEXT, outlined, sheet, token_map
+from hilotoken.picture import (
+    COARSE,
+    DETAIL,
+    EDIT,
+    GAP,
+    OUTLINE,
+    PAPER,
+    TEXT,
+    outlined,
+    sheet,
+    token_map,
+)
 from hilotoken.plan import TokenPlan
 
 GREY = 200
@@ -116,7 +127,7 @@ def test_an_outline_changes_the_border_only(box):
     photo = Image.new("RGB", (80, 64), (GREY,) * 3)
     pixels = np.asarray(outlined(photo, mask))
     changed = (pixels != GREY).any(-1)
-    assert (pixels[changed] == EDIT).all()
+    assert (pixels[changed] == OUTLINE).all()
     border = np.zeros_like(mask)
     border[top : bottom + 1, left : right + 1] = True
     border[top + 2 : bottom - 1, left + 2 : right - 1] = False

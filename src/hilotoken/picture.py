@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .plan import TokenPlan
 
 # Okabe and Ito's palette: told apart by most people with a colour deficiency too.
+OUTLINE = (0, 230, 255)
 EDIT, DETAIL, COARSE = (213, 94, 0), (0, 114, 178), (240, 228, 66)
 GAP, TEXT = 12, 18
 PAPER, INK = (255, 255, 255), (32, 32, 32)
@@ -110,7 +111,7 @@ def outlined(photo: Image.Image, mask: np.ndarray) -> Image.Image:
     thick[1:] |= border[:-1]
     thick[:, 1:] |= border[:, :-1]
     pixels = np.asarray(photo.convert("RGB")).copy()
-    pixels[thick] = EDIT
+    pixels[thick] = OUTLINE
     return Image.fromarray(pixels)
 
 

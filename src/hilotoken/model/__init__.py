@@ -137,6 +137,8 @@ def _load_embedded(folder: Path, device: torch.device) -> EmbeddedFillPipeline:
         transformer=FluxTransformer2DModel.from_pretrained(folder / "transformer", **weights),
         **none,
     )
+    # Channels last: the convolutions of the autoencoder take two thirds of the time on a CPU.
+    pipe.vae.to(memory_format=torch.channels_last)
     return pipe.to(device)
 
 
