@@ -197,6 +197,31 @@ def test_no_such_model(monkeypatch, name):
         load_model(name)
 
 
+@pytest.mark.parametrize(
+    ("error", "cached"),
+    [(None, False), (ValueError("no id"), False), (TimeoutError(), True)],
+    ids=str,
+)
+def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch, error, cached):
+    """Its cache may still hold the model."""
+    asked = []
+
+    def answer(name, timeout):
+        assert timeout <= 10
+        if error:
+            raise error
+
+    def load(name, **given):
+        asked.append(given["local_files_only"])
+        raise OSError("not there")
+
+    monkeypatch.setattr("hilotoken.model.model_info", answer)
+    monkeypatch.setattr(FluxFillPipeline, "from_pretrained", load)
+    with pytest.raises(FileNotFoundError, match=r"hub id, or 'embedded' \(not there\)"):
+        load_model("some/model")
+    assert asked == [cached]
+
+
 @pytest.mark.parametrize("device", ["nonsense", "cuda:77", "meta", "mps:5", "hpu"])
 def test_no_such_device(device):
     with pytest.raises(ValueError, match=f"no device '{device}' here: use 'cpu'"):

@@ -14,6 +14,8 @@ from diffusers import (
     FluxFillPipeline,
     FluxTransformer2DModel,
 )
+from huggingface_hub import model_info
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -118,7 +120,10 @@ def load_model(
     try:
         if _is_like_embedded(Path(name)):
             return _load_embedded(Path(name), target)
-        return FluxFillPipeline.from_pretrained(name, dtype=torch.bfloat16).to(target)
+        cached = not Path(name).is_dir() and not _hub_answers(name)
+        return FluxFillPipeline.from_pretrained(
+            name, dtype=torch.bfloat16, local_files_only=cached
+        ).to(target)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise FileNotFoundError(
             f"no Fill pipeline at {name!r}: give a folder in diffusers format, "
@@ -140,6 +145,17 @@ def _load_embedded(folder: Path, device: torch.device) -> EmbeddedFillPipeline:
     # Channels last: the convolutions of the autoencoder take two thirds of the time on a CPU.
     pipe.vae.to(memory_format=torch.channels_last)
     return pipe.to(device)
+
+
+def _hub_answers(name: str) -> bool:
+    """Diffusers waits for the hub without end; so ask first, and wait ten seconds."""
+    try:
+        model_info(name, timeout=10)
+    except (HfHubHTTPError, ValueError):  # an answer; or no id, as diffusers says better
+        return True
+    except Exception:  # whatever this version's transport raises
+        return False
+    return True
 
 
 def verify(folder: Path) -> None:
