@@ -23,19 +23,19 @@ PLAIN = HiLo(dilate=1, detail=0, coarse=0, bucket=1)
 
 @st.composite
 def options(draw: st.DrawFn) -> HiLo:
-    share = st.floats(0, 1)
+    share = st.sampled_from([0.0, 0.03, 0.1, 0.25, 0.5, 1.0])
     return HiLo(
-        dilate=draw(st.integers(0, 3)),
+        dilate=draw(st.sampled_from([0, 1, 2, 3])),
         detail=draw(share),
-        energy=draw(st.none() | share),
+        energy=draw(st.one_of(st.none(), st.none(), share)),
         score=draw(st.sampled_from([*SCORES, "random"])),
         coarse=draw(st.sampled_from([None, 0, 2, 3, 4, 7])),
         coarse_cells=draw(st.sampled_from(COARSE_CELLS)),
         positions=draw(st.sampled_from(POSITIONS)),
         context=draw(st.sampled_from(CONTEXTS)),
-        cell=draw(st.integers(1, 5)),
+        cell=draw(st.sampled_from([2, 3, 4, 1])),
         weights=draw(st.booleans()),
-        bucket=draw(st.sampled_from([1, 2, 7, 16, 64])),
+        bucket=draw(st.sampled_from([1, 7, 16, 64])),
         seed=draw(st.integers(0, 9)),
     )
 
@@ -43,16 +43,16 @@ def options(draw: st.DrawFn) -> HiLo:
 @st.composite
 def scenes(draw: st.DrawFn) -> tuple[Tensor, Tensor, tuple[int, int]]:
     """A photo with texture in places, a mask of a few boxes (or none, or all), and their grid."""
-    h, w = draw(st.integers(1, 13)), draw(st.integers(1, 13))
+    h, w = (draw(st.sampled_from([9, 13, 12, 6, 2, 1])) for _ in range(2))
     random = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     photo = torch.rand(1, 3, h * CELL, w * CELL, generator=random)
     busy = torch.rand(1, 1, h, w, generator=random) ** 3
     photo = 0.5 + (photo - 0.5) * busy.repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
     mask = torch.zeros(1, 1, h * CELL, w * CELL)
-    for _ in range(draw(st.integers(0, 2))):
+    for _ in range(draw(st.sampled_from([1, 2, 0]))):
         top, left = (draw(st.integers(0, n * CELL - 1)) for n in (h, w))
-        mask[..., top : top + draw(st.integers(1, 20)), left : left + draw(st.integers(1, 20))] = 1
-    if draw(st.integers(0, 9)) == 0:
+        mask[..., top : top + draw(st.integers(1, 12)), left : left + draw(st.integers(1, 12))] = 1
+    if draw(st.sampled_from([False] * 9 + [True])):
         mask[:] = 1
     return photo, mask, (h, w)
 
@@ -182,14 +182,15 @@ def test_energy_takes_the_fewest_tokens_that_hold_it(scene, energy):
 
 
 @quick
-@given(scenes(), st.integers(1, 5), st.integers(0, 99))
-def test_sampling_takes_one_token_of_every_open_cell(scene, cell, seed):
-    photo, mask, grid = scene
-    method = replace(PLAIN, context="sampled", cell=cell, seed=seed)
-    plan = method.plan(photo, mask, grid)
-    cell_N = cells_of(grid, cell)
-    picked = cell_N[runs(plan) & ~plan.edit_N].tolist()
-    assert sorted(picked) == sorted(set(cell_N[~plan.edit_N].tolist()))
+@given(scenes(), st.integers(1, 5), st.integers(0, 99), st.sampled_from([0.0, 0.2]))
+def test_sampling_takes_one_token_of_every_open_cell(scene, cell, seed, detail):
+    """Besides those of detail."""
+    sure = runs(replace(PLAIN, detail=detail).plan(*scene))
+    method = replace(PLAIN, detail=detail, context="sampled", cell=cell, seed=seed)
+    plan, cell_N = method.plan(*scene), cells_of(scene[2], cell)
+    assert runs(plan)[sure].all()
+    picked = cell_N[runs(plan) & ~sure].tolist()
+    assert sorted(picked) == sorted(set(cell_N[~sure].tolist()))
 
 
 def test_a_busy_photo_gets_more_tokens_than_a_plain_one():
