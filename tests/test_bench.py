@@ -1,0 +1,142 @@
+"""The benchmarks: rows that can be made again, and figures that mean what they say."""
+
+import csv
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import make_photo
+from toys import saved_model
+from typer.testing import CliRunner
+
+from hilotoken import Dense, HiLo, load_model
+from hilotoken.bench.fill import CLASSES, _distances, bench_fill, square
+from hilotoken.bench.rows import append_rows, grouped, interval
+from hilotoken.bench.speed import bench_speed, disc
+from hilotoken.cli import app
+from hilotoken.train.lpips import LPIPS
+
+SIDE = 128
+
+
+@pytest.fixture(scope="module")
+def model():
+    pipe = load_model(saved_model())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def perceptual():
+    torch.manual_seed(0)
+    model = LPIPS().requires_grad_(False)
+    for head in model.heads:
+        head.weight.abs_()
+    return model
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = [tmp_path / name for name in ("a.png", "b.png")]
+    for seed, path in enumerate(paths):
+        photo = np.asarray(make_photo(SIDE, SIDE + 16)).copy()
+        Image.fromarray(np.roll(photo, 7 * seed, 0)).save(path)
+    return paths
+
+
+def test_every_class_and_method_gives_a_row_and_dense_equals_itself(model, perceptual, files):
+    methods = {"dense": Dense(), "hilo": HiLo(bucket=8)}
+    rows = list(bench_fill(model, files, methods, perceptual, size=SIDE, steps=1))
+    names = {"dense", "hilo", "telea", "navier-stokes"}
+    assert {(row.photo, row.mask_class, row.method) for row in rows} == {
+        (file.name, mask_class, name) for file in files for mask_class in CLASSES for name in names
+    }
+    for row in rows:
+        assert row.mask_share == pytest.approx(CLASSES[row.mask_class], rel=0.05)
+        same = row.method == "dense" or row.tokens_run == row.tokens_full > 0
+        assert (row.lpips_dense == 0) == same
+        assert row.psnr < 60
+    alone = list(bench_fill(model, files[1:], methods, perceptual, size=SIDE, steps=1))
+    again = [row for row in rows if row.photo == "b.png"]
+    assert [(r.psnr, r.lpips) for r in alone] == [(r.psnr, r.lpips) for r in again]
+
+
+def test_distances_count_the_mask_alone(perceptual):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 256, (64, 64, 3), np.uint8)
+    mask = np.zeros((64, 64), bool)
+    mask[16:32, 16:32] = True
+    filled = truth.copy()
+    filled[mask] = truth[mask] // 2
+    psnr, lpips = _distances(perceptual, filled, truth, mask)
+    error = (filled[mask].astype(float) - truth[mask]) ** 2
+    assert psnr == pytest.approx(10 * math.log10(255**2 / error.mean()))
+    assert lpips > 0
+    assert _distances(perceptual, truth, truth, mask)[1] == 0
+
+
+@pytest.mark.parametrize("size", [(40, 30), (300, 200), (128, 128)])
+def test_square_is_the_middle(tmp_path, size):
+    Image.new("RGB", size, (10, 20, 30)).save(tmp_path / "p.png")
+    cut = square(tmp_path / "p.png", 64)
+    assert cut.shape == (64, 64, 3)
+    assert (cut == (10, 20, 30)).all()
+
+
+def test_speed_rows_interleave_and_compare_with_the_dense_edit_of_their_round(model):
+    rows = list(bench_speed(model, {"hilo": HiLo(bucket=8)}, size=SIDE, steps=1, repeats=2))
+    assert [row.method for row in rows] == ["dense", "hilo"] * 2 * len(CLASSES)
+    for dense, hilo in zip(rows[::2], rows[1::2], strict=True):
+        assert dense.dit_speedup == 1
+        assert hilo.dit_speedup == pytest.approx(dense.dit_seconds / hilo.dit_seconds)
+        assert hilo.tokens_run <= dense.tokens_run == dense.tokens_full == (SIDE // 16) ** 2
+
+
+@pytest.mark.parametrize("share", CLASSES.values())
+def test_the_disc_covers_its_share(share):
+    assert disc(512, share).mean() == pytest.approx(share, rel=0.01)
+
+
+def test_rows_are_appended_with_their_origin_and_never_to_rows_of_another_kind(tmp_path, model):
+    rows = list(bench_speed(model, {}, size=SIDE, steps=1, repeats=1))
+    path = tmp_path / "results" / "speed.csv"
+    append_rows(path, rows[:1])
+    append_rows(path, rows[1:])
+    with path.open(newline="") as stream:
+        read = list(csv.DictReader(stream))
+    assert len(read) == len(rows)
+    assert read[0]["mask_class"] == rows[0].mask_class
+    for name in ("command", "commit", "machine", "torch", "diffusers", "date"):
+        assert read[0][name]
+    path.write_text("other,rows\n1,2\n")
+    with pytest.raises(ValueError, match="another kind"):
+        append_rows(path, rows)
+    assert path.read_text() == "other,rows\n1,2\n"
+
+
+def test_the_interval_holds_the_mean_and_narrows_with_more_values():
+    rng = np.random.default_rng(1)
+    mean, low, high = interval(rng.normal(3, 1, 20).tolist())
+    assert low < mean < high
+    _, tight_low, tight_high = interval(rng.normal(3, 1, 2000).tolist())
+    assert tight_high - tight_low < high - low
+    assert tight_low < 3 < tight_high
+
+
+def test_groups_keep_the_order(model):
+    rows = list(bench_speed(model, {}, size=SIDE, steps=1, repeats=1))
+    assert [key for (key,) in grouped(rows, "mask_class")] == list(CLASSES)
+
+
+def test_the_command_prints_a_table_and_writes_rows(tmp_path):
+    arguments = ["bench", "speed", "--model", str(saved_model()), "--size", str(SIDE)]
+    arguments += ["--steps", "1", "--repeats", "1", "-o", str(tmp_path / "s.csv")]
+    result = CliRunner().invoke(app, [*arguments, "--method", "hilo detail=0.5 bucket=8"])
+    assert result.exit_code == 0, result.output
+    assert "small" in result.output
+    assert (tmp_path / "s.csv").read_text().count("\n") == 1 + 2 * len(CLASSES)
+    wrong = CliRunner().invoke(app, [*arguments, "--method", "hilo detail=5"])
+    assert wrong.exit_code == 2
+    assert "detail" in wrong.output
