@@ -210,7 +210,7 @@ def test_a_sample_is_matched_alike_alone_and_in_a_batch(case):
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_a_mean_of_hundreds_in_half_precision_loses_none(dtype):
-    x_BNC = torch.full((1, 1024, 2), 0.3, dtype=dtype)
+    x_BNC = torch.full((1, 1024, 2), 300, dtype=dtype)  # a sum beyond float16
     match = tome.match(x_BNC, 32, 32, removed=1023, stride=(32, 32))
     assert match.merge(x_BNC).dtype == dtype
     assert torch.equal(match.unmerge(match.merge(x_BNC)), x_BNC)
@@ -270,6 +270,13 @@ def test_a_seed_draws_one_destination_a_cell_for_the_whole_batch():
     rows, columns = torch.arange(4)[:, None] * 2 + offset // 2, torch.arange(5) * 2 + offset % 2
     home_D = (rows * 11 + columns).flatten().sort().values
     assert torch.equal(match.home_BM, home_D.expand(3, -1))
+
+
+def test_equally_similar_destinations_are_settled_by_the_lower_index():
+    x_BNC = torch.ones(1, 16, 3)
+    for seed in range(9):
+        match = tome.match(x_BNC, 4, 4, removed=12, generator=torch.Generator().manual_seed(seed))
+        assert match.count_BM.tolist() == [[13, 1, 1, 1]]
 
 
 # BiGain
@@ -423,6 +430,8 @@ def test_weighted_medoids_by_hand():
     assert centres_BKC.flatten().tolist() == [2, 12]
     unweighted = cluster(x_1N1, clusters=2, kind="medoids")
     assert unweighted[1].flatten().tolist() == [1, 11]
+    # Distances are not squared: 2 + 1 + 4 + 28 = 35 is least, where squares would choose 6.
+    assert cluster(line(0, 1, 2, 6, 30), clusters=1, kind="medoids")[1].item() == 2
 
 
 def test_weighted_means_by_hand():
@@ -451,11 +460,22 @@ def test_ties_go_to_the_lowest_index_and_an_empty_cluster_keeps_its_centre(kind)
     weights = torch.tensor([[2.0, 1, 2]])
     assignment_BN, _ = cluster(line(0, 1, 2), clusters=2, weights=weights, kind=kind, iterations=1)
     assert assignment_BN.tolist() == [[0, 0, 1]]
-    # Equal costs in a pair: the first is the medoid. No weight at all: the centre stays.
-    if kind == "medoids":
-        assert cluster(line(3, 5), clusters=1, kind=kind)[1].flatten().tolist() == [3]
+    # No weight at all: the centre stays.
     zeros = torch.tensor([[0.0, 0, 0]])
     assert cluster(line(7, 8, 9), clusters=1, weights=zeros, kind=kind)[1].item() == 7
+
+
+def test_the_first_of_a_pair_is_its_medoid():
+    x_BNC = tokens(0, 50, 7, 33)
+    x_BNC += torch.tensor([100, 200, 300, 400, 500, 0, 0]).view(7, 1)  # the last two are a pair
+    assert torch.equal(cluster(x_BNC, clusters=6, kind="medoids")[1], x_BNC[:, :6])
+
+
+@pytest.mark.parametrize("kind", ["means", "medoids"])
+def test_clusters_are_found_far_from_the_origin(kind):
+    side_N = torch.arange(40) % 2
+    x_BNC = 1000 + 0.1 * side_N[:, None] + 0.01 * tokens(0, 1, 40, 64)
+    assert torch.equal(cluster(x_BNC, clusters=2, kind=kind)[0][0], side_N)
 
 
 @st.composite
@@ -514,9 +534,10 @@ def test_more_rounds_never_fit_worse_and_all_clusters_are_the_identity(kind, see
         return torch.cdist(x_BNC, centres_BKC).amin(-1).pow(power).sum().item()
 
     assert loss(1) >= loss(3) - 1e-3 >= loss(9) - 2e-3
-    assignment_BN, centres_BKC = cluster(x_BNC, clusters=N, kind=kind)
-    assert assignment_BN.tolist() == [list(range(N))]
-    assert torch.equal(centres_BKC, x_BNC)
+    for weights in (None, tokens(seed + 1, 1, N).abs() + 0.1):
+        assignment_BN, centres_BKC = cluster(x_BNC, clusters=N, weights=weights, kind=kind)
+        assert assignment_BN.tolist() == [list(range(N))]
+        assert_same(centres_BKC, x_BNC)
 
 
 @pytest.mark.parametrize("kind", ["means", "medoids"])
@@ -525,10 +546,12 @@ def test_pooling_keeps_the_precision_and_lets_gradients_through(kind):
     x_BNC[0, 1] = x_BNC[0, 0]  # an empty cluster
     assert cluster(x_BNC.bfloat16(), clusters=4, kind=kind)[1].dtype == torch.bfloat16
     x_BNC.requires_grad_()
-    cluster(x_BNC, clusters=4, kind=kind)[1].sum().backward()
-    assert x_BNC.grad is not None
-    assert x_BNC.grad.isfinite().all()
-    assert x_BNC.grad.any()
+    for weights in (None, (x_BNC.detach()[..., 0] > 0).float()):  # some clusters of no weight
+        x_BNC.grad = None
+        cluster(x_BNC, clusters=8, weights=weights, kind=kind)[1].sum().backward()
+        assert x_BNC.grad is not None
+        assert x_BNC.grad.isfinite().all()
+        assert x_BNC.grad.any()
 
 
 # Refusals

@@ -86,7 +86,9 @@ def _medoids(
     assignment_BN, index_BK, N = start_BK, start_BK, x_BNC.shape[1]
     place_BN = torch.arange(N, device=x_BNC.device).expand_as(weight_BN)
     distance_BNN = _squared_distance(x_BNC, x_BNC).sqrt()
-    distance_BNN.diagonal(dim1=1, dim2=2).zero_()  # where rounding leaves the most
+    # Both tokens of a pair cost the same: rounding must not choose between them.
+    distance_BNN = torch.maximum(distance_BNN, distance_BNN.mT)
+    distance_BNN.diagonal(dim1=1, dim2=2).zero_()
     for _ in range(iterations):
         to_centre_BKN = distance_BNN.gather(1, index_BK[..., None].expand(-1, -1, N))
         assignment_BN = to_centre_BKN.argmin(1)
