@@ -90,6 +90,8 @@ def test_attributes_are_the_pipelines(pipe):
     scheduler = make_pipe(shifting=False).scheduler
     fast.scheduler = scheduler
     assert pipe.scheduler is scheduler
+    assert fast.to(torch.bfloat16) is fast
+    assert pipe.transformer.dtype == torch.bfloat16
     fast.method = Dense()
     assert not hasattr(pipe, "method")
     with pytest.raises(AttributeError):

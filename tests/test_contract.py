@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
 from PIL import Image
 from tiny import (
     GRID,
@@ -98,6 +99,14 @@ def source_latents(pipe, given: dict) -> Tensor:
     return pipe._pack_latents(x0, *x0.shape)
 
 
+SCHEDULERS = {
+    "stochastic": FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
+    "karras": FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
+    "terminal": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02),
+    "consistency": FlowMatchLCMScheduler(),
+}
+
+
 def worst(left: Tensor, right: Tensor) -> float:
     return (left.float() - right.float()).abs().max().item()
 
@@ -173,6 +182,22 @@ def test_a_dropped_token_ends_on_the_source(call, vae, dtype):
     else:  # the scheduler rounds dt, dt * v and the sum, and v was rounded: half a unit each
         size = 3 * (before - x0).abs() + x0.abs()
         assert ((ends - x0).abs() <= 1.02 * torch.finfo(dtype).eps / 2 * size).all()
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_any_scheduler_of_flow_matching_keeps_the_contract(pipe, name):
+    pipe.scheduler = SCHEDULERS[name]
+
+    def seeded(run):
+        torch.manual_seed(0)  # some schedulers draw noise from the global generator
+        return latents(run)
+
+    assert torch.equal(seeded(compress(pipe, KEEP_ALL)), seeded(pipe))
+    fast = compress(pipe, FEW)
+    ends, x0 = seeded(fast), source_latents(pipe, arguments())
+    dropped_N = torch.ones(TOKENS, dtype=torch.bool)
+    dropped_N[fast.last_run.plan.keep_K] = False
+    assert worst(ends[:, dropped_N], x0[:, dropped_N]) <= 1e-6
 
 
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt"])

@@ -133,12 +133,13 @@ def narrow_pipe():
 @pytest.mark.parametrize("positions", ["interpolated", "aligned"])
 def test_what_is_under_the_mask_is_never_told(cells, positions):
     """At strength 1 the masked photo is all that enters, as in the pipeline itself."""
-    pipe, mask = narrow_pipe(), make_mask(box=(80, 96, 144, 160))
+    pipe, mask = narrow_pipe(), make_mask(box=(66, 66, 78, 78))  # one token; its cell stays open
     fast = compress(pipe, HiLo(coarse_cells=cells, positions=positions, bucket=1))
     first = latents(fast, mask_image=mask)
     other = latents(fast, mask_image=mask, image=repainted(inside(mask)))
     plan = fast.last_run.plan
     assert plan.counts["coarse"] > 4
+    assert (5 in plan.cells_M) == (cells != "clear")
     keep_K = plan.keep_K
     assert torch.equal(first[:, keep_K], other[:, keep_K])
 

@@ -101,6 +101,11 @@ class Compressed:
         else:
             setattr(self.pipe, name, value)
 
+    def to(self, *args: Any, **kwargs: Any) -> "Compressed":
+        """Move the pipeline; what comes back is still compressed."""
+        self.pipe.to(*args, **kwargs)
+        return self
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The pipeline's own arguments and output."""
         given = _bind(self.pipe, args, kwargs)
