@@ -1,4 +1,4 @@
-"""ToMe for diffusion: merge the tokens most like their neighbours' (arXiv 2303.17604).
+"""ToMe for diffusion: merge the tokens that are most like another (arXiv 2303.17604).
 
 B batch, N grid tokens (row-major), C channels, D cells of K tokens.
 """
@@ -18,7 +18,7 @@ def match(
     stride: tuple[int, int] = (2, 2),
     generator: torch.Generator | None = None,
 ) -> Match:
-    """Match each cell's other tokens to one destination a cell.
+    """Merge into one destination a cell the tokens most like any destination of the grid.
 
     Cells of `stride` (rows, columns) are anchored at the top left; tokens that no whole cell covers
     are sources. Where the released code differs: there a zero token's similarity is NaN, equal
