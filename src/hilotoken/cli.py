@@ -62,7 +62,7 @@ MethodOptions = Annotated[
         help="An option of the method, such as detail=0.2; repeatable.",
     ),
 ]
-Size = Annotated[int, typer.Option(help="Longer side of the working picture, in pixels.", min=128)]
+SIZE_HELP = "Longer side of the working picture, in pixels"
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
@@ -82,7 +82,9 @@ def edit(
     steps: Annotated[int, typer.Option(help="Denoising steps.", min=1)] = 8,
     seed: Annotated[int, typer.Option(help="Same seed, same result.", min=0, max=2**32 - 1)] = 0,
     device: Annotated[str, typer.Option(help="`cpu`, `cuda`, `cuda:1`, `mps` ...")] = "cpu",
-    size: Size = 512,
+    size: Annotated[
+        int | None, typer.Option(help=f"{SIZE_HELP}; unless given, the model's own.", min=128)
+    ] = None,
     feather: Annotated[
         int, typer.Option(help="Pixels over which the edit blends in, inside the mask.", min=0)
     ] = 0,
@@ -134,7 +136,7 @@ def plan(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes.")],
     method: MethodName = "hilo",
     options: MethodOptions = None,
-    size: Size = 512,
+    size: Annotated[int, typer.Option(help=f"{SIZE_HELP}.", min=128)] = 512,
     as_json: AsJson = False,
 ) -> None:
     """Draw which tokens an edit would run: edit, detail and coarse ones. No model is needed."""

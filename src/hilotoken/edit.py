@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline
+from diffusers import FluxFillPipeline
 from PIL import Image
 
 from .composite import feather_weight
@@ -110,12 +110,12 @@ class Edit:
 
 
 def edit_photo(
-    pipe: DiffusionPipeline,
+    pipe: FluxFillPipeline,
     photo: Photo,
     mask: np.ndarray,
     method: Method | None = None,
     *,
-    size: int = 512,
+    size: int | None = None,
     prompt: str = "",
     steps: int = 8,
     seed: int = 0,
@@ -124,10 +124,10 @@ def edit_photo(
     """Edit the masked part of a photo; every other sample of it stays as it was, bit for bit.
 
     Args:
-        pipe: a pipeline that `compress` takes
+        pipe: a Fill pipeline that `compress` takes
         mask: bool [H, W], True where the photo is to change
         method: `HiLo()` unless given
-        size: pixels of the working picture's longer side
+        size: pixels of the working picture's longer side; unless given, the pipeline's own
         feather: pixels of the photo over which the edit is blended in, inside the mask
 
     Raises:
@@ -143,6 +143,8 @@ def edit_photo(
         raise ValueError(f"steps must be 1 or more, got {steps}")
     if feather < 0:  # said now, not after the run
         raise ValueError(f"feather must be 0 pixels or more, got {feather}")
+    if size is None:
+        size = pipe.default_sample_size * pipe.vae_scale_factor
     region = choose_region(mask, size)
     before, small = region.take_photo(photo), region.take_mask(mask)
     fast = compress(pipe, method)

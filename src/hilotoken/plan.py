@@ -1,7 +1,8 @@
 """The token plan: which tokens run, where they sit, and how to get there and back.
 
 B batch, N grid tokens (row-major), K native and M coarse tokens that run, S = K + M, C channels.
-`gather`, `scatter` and the cell arithmetic here are the only index arithmetic of the package.
+`gather`, `scatter` and the cell arithmetic here are all the index arithmetic of a shorter sequence;
+merging inside blocks has its own, in `methods/matching.py`.
 """
 
 from dataclasses import dataclass, replace
