@@ -376,3 +376,15 @@ def test_a_plan_moves_and_reports():
     assert moved.keep_K.device.type == moved.count_S.device.type == "meta"
     assert (moved.grid, moved.tokens_run) == (plan.grid, plan.tokens_run)
     assert plan.keep_ratio == plan.tokens_run / 64
+
+
+def test_in_a_sampled_cell_the_sampled_token_alone_stands_for_the_dropped():
+    score_N = torch.zeros(16)
+    score_N[[0, 2]] = 1  # two certain tokens, in the two upper cells of a 4x4 grid
+    untouched = torch.zeros(4, 4, dtype=torch.bool)
+    plan = HiLo(context="sampled", detail=2 / 16, bucket=1, dilate=0).select(
+        score_N, untouched, (4, 4)
+    )
+    counts = dict(zip(plan.keep_K.tolist(), plan.count_S.tolist(), strict=True))
+    assert counts.pop(0) == counts.pop(2) == 1
+    assert sorted(counts.values()) == [3, 3, 4, 4]

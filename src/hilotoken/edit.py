@@ -144,7 +144,7 @@ def edit_photo(
     if feather < 0:  # said now, not after the run
         raise ValueError(f"feather must be 0 pixels or more, got {feather}")
     if size is None:
-        size = pipe.default_sample_size * pipe.vae_scale_factor
+        size = int(pipe.default_sample_size * pipe.vae_scale_factor)
     region = choose_region(mask, size)
     before, small = region.take_photo(photo), region.take_mask(mask)
     fast = compress(pipe, method)

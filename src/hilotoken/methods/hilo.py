@@ -102,8 +102,8 @@ class HiLo:
         rank_N = score_N.masked_fill(edit_N, -1).argsort(descending=True, stable=True)
         runs_N = edit_N.clone()
         runs_N[rank_N[: self._detail_count(score_N, edit_N)]] = True
-        if self.context == "sampled":
-            runs_N |= self._sample(~runs_N, grid)
+        sampled_N = self._sample(~runs_N, grid)
+        runs_N |= sampled_N
         while True:
             cells_M = self._coarse_cells(runs_N, touched_N, grid)
             length = int(runs_N.sum()) + len(cells_M)
@@ -119,7 +119,7 @@ class HiLo:
             edit_N=edit_N,
             stride=self.coarse or 0,
             cells_M=cells_M,
-            count_S=self._counts(runs_N, edit_N, cells_M, grid),
+            count_S=self._counts(runs_N, sampled_N, cells_M, grid),
             positions=self.positions,
             weighted=self.weights,
         )
@@ -137,6 +137,8 @@ class HiLo:
 
     def _sample(self, open_N: Tensor, grid: tuple[int, int]) -> Tensor:
         """One token at random of those in each cell that have no certain place: bool [N]."""
+        if self.context != "sampled":
+            return torch.zeros_like(open_N)
         # A permutation draws no number twice, so one token wins in every cell.
         draw_N = torch.randperm(len(open_N), generator=self._generator()).masked_fill(~open_N, -1)
         cell_N = cells_of(grid, self.cell)
@@ -155,25 +157,20 @@ class HiLo:
         return wanted.nonzero().flatten()
 
     def _counts(
-        self, runs_N: Tensor, edit_N: Tensor, cells_M: Tensor, grid: tuple[int, int]
+        self, runs_N: Tensor, sampled_N: Tensor, cells_M: Tensor, grid: tuple[int, int]
     ) -> Tensor:
-        """How many tokens each stands for: itself, and its share of those dropped in its cell.
+        """How many tokens each stands for: itself, and those that were dropped in its cell.
 
-        Coarse tokens stand for the dropped tokens of their cell. Without them, the tokens kept
-        outside the mask in a sampled cell share what was dropped there.
+        Coarse tokens stand for the dropped tokens of their cell; without them, the sampled token
+        does. What is kept for certain stands for itself (Horvitz and Thompson 1952).
         """
-        count_N, dropped_N = torch.ones(len(runs_N)), (~runs_N).float()
+        side = self.coarse if len(cells_M) else self.cell
+        cell_N = cells_of(grid, side or 1)
+        zeros = torch.zeros(int(cell_N[-1]) + 1)
+        dropped = zeros.index_add(0, cell_N, (~runs_N).float())
         if len(cells_M):
-            cell_N = cells_of(grid, self.coarse or 1)
-            dropped = torch.zeros(int(cell_N[-1]) + 1).index_add(0, cell_N, dropped_N)
-            return torch.cat([count_N[runs_N], dropped[cells_M].clamp_min(1)])
-        if self.context == "sampled":
-            cell_N, context_N = cells_of(grid, self.cell), runs_N & ~edit_N
-            zeros = torch.zeros(int(cell_N[-1]) + 1)
-            dropped = zeros.index_add(0, cell_N, dropped_N)
-            sharers = zeros.index_add(0, cell_N, context_N.float()).clamp_min(1)
-            count_N = count_N + context_N * (dropped / sharers)[cell_N]
-        return count_N[runs_N]
+            return torch.cat([torch.ones(int(runs_N.sum())), dropped[cells_M].clamp_min(1)])
+        return (1 + sampled_N * dropped[cell_N])[runs_N]
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
