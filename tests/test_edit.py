@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from toys import saved_model
 
@@ -83,10 +83,15 @@ def test_a_region_has_context_and_is_no_smaller_than_it_need_be(mask, size):
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     longer = max(np.ptp(rows), np.ptp(columns)) + 1
     wanted = max(size, 2 * longer)
-    for (start, end), limit in zip(
-        [(region.top, region.bottom), (region.left, region.right)], mask.shape, strict=True
+    for start, end, painted_at, limit in (
+        (region.top, region.bottom, rows, mask.shape[0]),
+        (region.left, region.right, columns, mask.shape[1]),
     ):
         assert end - start == min(limit, wanted)
+        off_centre = (start + end - 1) - (painted_at[0] + painted_at[-1])
+        assert (
+            abs(off_centre) <= 1 or (start == 0 < off_centre) or (end == limit and off_centre < 0)
+        )
 
 
 @pytest.mark.parametrize("corner", [(0, 1, 0, 1), (0, 1, 999, 1000), (799, 800, 0, 1)], ids=str)
@@ -96,17 +101,23 @@ def test_a_corner_is_edited_in_a_whole_region(corner):
     assert (region.top, region.left) == ((0, 544)[corner[0] > 0], (0, 744)[corner[2] > 0])
 
 
+# A strip is enlarged in height, and made smaller in width.
+STRIP = painted(6, 3000, (0, 1, 0, 1), (2, 3, 1501, 1502), (4, 5, 2222, 2223), (5, 6, 2999, 3000))
+
+
 @given(masks(most=700), SIZES)
+@example(STRIP, 128)
+@example(STRIP.T, 200)
 @settings(max_examples=100, deadline=None)
 def test_no_masked_pixel_is_lost_on_the_way_down(mask, size):
     region = choose_region(mask, size)
     small = region.take_mask(mask)
     assert small.shape == (region.height, region.width)
     assert small.dtype == bool
-    for row, column in np.argwhere(mask[region.rows, region.columns])[::97]:
-        y = (row + 0.5) * region.height / (region.bottom - region.top)
-        x = (column + 0.5) * region.width / (region.right - region.left)
-        assert small[int(y), int(x)]
+    part = mask[region.rows, region.columns]
+    scale = np.divide(small.shape, part.shape)
+    rows, columns = ((np.argwhere(part) + 0.5) * scale).astype(int).T
+    assert small[rows, columns].all()
 
 
 def test_a_mask_grows_by_less_than_a_working_pixel():

@@ -196,6 +196,23 @@ def test_views_cut_short_are_all_made_anew(tmp_path, left):
     assert Views.open(tmp_path, ViewOptions(2, 1, 1), 8).done[0] == 0
 
 
+def test_views_tell_nothing_of_what_is_under_the_mask(tmp_path):
+    made, seen = Views.open(tmp_path, ViewOptions(1, 2, 1), 8), []
+
+    def encode(photo: torch.Tensor) -> np.ndarray:
+        seen.append(photo)
+        return np.zeros((len(photo), 8, *(side // 8 for side in photo.shape[-2:])), np.float16)
+
+    picture = np.full((SIZE, SIZE, 3), 255, np.uint8)  # 1 for the model, where blank is 0
+    views._make_group(made, 0, [picture], [], encode, CPU)
+    mask = torch.from_numpy(np.unpackbits(made.masks[0, 0], axis=1)).bool()
+    cells = mask.unflatten(0, (-1, 4)).unflatten(2, (-1, 4)).any(3).any(1)
+    photo, masked, small = (picture[0, 0] for picture in seen)
+    assert (photo == 1).all()
+    assert torch.equal(masked, (~mask).float())
+    assert torch.equal(small, (~cells).float())
+
+
 def test_a_mosaic_sets_groups_side_by_side(whole_run):
     made = Views.open(whole_run / "views", OPTIONS.views, 8)
     one, four = (read_batch(made, np.random.default_rng(3), tiles, 2.0) for tiles in (1, 2))
@@ -348,6 +365,30 @@ def test_the_loss_counts_masked_tokens_and_a_little_the_rest(batch):
         weight = torch.where(touched, 1.0, 0.05)[runs]
         expected = (error[runs] * weight).sum() / touched.sum()
         torch.testing.assert_close(loss, expected)
+
+
+def test_the_velocity_of_the_sampler_has_no_loss(batch):
+    """v = (x_t - x0) / sigma, by which a sampler comes to x0, is what the transformer learns."""
+
+    def know_all(hidden_states, timestep, **_):
+        x0_BNC = transformer.pack(batch.latents)
+        return ((hidden_states[..., :32] - x0_BNC) / timestep[:, None, None],)
+
+    loss = transformer._loss(know_all, batch, None, 0.05, torch.Generator().manual_seed(0), CPU)
+    assert loss < 1e-6
+
+
+def test_no_two_steps_draw_alike(whole_run, monkeypatch):
+    made, drawn = Views.open(whole_run / "views", OPTIONS.views, 8), []
+
+    def note(model, batch, plan, outside, generator, device):
+        drawn.append(torch.randn(4, generator=generator).tolist())
+        return torch.zeros((), requires_grad=True)
+
+    monkeypatch.setattr(transformer, "_loss", note)
+    for done in (0, 8, 16):
+        transformer._step(None, made, 1.0, OPTIONS.transformer, done, CPU)
+    assert len({tuple(numbers) for numbers in drawn}) == len(drawn) == 12
 
 
 def test_plans_are_of_many_budgets(batch):
