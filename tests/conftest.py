@@ -13,7 +13,7 @@ def pipe():
     return make_pipe()
 
 
-@pytest.fixture(params=["kl", "tiny"])
+@pytest.fixture(params=["kl", "tiny", "inpaint"])
 def any_pipe(request):
-    """The same, once with each kind of VAE."""
+    """The same, once with each kind of VAE, and a FluxInpaintPipeline."""
     return make_pipe(request.param)

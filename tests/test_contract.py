@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, FluxFillPipeline
 from PIL import Image
 from tiny import (
     GRID,
@@ -28,7 +28,10 @@ from hilotoken.plan import POSITIONS
 KEEP_ALL = HiLo(detail=1.0, coarse=0)
 FEW = HiLo(dilate=1, detail=0.05, coarse=0, bucket=8)
 DTYPES = [torch.float32, torch.bfloat16]
-KINDS = [("kl", torch.float32), ("tiny", torch.float32), ("kl", torch.bfloat16)]
+KINDS = [
+    ("kl", torch.float32), ("tiny", torch.float32), ("inpaint", torch.float32),
+    ("kl", torch.bfloat16), ("inpaint", torch.bfloat16),
+]  # fmt: skip
 
 # Every way of calling that the pipeline offers and that the wrapper could get wrong.
 CALLS = {
@@ -84,7 +87,8 @@ def call(request):
     def make(dtype: torch.dtype = torch.float32, **changes):
         torch.manual_seed(3)
         made = CALLS[request.param]() | changes
-        return made | {k: v.to(dtype) for k, v in made.items() if k.endswith("prompt_embeds")}
+        cast = ("prompt_embeds", "pooled_prompt_embeds", "latents")
+        return made | {k: v.to(dtype) for k, v in made.items() if k in cast}
 
     return make
 
@@ -93,8 +97,9 @@ def source_latents(pipe, given: dict) -> Tensor:
     """The pipeline's own source latents, packed: the first thing its generator is used for."""
     height, width = given["height"], given["width"]
     photo = pipe.image_processor.preprocess(given["image"], height=height, width=width)
-    # With the user's own latents the pipeline encodes nothing; the wrapper does, by its own seed.
-    generator = torch.Generator().manual_seed(0) if "latents" in given else given["generator"]
+    # With the user's own latents Fill encodes nothing; the wrapper does, by its own seed.
+    unencoded = "latents" in given and isinstance(pipe, FluxFillPipeline)
+    generator = torch.Generator().manual_seed(0) if unencoded else given["generator"]
     x0 = pipe._encode_vae_image(image=photo.to(pipe.dtype), generator=generator)
     return pipe._pack_latents(x0, *x0.shape)
 
@@ -122,11 +127,11 @@ def test_the_tiny_pipeline_listens(any_pipe):
         {"pooled_prompt_embeds": -prompt()["pooled_prompt_embeds"]},
         {"guidance_scale": 1.0},
     ):
-        assert (latents(any_pipe, **change) - plain).abs().mean() > 1e-3
+        assert worst(latents(any_pipe, **change), plain) > 1e-2
     with_nothing = any_pipe.transformer.pos_embed.register_forward_pre_hook(
         lambda _, a: (0 * a[0],)
     )
-    assert (latents(any_pipe) - plain).abs().mean() > 1e-3  # places count
+    assert worst(latents(any_pipe), plain) > 1e-2  # places count
     with_nothing.remove()
 
 
@@ -147,6 +152,7 @@ def test_a_permutation_of_all_tokens_equals_it(seed, shifting):
     assert worst(latents(compress(pipe, fixed(order))), latents(pipe)) <= 2e-6
 
 
+@pytest.mark.parametrize("any_pipe", ["kl", "tiny"], indirect=True)  # Inpaint blends it away
 @pytest.mark.parametrize("kept", [1, 40, 200])
 def test_dropping_tokens_equals_a_key_mask_on_them(any_pipe, kept):
     """In one call of the transformer, which one step is."""

@@ -7,6 +7,7 @@ from diffusers import AutoencoderTiny
 from PIL import Image
 from tiny import (
     TOKENS,
+    arguments,
     fixed,
     inside,
     latents,
@@ -144,6 +145,7 @@ def test_what_is_under_the_mask_is_never_told(cells, positions):
     assert torch.equal(first[:, keep_K], other[:, keep_K])
 
 
+@pytest.mark.parametrize("any_pipe", ["kl", "tiny"], indirect=True)  # Inpaint is told, at sigma < 1
 @pytest.mark.parametrize("method", [HiLo(coarse=0), HiLo(coarse_cells="clear")])
 def test_nor_by_a_vae_that_looks_everywhere(any_pipe, method):
     """The mid block of a KL autoencoder attends to the whole picture."""
@@ -191,3 +193,15 @@ def test_a_transformer_called_with_another_length_is_refused(pipe):
     pipe.transformer.register_forward_pre_hook(lengthen, with_kwargs=True)
     with pytest.raises(ValueError, match=r"given 512 tokens, but the photo's grid of \(16, 16\)"):
         latents(compress(pipe))
+
+
+def test_a_cropped_inpaint_plans_on_the_crop_and_leaves_the_rest_to_the_bit():
+    pipe, photo, mask = make_pipe("inpaint"), make_photo(400, 320), make_mask(400, 320)
+    fast = compress(pipe, HiLo(dilate=0, detail=0.05, bucket=8))
+    given = arguments(image=photo, mask_image=mask, padding_mask_crop=16, output_type="pil")
+    image = np.asarray(fast(**given).images[0])
+    outside = ~inside(mask)
+    assert np.array_equal(image[outside], np.asarray(photo)[outside])
+    assert (image[~outside] != np.asarray(photo)[~outside]).mean() > 0.5
+    assert fast.last_run.plan.edit_N.float().mean() > 0.2  # of the crop; 3.8 % of the photo
+    assert fast.last_run.tokens_run < fast.last_run.tokens_full

@@ -14,6 +14,7 @@ from diffusers import (
     AutoencoderTiny,
     FlowMatchEulerDiscreteScheduler,
     FluxFillPipeline,
+    FluxInpaintPipeline,
     FluxTransformer2DModel,
 )
 from diffusers.utils import logging
@@ -68,11 +69,18 @@ def make_pipe(
     shifting: bool = True,
     cls: Callable[..., FluxFillPipeline] = FluxFillPipeline,
 ) -> FluxFillPipeline:
-    """The same weights every time. `vae` is "kl" (samples its posterior) or "tiny" (does not)."""
+    """The same weights every time.
+
+    `vae` is "kl" (samples its posterior) or "tiny" (does not); "inpaint" is a `FluxInpaintPipeline`
+    on the former, with nothing but x_t in its channels.
+    """
+    condition = 4 * 4 + 8 * 8 * 4  # masked latents, mask
+    if vae == "inpaint":
+        vae, cls, condition = "kl", FluxInpaintPipeline, 0
     with torch.random.fork_rng():
         torch.manual_seed(0)
         transformer = FluxTransformer2DModel(
-            in_channels=4 * 4 + 4 * 4 + 8 * 8 * 4,  # x_t, masked latents, mask
+            in_channels=4 * 4 + condition,
             out_channels=4 * 4,
             num_layers=1,
             num_single_layers=1,

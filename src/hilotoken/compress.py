@@ -50,6 +50,10 @@ class Run:
         return self.plan.keep_ratio
 
     @property
+    def counts(self) -> dict[str, int]:
+        return self.plan.counts
+
+    @property
     def rest_seconds(self) -> float:
         """Neither DiT nor VAE: text encoders, scheduler, planning, compositing."""
         return self.total_seconds - self.dit_seconds - self.vae_seconds
@@ -117,7 +121,8 @@ class Compressed:
             output = self.pipe(*args, **kwargs)
         if state.source is None or state.plan is None:
             raise ValueError("no image and mask_image were given: nothing was compressed")
-        if given.get("output_type", "pil") != "latent":
+        overlaid = given.get("padding_mask_crop") is not None  # by the pipeline itself
+        if given.get("output_type", "pil") != "latent" and not overlaid:
             output = self._composite(output, given.get("image"), state.source)
         seconds = state.watch.seconds
         self.last_run = Run(

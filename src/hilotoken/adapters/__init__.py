@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..capture import Source
 from ..plan import TokenPlan
-from .flux import FluxFill
+from .flux import Flux
 
 
 class Adapter(Protocol):
@@ -30,7 +30,8 @@ class Adapter(Protocol):
 
 # By the name of the pipeline's class and its transformer's: what was not tried is refused.
 ADAPTERS: dict[tuple[str, str], type[Adapter]] = {
-    ("FluxFillPipeline", "FluxTransformer2DModel"): FluxFill,
+    ("FluxFillPipeline", "FluxTransformer2DModel"): Flux,
+    ("FluxInpaintPipeline", "FluxTransformer2DModel"): Flux,
 }
 
 

@@ -1,7 +1,10 @@
-"""FLUX.1 Fill: x_t, masked latents and mask side by side in the channels, rotary `img_ids`.
+"""FLUX.1 on a grid of its own: Fill and Inpaint. Packed tokens, rotary `img_ids`.
+
+Fill has x_t, masked latents and mask side by side in the channels; Inpaint has x_t alone, and the
+pipeline blends the source in after each step.
 
 B batch, N grid tokens, K native tokens that run, M coarse tokens, S = K + M, C latent channels a
-token (x_t), D channels a token in all (x_t, masked latents, mask), H W pixels.
+token (x_t), D channels a token in all, H W pixels.
 """
 
 from dataclasses import dataclass
@@ -13,13 +16,14 @@ from diffusers import FluxFillPipeline
 from torch import Tensor, nn
 
 from ..capture import Source
+from ..grid import touch
 from ..plan import TokenPlan, gather, scatter, token_positions
 
 
-class FluxFill:
-    """`FluxFillPipeline` with a `FluxTransformer2DModel`."""
+class Flux:
+    """A pipeline whose `FluxTransformer2DModel` sees the tokens of one grid."""
 
-    def __init__(self, pipe: FluxFillPipeline, plan: TokenPlan, source: Source) -> None:
+    def __init__(self, pipe: Any, plan: TokenPlan, source: Source) -> None:
         self.plan, self.source = plan.to(source.latents_BNC.device), source
         self.coarse = Coarse.encode(pipe, self.plan, source) if len(plan.cells_M) else None
         self.aligned_rotary: tuple[Tensor, Tensor] | None = None
@@ -105,7 +109,7 @@ class Coarse:
     touched_BM1: Tensor
 
     @classmethod
-    def encode(cls, pipe: FluxFillPipeline, plan: TokenPlan, source: Source) -> "Coarse":
+    def encode(cls, pipe: Any, plan: TokenPlan, source: Source) -> "Coarse":
         """Encode the downsampled photo without what the mask covers."""
         like = source.latents_BNC
         photo_B3HW = shrink(source.photo_B3HW, source.grid, plan.stride, F.avg_pool2d)
@@ -117,11 +121,16 @@ class Coarse:
             pipe, mask_B1HW, blanked_B3HW, B, like.shape[-1] // 4, 1,
             height, width, like.dtype, like.device, private,
         )  # fmt: skip
+        conditioned = pipe.transformer.config.in_channels > like.shape[-1]
+        condition = torch.cat([masked, mask], -1) if conditioned else masked[..., :0]
+        h, w = plan.grid
+        touched_BM1 = touch(mask_B1HW, (-(-h // plan.stride), -(-w // plan.stride))).flatten(1)[
+            :, plan.cells_M, None
+        ]
         x0_BMC = masked.index_select(1, plan.cells_M)
         noise_BMC = torch.randn(x0_BMC.shape, generator=private).to(like.device, like.dtype)
-        condition_BMD = torch.cat([masked, mask], -1).index_select(1, plan.cells_M)
-        touched_BM1 = (mask > 0).any(-1, keepdim=True).index_select(1, plan.cells_M)
-        return cls(plan, x0_BMC, noise_BMC, condition_BMD, touched_BM1)
+        condition_BMD = condition.index_select(1, plan.cells_M)
+        return cls(plan, x0_BMC, noise_BMC, condition_BMD, touched_BM1.to(like.device))
 
     def tokens(self, x_BNC: Tensor, sigma: float | Tensor) -> Tensor:
         """The coarse tokens at noise level sigma (or [B, 1, 1] of them), [B, M, D]."""
