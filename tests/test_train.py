@@ -387,7 +387,7 @@ def test_no_two_steps_draw_alike(whole_run, monkeypatch):
 
     monkeypatch.setattr(transformer, "_loss", note)
     for done in (0, 8, 16):
-        transformer._step(None, made, 1.0, OPTIONS.transformer, done, CPU)
+        transformer._gradients(None, made, 1.0, OPTIONS.transformer, done, CPU)
     assert len({tuple(numbers) for numbers in drawn}) == len(drawn) == 12
 
 

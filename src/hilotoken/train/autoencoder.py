@@ -5,7 +5,6 @@ decoded, and the photo with them: a latent space that shrinks as pictures do is 
 diffuse in (arXiv 2502.14831, scale equivariance), and gives the coarse tokens their meaning.
 """
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +14,8 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checkpoint import Average, load_if_any, save_atomically
 from .data import random_crop
-from .log import Log
+from .loop import train_loop
 
 LATENT_CHANNELS = 8
 WIDTH = 48  # AutoencoderTiny wants one width throughout
@@ -59,43 +57,30 @@ def train_autoencoder(
     """
     torch.manual_seed(0)
     model = new_autoencoder().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = Average(model, 0.999)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.rate, weight_decay=1e-3)
-    log, done, path = Log(run, "autoencoder"), 0, run / "autoencoder.pt"
-    if state := load_if_any(path):
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        average.load_state_dict(state["average"])
-        done = state["done"]
-    saved = time.monotonic()
 
-    def checkpoint() -> None:
-        parts = {"model": model, "optimizer": optimizer, "average": average}
-        save_atomically({k: v.state_dict() for k, v in parts.items()} | {"done": done}, path)
+    def gradients(done: int) -> tuple[int, dict[str, float]]:
+        rng = np.random.default_rng((1, done))
+        crops = [
+            random_crop(photos[rng.integers(len(photos))], options.crop, rng)
+            for _ in range(options.batch)
+        ]
+        batch = to_model(np.stack(crops)).to(device, memory_format=torch.channels_last)
+        loss, parts = _loss(model, batch, perceptual, options.perceptual, rng.random() < 0.5)
+        loss.backward()
+        return options.batch, parts
 
-    with log.progress(options.samples, done) as advance:
-        while done < options.samples:
-            rng = np.random.default_rng((1, done))  # a resumed run draws what it would have drawn
-            crops = [
-                random_crop(photos[rng.integers(len(photos))], options.crop, rng)
-                for _ in range(options.batch)
-            ]
-            batch = to_model(np.stack(crops)).to(device, memory_format=torch.channels_last)
-            _set_rate(optimizer, options.rate * _schedule(done / options.samples))
-            loss, parts = _loss(model, batch, perceptual, options.perceptual, rng.random() < 0.5)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            average.update(model)
-            done += options.batch
-            advance(options.batch, **parts)
-            if time.monotonic() - saved > options.checkpoint_seconds:
-                checkpoint()
-                saved = time.monotonic()
-    checkpoint()
-    model.load_state_dict(average.weights)
-    return model.requires_grad_(False).eval()
+    return train_loop(
+        model,
+        [torch.optim.AdamW(model.parameters(), weight_decay=1e-3)],
+        gradients,
+        run,
+        "autoencoder",
+        samples=options.samples,
+        rate=options.rate,
+        cooldown=0.35,
+        decay=0.999,
+        checkpoint_seconds=options.checkpoint_seconds,
+    )
 
 
 def to_model(photos: np.ndarray) -> Tensor:
@@ -119,13 +104,3 @@ def _loss(
             distance = perceptual(decoded, photo).float().mean()
         loss, parts["lpips"] = loss + weight * distance, distance.item()
     return loss, parts
-
-
-def _schedule(share: float) -> float:
-    """Constant, then down to nothing over the last third; a short warm-up."""
-    return min(1.0, share / 0.01 + 0.01, (1.0 - share) / 0.35)
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate

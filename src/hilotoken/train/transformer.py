@@ -7,7 +7,6 @@ mask touches, and a little the rest: budgets weigh alike.
 B pictures, N grid tokens, S tokens that run, C latent channels a token, D channels in all.
 """
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +21,7 @@ from ..grid import touch
 from ..methods import HiLo
 from ..model import LABELS, REGISTERS, new_transformer
 from ..plan import TokenPlan, gather, token_positions
-from .checkpoint import Average, load_if_any, save_atomically
-from .log import Log
+from .loop import train_loop
 from .views import STRIDE, Batch, Views, read_batch
 
 
@@ -59,44 +57,25 @@ def train_transformer(
     model = new_transformer()
     _start(model)
     model.to(device)  # type: ignore[call-overload]
-    average = Average(model, options.decay)
-    optimizers = _optimizers(model, options.rate)
-    log, done, path = Log(run, "transformer"), 0, run / "transformer.pt"
-    if state := load_if_any(path):
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        for optimizer, saved_state in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved_state)
-        done = state["done"]
-    saved = time.monotonic()
 
-    def checkpoint() -> None:
-        state = {"model": model.state_dict(), "average": average.state_dict(), "done": done}
-        save_atomically(state | {"optimizers": [o.state_dict() for o in optimizers]}, path)
+    def gradients(done: int) -> tuple[int, dict[str, float]]:
+        return _gradients(model, views, scale, options, done, device)
 
-    with log.progress(options.samples, done) as advance:
-        while done < options.samples:
-            share = done / options.samples
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = options.rate * _schedule(share)
-            count, figures = _step(model, views, scale, options, done, device)
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            average.update(model)
-            done += count
-            advance(count, **figures)
-            if time.monotonic() - saved > options.checkpoint_seconds:
-                checkpoint()
-                saved = time.monotonic()
-    checkpoint()
-    model.load_state_dict(average.weights)
-    return model.requires_grad_(False).eval()
+    return train_loop(
+        model,
+        _optimizers(model),
+        gradients,
+        run,
+        "transformer",
+        samples=options.samples,
+        rate=options.rate,
+        cooldown=0.4,
+        decay=options.decay,
+        checkpoint_seconds=options.checkpoint_seconds,
+    )
 
 
-def _step(
+def _gradients(
     model: FluxTransformer2DModel,
     views: Views,
     scale: float,
@@ -214,18 +193,13 @@ def _start(model: FluxTransformer2DModel) -> None:
                 nn.init.zeros_(module.weight)
 
 
-def _optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+def _optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for the rest."""
     inside, rest = [], []
     for name, weight in model.named_parameters():
         matrix = weight.ndim == 2 and "blocks" in name and "norm" not in name
         (inside if matrix else rest).append(weight)
     return [
-        torch.optim.Muon(inside, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=rate, weight_decay=0.0, betas=(0.9, 0.95)),
+        torch.optim.Muon(inside, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, weight_decay=0.0, betas=(0.9, 0.95)),
     ]
-
-
-def _schedule(share: float) -> float:
-    """A short warm-up, constant, then down to nothing over the last two fifths."""
-    return min(1.0, share / 0.01 + 0.01, (1.0 - share) / 0.4)

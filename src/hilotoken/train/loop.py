@@ -1,0 +1,80 @@
+"""The loop that both trainings run: gradients, a step, the average, a checkpoint now and then."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from .checkpoint import Average, load_if_any, save_atomically
+from .log import Log
+
+Model = TypeVar("Model", bound=nn.Module)
+# From the samples done: how many more, and figures for the log. Leaves the gradients on the model.
+# What it draws must follow from that number alone, so that a resumed run draws the same.
+Gradients = Callable[[int], tuple[int, dict[str, float]]]
+
+
+def train_loop(
+    model: Model,
+    optimizers: Sequence[torch.optim.Optimizer],
+    gradients: Gradients,
+    run: Path,
+    name: str,
+    *,
+    samples: int,
+    rate: float,
+    cooldown: float,
+    decay: float,
+    checkpoint_seconds: float,
+) -> Model:
+    """Train, or resume, to `samples`; returns the model with its averaged weights.
+
+    Args:
+        run, name: the checkpoint is `<run>/<name>.pt`, the log `<run>/<name>.csv`
+        rate: of learning; constant, then down to nothing over the last `cooldown` of the samples
+        decay: of the moving average
+    """
+    average, path, done = Average(model, decay), run / f"{name}.pt", 0
+    if state := load_if_any(path):
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        for optimizer, saved_state in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved_state)
+        done = state["done"]
+
+    def checkpoint() -> None:
+        state = {"model": model.state_dict(), "average": average.state_dict(), "done": done}
+        save_atomically(state | {"optimizers": [o.state_dict() for o in optimizers]}, path)
+
+    saved = time.monotonic()
+    with Log(run, name).progress(samples, done) as advance:
+        while done < samples:
+            _set_rate(optimizers, rate * _schedule(done / samples, cooldown))
+            model.zero_grad()
+            count, figures = gradients(done)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+            average.update(model)
+            done += count
+            advance(count, **figures)
+            if time.monotonic() - saved > checkpoint_seconds:
+                checkpoint()
+                saved = time.monotonic()
+    checkpoint()
+    model.load_state_dict(average.weights)
+    return model.requires_grad_(False).eval()
+
+
+def _schedule(share: float, cooldown: float) -> float:
+    """A short warm-up, constant, then down to nothing."""
+    return min(1.0, share / 0.01 + 0.01, (1.0 - share) / cooldown)
+
+
+def _set_rate(optimizers: Sequence[torch.optim.Optimizer], rate: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
