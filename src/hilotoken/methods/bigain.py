@@ -22,7 +22,7 @@ from .matching import (
 NORMS = ("l1", "l2")
 
 
-def downsample(x_BNC: Tensor, height: int, width: int, *, factor: int, alpha: float) -> Tensor:
+def downsample(x: Tensor, height: int, width: int, *, factor: int, alpha: float) -> Tensor:
     """BiGain-TD: alpha * nearest-exact + (1 - alpha) * average of each cell, [B, M, C].
 
     alpha 0 is the average, 1 the nearest token, and above 1 extrapolates beyond it, away from the
@@ -34,12 +34,12 @@ def downsample(x_BNC: Tensor, height: int, width: int, *, factor: int, alpha: fl
     """
     if not math.isfinite(alpha):
         raise ValueError(f"alpha must be a finite number, got {alpha}")
-    nearest_BMC = todo.downsample(x_BNC, height, width, factor=factor, mode="nearest-exact")
-    average_BMC = todo.downsample(x_BNC, height, width, factor=factor, mode="average")
+    nearest_BMC = todo.downsample(x, height, width, factor=factor, mode="nearest-exact")
+    average_BMC = todo.downsample(x, height, width, factor=factor, mode="average")
     return alpha * nearest_BMC + (1 - alpha) * average_BMC
 
 
-def laplacian_score(x_BNC: Tensor, height: int, width: int, *, norm: str = "l1") -> Tensor:
+def laplacian_score(x: Tensor, height: int, width: int, *, norm: str = "l1") -> Tensor:
     """Local frequency of every token: the norm over channels of (L * x), float32 [B, N].
 
     L = [0 1 0; 1 -4 1; 0 1 0] on the grid, channel by channel, with zeros around it, as the authors
@@ -48,10 +48,10 @@ def laplacian_score(x_BNC: Tensor, height: int, width: int, *, norm: str = "l1")
     Raises:
         ValueError: a grid that does not fit N, or a norm other than "l1" and "l2".
     """
-    check_tokens(x_BNC, height, width)
+    check_tokens(x, height, width)
     if norm not in NORMS:
         raise ValueError(f"unknown norm {norm!r}; choose from {list(NORMS)}")
-    x_BhwC = F.pad(widen(x_BNC).unflatten(1, (height, width)), (0, 0, 1, 1, 1, 1))
+    x_BhwC = F.pad(widen(x).unflatten(1, (height, width)), (0, 0, 1, 1, 1, 1))
     rows_BhwC, columns_BhwC = x_BhwC[:, :, 1:-1], x_BhwC[:, 1:-1]
     vertical_BhwC = rows_BhwC[:, :-2] + rows_BhwC[:, 2:]
     horizontal_BhwC = columns_BhwC[:, :, :-2] + columns_BhwC[:, :, 2:]
@@ -60,7 +60,7 @@ def laplacian_score(x_BNC: Tensor, height: int, width: int, *, norm: str = "l1")
 
 
 def match(
-    metric_BNC: Tensor,
+    metric: Tensor,
     height: int,
     width: int,
     *,
@@ -77,14 +77,14 @@ def match(
     noise). It refuses grids that the stride does not divide; here they are treated as in ToMe.
 
     Args:
-        metric_BNC: what similarity and frequency are measured on
+        metric: what similarity and frequency are measured on
         height, width: the grid, N = height * width
         removed: tokens to remove from each sample
 
     Raises:
         ValueError: as `tome.match`, or an unknown norm.
     """
-    score_BN = laplacian_score(metric_BNC, height, width, norm=norm)
-    cell_DK = cell_tokens(height, width, stride, metric_BNC.device)
+    score_BN = laplacian_score(metric, height, width, norm=norm)
+    cell_DK = cell_tokens(height, width, stride, metric.device)
     destination_BD = cell_destinations(cell_DK, score_BN[:, cell_DK].argmin(-1))
-    return match_sources(metric_BNC, destination_BD, removed)
+    return match_sources(metric, destination_BD, removed)

@@ -13,7 +13,7 @@ from .matching import sum_slots, take, widen
 
 
 def cluster(
-    x_BNC: Tensor,
+    x: Tensor,
     *,
     clusters: int,
     weights: Tensor | None = None,
@@ -33,7 +33,7 @@ def cluster(
     the candidate's own weight, so that heavy tokens are avoided.
 
     Args:
-        x_BNC: tokens
+        x: tokens
         clusters: K, in [1, N]
         weights: [B, N], 0 or more, the significance of each token: in the paper the attention it
             receives, over all heads and queries; None for 1 each
@@ -49,21 +49,21 @@ def cluster(
         ValueError: tokens that are not [B, N, C], clusters outside [1, N], weights of another shape
             or negative or not finite, an unknown kind, iterations below 1.
     """
-    if x_BNC.ndim != 3:
-        raise ValueError(f"tokens must have shape [B, N, C], got {list(x_BNC.shape)}")
-    N = x_BNC.shape[1]
+    if x.ndim != 3:
+        raise ValueError(f"tokens must have shape [B, N, C], got {list(x.shape)}")
+    N = x.shape[1]
     if not 1 <= clusters <= N:
         raise ValueError(f"clusters must lie in [1, {N}], the tokens, got {clusters}")
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; choose from {sorted(KINDS)}")
     if iterations < 1:
         raise ValueError(f"iterations must be 1 or more, got {iterations}")
-    tokens_BNC = widen(x_BNC)
+    tokens_BNC = widen(x)
     weight_BN = _weights(weights, tokens_BNC)
     heaviest_BN = weight_BN.argsort(dim=1, descending=True, stable=True)
     start_BK = heaviest_BN[:, :clusters].sort(dim=1).values
     assignment_BN, centres_BKC = KINDS[kind](tokens_BNC, weight_BN, start_BK, iterations)
-    return assignment_BN, centres_BKC.to(x_BNC.dtype)
+    return assignment_BN, centres_BKC.to(x.dtype)
 
 
 def _means(

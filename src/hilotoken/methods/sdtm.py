@@ -27,7 +27,7 @@ GROUP = 16  # merged windows and merged tokens come in multiples of this
 
 
 def match_structure(
-    metric_BNC: Tensor,
+    metric: Tensor,
     height: int,
     width: int,
     *,
@@ -43,7 +43,7 @@ def match_structure(
     released code can also place it at random, which changes its position but not its value.
 
     Args:
-        metric_BNC: what similarity is measured on; there, the block's modulated and normed input
+        metric: what similarity is measured on; there, the block's modulated and normed input
         height, width: the grid, N = height * width
         removed: tokens to remove from each sample at most; rounded down as above
         staleness: integers [B, N], for how many matchings in a row each token was merged, or None
@@ -57,13 +57,13 @@ def match_structure(
         ValueError: a grid that does not fit N or has an odd side, removed outside [0, 3N / 4], a
             staleness of another shape, or a weight that is not finite.
     """
-    cell_WK, staleness_BN = _prepare(metric_BNC, height, width, staleness)
+    cell_WK, staleness_BN = _prepare(metric, height, width, staleness)
     W, K = cell_WK.shape
     if not math.isfinite(weight):
         raise ValueError(f"weight must be a finite number, got {weight}")
     check_removed(removed, W * (K - 1))
     # The mean over all pairs of unit vectors is the squared length of their mean.
-    mean_BWC = F.normalize(widen(metric_BNC), dim=-1)[:, cell_WK].mean(2)
+    mean_BWC = F.normalize(widen(metric), dim=-1)[:, cell_WK].mean(2)
     stale_BN = staleness_BN / (staleness_BN.float().mean(1, keepdim=True) + 1e-6)
     score_BW = mean_BWC.square().sum(-1) + weight * stale_BN[:, cell_WK].mean(2)
     collapsed = GROUP * (removed // (GROUP * (K - 1)))
@@ -71,7 +71,7 @@ def match_structure(
     token_BQK = cell_WK[chosen_BQ]
     first_BQK = token_BQK[..., :1].expand_as(token_BQK)
     N = height * width
-    target_BN = torch.arange(N, device=metric_BNC.device).repeat(len(metric_BNC), 1)
+    target_BN = torch.arange(N, device=metric.device).repeat(len(metric), 1)
     target_BN = target_BN.scatter(1, token_BQK.flatten(1), first_BQK.flatten(1))
     match = match_targets(target_BN, N - collapsed * (K - 1))
     merged_BN = torch.zeros_like(target_BN, dtype=torch.bool)
@@ -79,7 +79,7 @@ def match_structure(
 
 
 def match_detail(
-    metric_BNC: Tensor, height: int, width: int, *, removed: int, staleness: Tensor | None
+    metric: Tensor, height: int, width: int, *, removed: int, staleness: Tensor | None
 ) -> tuple[Match, Tensor]:
     """Detail stage: ToMe's matching into the stalest token of each window of 2 x 2.
 
@@ -91,12 +91,12 @@ def match_detail(
 
     Args, returns and errors are those of `match_structure`, but removed may be anything in [0, N].
     """
-    cell_WK, staleness_BN = _prepare(metric_BNC, height, width, staleness)
+    cell_WK, staleness_BN = _prepare(metric, height, width, staleness)
     N = height * width
     check_removed(removed, N)
     destination_BW = cell_destinations(cell_WK, staleness_BN[:, cell_WK].argmax(-1))
     count = GROUP * (min(removed, N - len(cell_WK)) // GROUP)
-    match = match_sources(metric_BNC, destination_BW, count)
+    match = match_sources(metric, destination_BW, count)
     merged_BN = torch.ones_like(staleness_BN, dtype=torch.bool).scatter(1, match.home_BM, False)
     return match, _age(staleness_BN, merged_BN.scatter(1, destination_BW, True))
 
@@ -121,18 +121,18 @@ def ratio_schedule(ratio: float, deviation: float, steps: int) -> tuple[float, .
 
 
 def _prepare(
-    metric_BNC: Tensor, height: int, width: int, staleness: Tensor | None
+    metric: Tensor, height: int, width: int, staleness: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The tokens of each window and the staleness, both checked."""
-    check_tokens(metric_BNC, height, width)
+    check_tokens(metric, height, width)
     if height % WINDOW[0] or width % WINDOW[1]:
         raise ValueError(f"SDTM needs an even height and width, got a grid of {height}x{width}")
-    shape = metric_BNC.shape[:2]
+    shape = metric.shape[:2]
     if staleness is None:
-        staleness = torch.zeros(shape, dtype=torch.int32, device=metric_BNC.device)
+        staleness = torch.zeros(shape, dtype=torch.int32, device=metric.device)
     if staleness.shape != shape:
         raise ValueError(f"staleness must have shape {list(shape)}, got {list(staleness.shape)}")
-    return cell_tokens(height, width, WINDOW, metric_BNC.device), staleness
+    return cell_tokens(height, width, WINDOW, metric.device), staleness
 
 
 def _age(staleness_BN: Tensor, merged_BN: Tensor) -> Tensor:

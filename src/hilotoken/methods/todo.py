@@ -11,7 +11,7 @@ from .matching import check_tokens
 MODES = ("nearest", "nearest-exact", "average", "area")
 
 
-def downsample(x_BNC: Tensor, height: int, width: int, *, factor: int, mode: str) -> Tensor:
+def downsample(x: Tensor, height: int, width: int, *, factor: int, mode: str) -> Tensor:
     """Tokens of the grid resampled by a whole factor a side, [B, M, C]; never unmerged.
 
     M = floor(height / factor) * floor(width / factor). On a grid that the factor divides, `nearest`
@@ -21,20 +21,20 @@ def downsample(x_BNC: Tensor, height: int, width: int, *, factor: int, mode: str
     Weights sum to 1, so resampling may come before an affine projection, and make it cheaper too.
 
     Args:
-        x_BNC: the attention's input, after its norm
+        x: the attention's input, after its norm
         height, width: the grid, N = height * width
 
     Raises:
         ValueError: a grid that does not fit N, a factor outside [1, shorter side], unknown mode.
     """
-    check_tokens(x_BNC, height, width)
+    check_tokens(x, height, width)
     if not 1 <= factor <= min(height, width):
         raise ValueError(
             f"factor must lie in [1, {min(height, width)}], the shorter side, got {factor}"
         )
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}; choose from {list(MODES)}")
-    x_BChw = x_BNC.mT.unflatten(2, (height, width))
+    x_BChw = x.mT.unflatten(2, (height, width))
     if mode == "average":
         down_BChw = F.avg_pool2d(x_BChw, factor)
     else:

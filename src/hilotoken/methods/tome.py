@@ -10,7 +10,7 @@ from .matching import Match, cell_destinations, cell_tokens, check_tokens, match
 
 
 def match(
-    metric_BNC: Tensor,
+    metric: Tensor,
     height: int,
     width: int,
     *,
@@ -26,7 +26,7 @@ def match(
     is clipped, and a batch of odd size never draws.
 
     Args:
-        metric_BNC: what similarity is measured on; the paper takes the block's input
+        metric: what similarity is measured on; the paper takes the block's input
         height, width: the grid, N = height * width
         removed: tokens to remove from each sample
         generator: draws each cell's destination, one draw for the whole batch; without it the
@@ -36,11 +36,11 @@ def match(
         ValueError: a grid that does not fit N, a stride that does not fit the grid, or removed
             outside [0, sources].
     """
-    check_tokens(metric_BNC, height, width)
-    cell_DK = cell_tokens(height, width, stride, metric_BNC.device)
+    check_tokens(metric, height, width)
+    cell_DK = cell_tokens(height, width, stride, metric.device)
     D, K = cell_DK.shape
-    offset_D = torch.zeros(D, dtype=torch.int64, device=metric_BNC.device)
+    offset_D = torch.zeros(D, dtype=torch.int64, device=metric.device)
     if generator is not None:
         offset_D = torch.randint(K, (D,), generator=generator, device=generator.device).to(offset_D)
-    destination_BD = cell_destinations(cell_DK, offset_D.expand(len(metric_BNC), -1))
-    return match_sources(metric_BNC, destination_BD, removed)
+    destination_BD = cell_destinations(cell_DK, offset_D.expand(len(metric), -1))
+    return match_sources(metric, destination_BD, removed)
