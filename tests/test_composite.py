@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from torch import Tensor
 
-from hilotoken.composite import composite, composite_images, feather_weight
+from hilotoken.composite import composite, composite_images, feather_weight, match_border
 
 MASKS = hnp.arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))
 quick = settings(deadline=None, max_examples=60)
@@ -102,3 +102,46 @@ def as_chw(image: object) -> Tensor:
     if isinstance(image, Tensor):
         return image
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def painted(height=48, width=64):
+    """A photo of smooth colours with some texture, and a mask in its middle."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    smooth = np.stack([2 * rows, columns, 120 - rows], -1) + 40
+    mask = (rows - 24) ** 2 + (columns - 32) ** 2 < 15**2
+    return (smooth + (rows + columns)[..., None] % 2 * 8).astype(np.uint8), mask
+
+
+def test_matching_the_border_undoes_a_shift_of_colour():
+    photo, mask = painted()
+    edited = np.where(mask[..., None], photo + np.array([30, 5, 12]), photo).astype(np.uint8)
+    led = match_border(photo, edited, mask)
+    assert np.array_equal(led[~mask], photo[~mask])
+    assert np.abs(led[mask].astype(int) - photo[mask]).mean() < 4
+    assert np.abs(edited[mask].astype(int) - photo[mask]).mean() > 15
+
+
+def test_matching_the_border_leaves_a_good_edit_and_its_texture_alone():
+    photo, mask = painted()
+    led = match_border(photo, photo, mask)
+    assert np.abs(led.astype(int) - photo).max() <= 4
+    spot = photo.copy()
+    spot[20:28, 28:36] = 255  # something new in the middle, clear of the border
+    assert match_border(photo, spot, mask)[20:28, 28:36].min() > 245
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_mask_without_a_border_has_nothing_to_match(full):
+    photo, mask = painted()
+    edited = np.full_like(photo, 200)
+    assert np.array_equal(match_border(photo, edited, np.full_like(mask, full)), edited)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2)])
+def test_tiny_pictures_are_matched_too(size):
+    photo = np.full((*size, 3), 100, np.uint8)
+    mask = np.zeros(size, bool)
+    mask[0, 0] = True
+    led = match_border(photo, np.where(mask[..., None], np.uint8(50), photo), mask)
+    assert np.array_equal(led[~mask], photo[~mask])
+    assert (led[0, 0] == (100 if mask.size > 1 else 50)).all()

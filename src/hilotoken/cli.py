@@ -88,6 +88,9 @@ def edit(
     feather: Annotated[
         int, typer.Option(help="Pixels over which the edit blends in, inside the mask.", min=0)
     ] = 0,
+    match: Annotated[
+        bool, typer.Option(help="Lead the edit's colours to the photo's along the mask's border.")
+    ] = True,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also run dense; write a plan, and a sheet of both.")
     ] = False,
@@ -111,7 +114,8 @@ def edit(
         console.print(f"[yellow]{output.suffix} loses detail everywhere: .png keeps every pixel[/]")
     with _quiet_libraries():
         pipe = load_model(model, device=device)
-        arguments = {"size": size, "prompt": prompt, "seed": seed, "feather": feather}
+        arguments = {"size": size, "prompt": prompt, "seed": seed}
+        arguments |= {"feather": feather, "match": match}
         run = _runner(pipe, original, painted, arguments)
         if not compare:
             result, dense = run(chosen, steps, method), None

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from diffusers import FluxFillPipeline
 from PIL import Image
 
-from .composite import feather_weight
+from .composite import feather_weight, match_border
 from .compress import Run, compress
 from .methods import Method
 from .photo import Photo
@@ -120,6 +120,7 @@ def edit_photo(
     steps: int = 8,
     seed: int = 0,
     feather: int = 0,
+    match: bool = True,
 ) -> Edit:
     """Edit the masked part of a photo; every other sample of it stays as it was, bit for bit.
 
@@ -129,6 +130,7 @@ def edit_photo(
         method: `HiLo()` unless given
         size: pixels of the working picture's longer side; unless given, the pipeline's own
         feather: pixels of the photo over which the edit is blended in, inside the mask
+        match: lead the edit's colours to the photo's along the mask's border, see `match_border`
 
     Raises:
         ValueError: an empty mask, a mask of another size, an option out of range.
@@ -158,6 +160,8 @@ def edit_photo(
         generator=torch.Generator().manual_seed(seed),
     )
     after = output.images[0]
+    if match:
+        after = Image.fromarray(match_border(np.asarray(before), np.asarray(after), small))
     assert fast.last_run is not None
     edited = _paste(photo, mask, region, after, feather)
     return Edit(edited, region, before, small, after, fast.last_run)
