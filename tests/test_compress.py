@@ -167,6 +167,14 @@ def test_bad_pixels_are_refused(pipe, name, value, kind):
         compress(pipe)(**arguments(**{name: bad}))
 
 
+@pytest.mark.filterwarnings("ignore:Passing .image.:FutureWarning")
+def test_a_mask_below_zero_is_refused_though_a_photo_may_go_down_to_minus_one(pipe):
+    signed = 2 * torch.rand(1, 3, SIZE, SIZE) - 1
+    compress(pipe)(**arguments(image=signed))
+    with pytest.raises(ValueError, match=r"^mask_image holds values from -0.5"):
+        compress(pipe)(**arguments(mask_image=torch.full((1, 1, SIZE, SIZE), -0.5)))
+
+
 def test_eight_bit_arrays_are_refused_rather_than_burnt(pipe):
     with pytest.raises(ValueError, match="image holds values from 0 to"):
         compress(pipe)(**arguments(image=np.asarray(make_photo())))

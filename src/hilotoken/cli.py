@@ -101,7 +101,6 @@ def edit(
     The photo keeps its size, mode, colour profile and EXIF. With --compare, OUT_dense, OUT_plan.png
     and OUT_sheet.png are written beside OUT.
     """
-    from .methods import Dense
     from .model import load_model
     from .photo import is_lossless, load_mask, load_photo
     from .report import check_outputs, figures, table, write
@@ -117,13 +116,8 @@ def edit(
         arguments = {"size": size, "prompt": prompt, "seed": seed}
         arguments |= {"feather": feather, "match": match}
         run = _runner(pipe, original, painted, arguments)
-        if not compare:
-            result, dense = run(chosen, steps, method), None
-        else:
-            for warm_up in (chosen, Dense()):
-                run(warm_up, 1, "warm-up")
-            dense = run(Dense(), steps, "dense")
-            result = run(chosen, steps, method)
+        dense = _dense(run, chosen, steps) if compare else None
+        result = run(chosen, steps, method)
     written = write(result, dense, output, method)
     if as_json:
         _print_json(figures(result, dense), written)
@@ -217,6 +211,15 @@ def train(
 
 def _print_json(found: dict[str, Any], written: list[Path]) -> None:
     print(json.dumps(found | {"written": [str(path) for path in written]}))
+
+
+def _dense(run: "Callable[[Method, int, str], Edit]", chosen: "Method", steps: int) -> "Edit":
+    """The dense edit to compare with, once both ways have warmed up."""
+    from .methods import Dense
+
+    for method in (chosen, Dense()):
+        run(method, 1, "warm-up")
+    return run(Dense(), steps, "dense")
 
 
 def _runner(

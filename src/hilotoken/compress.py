@@ -113,8 +113,8 @@ class Compressed:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The pipeline's own arguments and output."""
         given = _bind(self.pipe, args, kwargs)
-        _check_pixels("image", given.get("image"))
-        _check_pixels("mask_image", given.get("mask_image"))
+        _check_pixels("image", given.get("image"), lowest=-1)  # which pipelines take as [-1, 1]
+        _check_pixels("mask_image", given.get("mask_image"), lowest=0)
         state = _State()
         started = time.perf_counter()
         with attached(self.pipe, self.method, state):
@@ -233,16 +233,16 @@ def _bind(pipe: DiffusionPipeline, args: tuple[Any, ...], kwargs: dict[str, Any]
     return given | kwargs  # those under **kwargs too, by their own names
 
 
-def _check_pixels(name: str, image: Any) -> None:
+def _check_pixels(name: str, image: Any, lowest: float) -> None:
     """Refuse arrays and tensors that the pipeline would take and turn into noise."""
     if isinstance(image, list | tuple):
         for one in image:
-            _check_pixels(name, one)
+            _check_pixels(name, one, lowest)
         return
     if not isinstance(image, np.ndarray | Tensor) or 0 in image.shape:
         return
     low, high = image.min().item(), image.max().item()
-    if not (low >= -1 and high <= 1):  # NaN fails both
+    if not (low >= lowest and high <= 1):  # NaN fails both
         raise ValueError(f"{name} holds values from {low} to {high}: give finite ones in [0, 1]")
 
 
