@@ -1,0 +1,205 @@
+"""The attention call inside diffusers' processors, replaced for a while; keys that count for many.
+
+A processor's own code runs as it is, with its attention function alone exchanged, so that whatever
+it does around it (projections, norms, rotary places, joint text) stays right without a copy.
+
+B batch, Q queries, S keys, H heads, D channels a head.
+"""
+
+import inspect
+import types
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .methods.matching import widen
+
+# attend(module, query_BQHD, key_BSHD, value_BSHD, original, **kwargs) -> [B, Q, H, D]
+Attend = Callable[..., Tensor]
+
+
+@contextmanager
+def rerouted(
+    transformer: nn.Module, attend: Attend, modules: Iterable[nn.Module] | None = None
+) -> Iterator[None]:
+    """Every attention call inside the transformer goes through `attend`, for this context.
+
+    `attend(module, query, key, value, original, **kwargs)` stands in for the processor's attention
+    function. Query, key and value are [B, Q, H, D] and [B, S, H, D] whatever that function takes,
+    and `original(query, key, value, **kwargs)` is that function in these shapes: calling it with
+    what came is the identity, bit for bit. `kwargs` are the processor's own (mask, backend ...). A
+    processor that attends twice, as one for image prompts does, comes by twice.
+
+    Contexts nest: the one entered last is asked first, and its `original` is the one before. The
+    backend chosen by `set_attention_backend` stays in force. Meant for one call at a time.
+
+    Args:
+        transformer: a diffusers model
+        attend: see above
+        modules: the attention modules meant, all of the transformer's unless given
+
+    Raises:
+        TypeError: a processor calls no attention function that is known here.
+    """
+    model = getattr(transformer, "_orig_mod", transformer)  # what torch.compile wraps
+    chosen = list(_attention_modules(model) if modules is None else modules)
+    router = _ROUTERS.setdefault(model, _Router())
+    with ExitStack() as stack:
+        for module in chosen:
+            processor: Any = module.processor
+            if not isinstance(processor, _StandIn):
+                module.processor = router.stand_in(processor)
+                stack.callback(setattr, module, "processor", processor)
+        level = (attend, frozenset(map(id, chosen)))
+        router.levels.append(level)
+        stack.callback(router.levels.remove, level)
+        yield
+
+
+class _StandIn:
+    """Marks processors that are stand-ins."""
+
+
+class _Router:
+    """What the stand-ins of one transformer have in common.
+
+    One class stands in for all processors of a class, and its functions are made once: compiled
+    blocks need no new graph, neither from block to block nor from run to run.
+    """
+
+    def __init__(self) -> None:
+        self.levels: list[tuple[Attend, frozenset[int]]] = []
+        self.module: nn.Module | None = None
+        self.classes: dict[type, type] = {}
+
+    def stand_in(self, processor: Any) -> Any:
+        """A processor that runs the given one's code and shares its attributes."""
+        kind = type(processor)
+        if kind not in self.classes:
+            self.classes[kind] = self._class_for(kind)
+        made = object.__new__(self.classes[kind])
+        object.__setattr__(made, "__dict__", vars(processor))
+        return made
+
+    def _class_for(self, kind: type) -> type:
+        own: Any = kind.__call__
+        names = set(own.__code__.co_names)
+        scope = dict(own.__globals__)
+        if "dispatch_attention_fn" in names:
+            scope["dispatch_attention_fn"] = self._route(scope["dispatch_attention_fn"], _same)
+        elif {"F", "scaled_dot_product_attention"} <= names:
+            functional: Any = types.ModuleType("functional")
+            vars(functional).update(vars(scope["F"]))
+            plain = functional.scaled_dot_product_attention
+            functional.scaled_dot_product_attention = self._route(plain, _swap)
+            scope["F"] = functional
+        else:
+            raise TypeError(
+                f"{kind.__name__} calls no attention function that can be replaced: "
+                f"set another attention processor"
+            )
+        # With a name, torch.compile would look these globals up in the module of that name.
+        scope.pop("__name__", None)
+        rerun: Any = types.FunctionType(
+            own.__code__, scope, own.__name__, own.__defaults__, own.__closure__
+        )
+        rerun.__kwdefaults__ = own.__kwdefaults__
+
+        def call(this: Any, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            self.module = attn
+            return rerun(this, attn, *args, **kwargs)
+
+        # Attention modules read from it which arguments the processor takes.
+        call.__signature__ = inspect.signature(own)  # pyright: ignore[reportFunctionMemberAccess]
+        return type(kind.__name__, (kind, _StandIn), {"__call__": call})
+
+    def _route(self, plain: Callable[..., Tensor], turn: Callable[[Tensor], Tensor]) -> Attend:
+        def innermost(query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
+            return turn(plain(turn(query), turn(key), turn(value), **kwargs))
+
+        def route(query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
+            module, attention = self.module, innermost
+            for attend, meant in self.levels:
+                if id(module) in meant:
+                    attention = _around(attend, module, attention)
+            return turn(attention(turn(query), turn(key), turn(value), **kwargs))
+
+        return route
+
+
+_ROUTERS: WeakKeyDictionary[nn.Module, _Router] = WeakKeyDictionary()
+
+
+def _around(attend: Attend, module: Any, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda query, key, value, **kwargs: attend(module, query, key, value, original, **kwargs)
+
+
+def _same(x_BSHD: Tensor) -> Tensor:
+    return x_BSHD
+
+
+def _swap(x_BHSD: Tensor) -> Tensor:
+    """[B, H, S, D], as PyTorch's function takes it, and back; a view."""
+    return x_BHSD.transpose(1, 2)
+
+
+def _attention_modules(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if getattr(m, "processor", None) is not None]
+
+
+def with_log_counts(
+    query: Tensor, key: Tensor, value: Tensor, count_S: Tensor, scale: float | None = None
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Query, key and value in which a key counts as many, without a mask on the attention.
+
+    The logits become scale q.k + log(count), as if each key stood there `count` times: the weight
+    of a sampled key (Horvitz and Thompson 1952), ToMe's proportional attention (arXiv 2210.09461,
+    equation 1). A mask would say the same, but flash attention takes none. Here it is in spare
+    channels: query [q, 1, 1, 0 ...] and key [k, hi, lo, 0 ...] with hi + lo = log(count) / scale,
+    split in two so that half precision holds it to 16 bits. Exact but for rounding.
+
+    The cost: D channels become the next multiple of 8 that holds D + 2, 8 more for the usual D, in
+    QK^T as in AV, since fused kernels want one D. Some kernels go in greater leaps (flash attention
+    2 from 128 to 160), and those that end at 128 (cuDNN before Hopper) are not to be had.
+
+    Args:
+        query: [B, Q, H, D]
+        key, value: [B, S, H, D]
+        count_S: [S] or [B, S], above 0
+        scale: of the logits; D ** -0.5 unless given
+
+    Returns:
+        The three, padded, and the scale to hand over with them. Cut the result back to D channels.
+    """
+    D = query.shape[-1]
+    factor = D**-0.5 if scale is None else scale
+    wanted_S = (widen(count_S).log() / factor)[..., None, None]
+    high_S = wanted_S.to(key.dtype)
+    low_S = (wanted_S - high_S).to(key.dtype)
+    spare = -(-(D + 2) // 8) * 8 - D
+    pair_S = F.pad(torch.cat([high_S, low_S], -1), (0, spare - 2))
+    ones = F.pad(query.new_ones(2), (0, spare - 2))
+    return (
+        torch.cat([query, ones.expand(*query.shape[:-1], -1)], -1),
+        torch.cat([key, pair_S.expand(*key.shape[:-1], -1)], -1),
+        F.pad(value, (0, spare)),
+        factor,
+    )
+
+
+def weighted(count_S: Tensor) -> Attend:
+    """For `rerouted`: every key counts as many, see `with_log_counts`. [S] or [B, S], above 0."""
+
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, original: Any, **kwargs: Any
+    ) -> Tensor:
+        given = kwargs.pop("scale", None)
+        query, key, padded, scale = with_log_counts(query, key, value, count_S, given)
+        return original(query, key, padded, scale=scale, **kwargs)[..., : value.shape[-1]]
+
+    return attend
