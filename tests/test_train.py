@@ -18,19 +18,23 @@ from hilotoken.adapters.flux import Coarse
 from hilotoken.grid import touch
 from hilotoken.model import LABELS, REGISTERS
 from hilotoken.plan import gather
-from hilotoken.train import autoencoder, data, run, transformer, views
+from hilotoken.train import autoencoder, data, refine, run, transformer, views
 from hilotoken.train.autoencoder import AutoencoderOptions, train_autoencoder
 from hilotoken.train.checkpoint import Average, load_if_any
 from hilotoken.train.data import random_crop, read_manifest
+from hilotoken.train.lpips import LPIPS
+from hilotoken.train.refine import RefineOptions
 from hilotoken.train.run import TrainOptions, train
 from hilotoken.train.transformer import TransformerOptions, train_transformer
 from hilotoken.train.views import GRID, SIZE, ViewOptions, Views, latent_scale, read_batch
 
 CPU = torch.device("cpu")
+DISTANCE = Path("weights of LPIPS")  # read by `some_distance` in these tests
 OPTIONS = TrainOptions(
     AutoencoderOptions(samples=16, batch=4, crop=32, checkpoint_seconds=0),
     ViewOptions(groups=3, photos=2, masks=2),
     TransformerOptions(samples=48, mosaic=0.5, checkpoint_seconds=0),
+    RefineOptions(samples=24, batches=1, mosaic=0.2, checkpoint_seconds=0),
 )
 
 
@@ -48,12 +52,23 @@ def small_transformer() -> FluxTransformer2DModel:
     )
 
 
+def some_distance() -> LPIPS:
+    """LPIPS over features of random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LPIPS().requires_grad_(False)
+    for head in model.heads:
+        head.weight.abs_()
+    return model
+
+
 @pytest.fixture(scope="module", autouse=True)
 def small_models():
     """The recipe on models a hundred times smaller."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(autoencoder, "WIDTH", 8)
         patch.setattr(transformer, "new_transformer", small_transformer)
+        patch.setattr(run, "load_lpips", lambda path: some_distance())
         yield
 
 
@@ -66,7 +81,7 @@ def photos(tmp_path_factory) -> Path:
 def whole_run(photos, tmp_path_factory) -> Path:
     """A run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("run")
-    train(photos, folder, OPTIONS, CPU, None)
+    train(photos, folder, OPTIONS, CPU, DISTANCE)
     return folder
 
 
@@ -96,22 +111,24 @@ def broken_run(photos, tmp_path_factory) -> Path:
         (Average, "update", 3),  # the transformer
         (torch, "save", 2),
         (Average, "update", 2),  # in its second half, on mosaics
+        (refine._Refiner, "_compare", 2),
+        (refine._Refiner, "_mosaic", 1),
         (run, "write_checksums", 1),
     ):
         with pytest.MonkeyPatch.context() as patch:
             interrupt_at(patch, owner, name, call)
             with pytest.raises(KeyboardInterrupt):
-                train(photos, folder, OPTIONS, CPU, None)
-    train(photos, folder, OPTIONS, CPU, None)
+                train(photos, folder, OPTIONS, CPU, DISTANCE)
+    train(photos, folder, OPTIONS, CPU, DISTANCE)
     return folder
 
 
-@pytest.mark.parametrize("stage", ["autoencoder", "transformer"])
+@pytest.mark.parametrize("stage", ["autoencoder", "transformer", "refine"])
 def test_an_interrupted_run_ends_with_the_same_weights(whole_run, broken_run, stage):
     whole, broken = (load_if_any(r / f"{stage}.pt") for r in (whole_run, broken_run))
     assert whole is not None
     assert broken is not None
-    assert whole["done"] == broken["done"] == getattr(OPTIONS, stage).samples
+    assert whole["done"] == broken["done"] >= getattr(OPTIONS, stage).samples
     for part in ("model", "average"):
         left, right = (s[part].get("weights", s[part]) for s in (whole, broken))
         assert all(torch.equal(left[name], right[name]) for name in left)
@@ -129,7 +146,8 @@ def test_a_finished_run_is_passed_over(whole_run, photos, monkeypatch):
     before = (whole_run / "pipeline" / "checksums.json").read_bytes()
     for owner, name in ((autoencoder, "_loss"), (transformer, "_loss"), (views, "_make_group")):
         monkeypatch.setattr(owner, name, None)
-    train(photos, whole_run, OPTIONS, CPU, None)
+    monkeypatch.setattr(refine._Refiner, "gradients", None)
+    train(photos, whole_run, OPTIONS, CPU, DISTANCE)
     assert (whole_run / "pipeline" / "checksums.json").read_bytes() == before
 
 
@@ -145,7 +163,7 @@ def test_what_is_held_out_is_not_looked_at_while_training(photos, tmp_path, monk
         data, "_decode_one", lambda f, size: events.append(f.name) or decode_one(f, size)
     )
     monkeypatch.setattr(run, "export", lambda *args: events.append("export") or export(*args))
-    train(photos, tmp_path, OPTIONS, CPU, None)
+    train(photos, tmp_path, OPTIONS, CPU, DISTANCE)
     split = events.index("export")
     assert set(events[:split]) == {"0.png", "1.png", "3.png", "5.png"}
     assert set(events[split + 1 :]) == {"2.png", "4.png"}
@@ -392,7 +410,7 @@ def test_no_two_steps_draw_alike(whole_run, monkeypatch):
 
 
 def test_plans_are_of_many_budgets(batch):
-    plans = [transformer._draw_plan(batch, np.random.default_rng(seed)) for seed in range(60)]
+    plans = [transformer.draw_plan(batch, np.random.default_rng(seed)) for seed in range(60)]
     touched = set(touch(batch.mask, GRID).flatten().nonzero().flatten().tolist())
     assert all(touched <= set(plan.keep_K.tolist()) for plan in plans)
     assert len({plan.tokens_run for plan in plans}) > 5

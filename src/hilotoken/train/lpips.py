@@ -37,7 +37,8 @@ class LPIPS(nn.Module):
         x, layers = (image - self.shift) / self.scale, []
         for depth, conv in enumerate(self.convs):
             x = conv(x).relu()
-            layers.append(x / (x.pow(2).sum(1, keepdim=True).sqrt() + 1e-10))
+            # Not the root of a sum of squares, whose gradient at nothing is no number.
+            layers.append(x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10))
             if depth < 2:
                 x = nn.functional.max_pool2d(x, 3, 2)
         return layers

@@ -1,6 +1,6 @@
 """One resumable command: photographs to a pipeline in diffusers format.
 
-autoencoder ──► views (latents, encoded once) ──► transformer ──► export
+autoencoder ──► views (latents, encoded once) ──► transformer ──► refine, both ──► export
 
 Each stage resumes from its checkpoint in the run's folder and is passed over once it is done.
 """
@@ -21,6 +21,7 @@ from .checkpoint import load_if_any
 from .data import Entry, decode, read_manifest, silhouettes
 from .log import plot
 from .lpips import load_lpips
+from .refine import RefineOptions, refine
 from .sheet import sample_sheet
 from .transformer import TransformerOptions, train_transformer
 from .views import SIZE, ViewOptions, Views, latent_scale, make_views
@@ -33,6 +34,7 @@ class TrainOptions:
     autoencoder: AutoencoderOptions = field(default_factory=AutoencoderOptions)
     views: ViewOptions = field(default_factory=ViewOptions)
     transformer: TransformerOptions = field(default_factory=TransformerOptions)
+    refine: RefineOptions = field(default_factory=RefineOptions)
 
 
 def train(
@@ -41,7 +43,7 @@ def train(
     """Train, or go on where a run ended, and export; returns the folder of the pipeline.
 
     Only rows of the manifest whose split is `train` are trained on; those of `val` make the sample
-    sheet.
+    sheet. Without `lpips` there is nothing to refine by, and that stage is left out.
 
     Raises:
         FileNotFoundError: no photographs, or none to train on.
@@ -60,11 +62,24 @@ def train(
     if views.done[0] < len(views.latents):
         make_views(views, decode(training, SIZE), silhouettes(training), autoencoder, run, device)
     scale = latent_scale(views)
+    if _done(run / "transformer.pt") < options.transformer.samples:
+        (run / "refine.pt").unlink(missing_ok=True)  # of a transformer less trained
     transformer = train_transformer(views, scale, run, options.transformer, device)
+    if perceptual:
+        left = _done(run / "refine.pt") < options.refine.samples
+        again = decode(training, SIZE) if left else []
+        refine(
+            transformer, autoencoder, views, again, scale, perceptual, run, options.refine, device
+        )
     pipeline = export(autoencoder, transformer, scale, run / "pipeline")
     plot(run)
     sample_sheet(pipeline, decode(held_out[:8], SIZE), run / "samples.png")
     return pipeline
+
+
+def _done(checkpoint: Path) -> int:
+    state = load_if_any(checkpoint)
+    return state["done"] if state else 0
 
 
 def _autoencoder(

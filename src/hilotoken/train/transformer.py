@@ -63,7 +63,7 @@ def train_transformer(
 
     return train_loop(
         model,
-        _optimizers(model),
+        new_optimizers(model),
         gradients,
         run,
         "transformer",
@@ -90,7 +90,7 @@ def _gradients(
     tiles = 2 if late and rng.random() < 2 * options.mosaic else 1
     for _ in range(max(1, options.batches // tiles**2)):
         batch = read_batch(views, rng, tiles, scale)
-        plan = _draw_plan(batch, rng) if rng.random() < options.elastic else None
+        plan = draw_plan(batch, rng) if rng.random() < options.elastic else None
         loss = _loss(model, batch, plan, options.outside, generator, device)
         (loss / max(1, options.batches // tiles**2)).backward()
         kind = f"{'dense' if plan is None else 'compressed'}{'_mosaic' if tiles > 1 else ''}"
@@ -99,7 +99,7 @@ def _gradients(
     return count, {key: sum(values) / len(values) for key, values in sums.items()}
 
 
-def _draw_plan(batch: Batch, rng: np.random.Generator) -> TokenPlan:
+def draw_plan(batch: Batch, rng: np.random.Generator) -> TokenPlan:
     """A random budget: what HiLo's options can be set to."""
     sampled = rng.random() < 0.4
     method = HiLo(
@@ -126,30 +126,53 @@ def _loss(
     generator: torch.Generator,
     device: torch.device,
 ) -> Tensor:
-    B, C, H, W = batch.latents.shape
-    sigma_B = torch.sigmoid(torch.randn(B, generator=generator) + 0.25)
-    sigma_B11 = sigma_B[:, None, None]
+    sigma_B, x0_BNC, noise_BNC = draw(batch, generator)
+    x_BNC = x0_BNC + sigma_B[:, None, None] * (noise_BNC - x0_BNC)
+    coarse_BMC = coarse_noise(batch, plan, generator)
+    velocity_BKC = predict(model, batch, plan, x_BNC, sigma_B, coarse_BMC, device)
+    return flow_loss(velocity_BKC, noise_BNC - x0_BNC, batch, plan, outside)
+
+
+def draw(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Logit-normal sigma_B, the batch's tokens x0_BNC, and as much noise_BNC."""
     x0_BNC = pack(batch.latents)
-    noise_BNC = torch.randn(x0_BNC.shape, generator=generator)
-    x_BNC = (1 - sigma_B11) * x0_BNC + sigma_B11 * noise_BNC
+    sigma_B = torch.sigmoid(torch.randn(len(x0_BNC), generator=generator) + 0.25)
+    return sigma_B, x0_BNC, torch.randn(x0_BNC.shape, generator=generator)
+
+
+def coarse_noise(batch: Batch, plan: TokenPlan | None, generator: torch.Generator) -> Tensor | None:
+    """What the coarse tokens of `plan` start from, [B, M, C]; None without coarse tokens."""
+    if plan is None or not len(plan.cells_M):
+        return None
+    B, C = batch.latents.shape[:2]
+    return torch.randn(B, len(plan.cells_M), 4 * C, generator=generator)
+
+
+def predict(
+    model: FluxTransformer2DModel,
+    batch: Batch,
+    plan: TokenPlan | None,
+    x_BNC: Tensor,
+    sigma_B: Tensor,
+    coarse_BMC: Tensor | None,
+    device: torch.device,
+) -> Tensor:
+    """The velocity [B, K, C] at x_t of the K grid tokens that `plan` keeps; of all without one."""
+    B, _, H, W = batch.latents.shape
     hidden_BSD = torch.cat([x_BNC, pack(batch.masked), _pack_mask(batch.mask, B)], -1)
-    target_BSC = noise_BNC - x0_BNC
-    weight_S = torch.where(touch(batch.mask, (H // 2, W // 2)).flatten(), 1.0, outside)
     ids_S3 = FluxFillPipeline._prepare_latent_image_ids(B, H // 2, W // 2, "cpu", torch.float32)
     attention = None
     if plan is not None:
-        hidden_BSD, target_BSC = gather(hidden_BSD, plan), gather(target_BSC, plan)
-        weight_S = weight_S[plan.keep_K]
+        hidden_BSD = gather(hidden_BSD, plan)
         ids_S3 = F.pad(token_positions(plan), (1, 0))
-        if len(plan.cells_M):
-            noise_BMC = torch.randn(B, len(plan.cells_M), 4 * C, generator=generator)
-            tokens = _coarse(batch, plan, noise_BMC).tokens(x_BNC, sigma_B11)
+        if coarse_BMC is not None:
+            tokens = _coarse(batch, plan, coarse_BMC).tokens(x_BNC, sigma_B[:, None, None])
             hidden_BSD = torch.cat([hidden_BSD, tokens], 1)
         if plan.weighted:
             bias_S = F.pad(plan.count_S.log(), (REGISTERS, 0)).to(device)
             attention = {"attention_mask": bias_S[None, None, None].bfloat16()}
     with torch.autocast(device.type, torch.bfloat16):
-        velocity = model(
+        velocity_BSC = model(
             hidden_states=hidden_BSD.to(device),
             timestep=sigma_B.to(device),
             encoder_hidden_states=torch.eye(REGISTERS, device=device).expand(B, -1, -1),
@@ -159,9 +182,22 @@ def _loss(
             joint_attention_kwargs=attention,
             return_dict=False,
         )[0]
-    error = (velocity[:, : target_BSC.shape[1]].float() - target_BSC.to(device)).square().mean(-1)
-    weight_S = weight_S.to(device)
-    return (error * weight_S).sum(1).mean() / (weight_S >= 1).sum().clamp_min(1)
+    native = x_BNC.shape[1] if plan is None else len(plan.keep_K)
+    return velocity_BSC[:, :native].float()
+
+
+def flow_loss(
+    velocity_BKC: Tensor, target_BNC: Tensor, batch: Batch, plan: TokenPlan | None, outside: float
+) -> Tensor:
+    """Mean squared error over the tokens that the mask touches, and `outside` times the rest."""
+    H, W = batch.latents.shape[-2:]
+    weight_K = torch.where(touch(batch.mask, (H // 2, W // 2)).flatten(), 1.0, outside)
+    target_BKC = target_BNC
+    if plan is not None:
+        target_BKC, weight_K = gather(target_BNC, plan), weight_K[plan.keep_K]
+    weight_K = weight_K.to(velocity_BKC.device)
+    error_BK = (velocity_BKC - target_BKC.to(velocity_BKC.device)).square().mean(-1)
+    return (error_BK * weight_K).sum(1).mean() / (weight_K >= 1).sum().clamp_min(1)
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -193,7 +229,7 @@ def _start(model: FluxTransformer2DModel) -> None:
                 nn.init.zeros_(module.weight)
 
 
-def _optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+def new_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for the rest."""
     inside, rest = [], []
     for name, weight in model.named_parameters():

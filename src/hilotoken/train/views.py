@@ -105,9 +105,7 @@ def _make_group(
 ) -> None:
     rng = np.random.default_rng((2, g))
     P, V = views.latents.shape[1], views.masks.shape[1]
-    chosen = rng.choice(len(photos), P, replace=len(photos) < P)
-    crops = np.stack([random_crop(photos[i], SIZE, rng) for i in chosen])
-    photo_P3HW = to_model(crops).to(device)
+    photo_P3HW = to_model(draw_crops(photos, P, rng)).to(device)
     views.latents[g] = encode(photo_P3HW)
     score_PN = score(photo_P3HW / 2 + 0.5, GRID, "laplacian")
     relative_PN = score_PN / score_PN.mean(1, keepdim=True).clamp_min(1e-12)
@@ -119,6 +117,17 @@ def _make_group(
         views.masked[g, v] = encode(photo_P3HW * (1 - mask_11HW))
         small = F.avg_pool2d(photo_P3HW, STRIDE) * (1 - F.max_pool2d(mask_11HW, STRIDE))
         views.coarse_masked[g, v] = encode(small)
+
+
+def draw_crops(photos: list[np.ndarray], count: int, rng: np.random.Generator) -> np.ndarray:
+    """Squares of `count` photographs, [count, 256, 256, 3] uint8."""
+    chosen = rng.choice(len(photos), count, replace=len(photos) < count)
+    return np.stack([random_crop(photos[i], SIZE, rng) for i in chosen])
+
+
+def group_crops(photos: list[np.ndarray], group: int, count: int) -> np.ndarray:
+    """The `count` squares that a group's latents were encoded from, drawn again."""
+    return draw_crops(photos, count, np.random.default_rng((2, group)))
 
 
 def _encoder(autoencoder: AutoencoderTiny, device: torch.device) -> Callable[[Tensor], np.ndarray]:
@@ -148,6 +157,7 @@ class Batch:
     coarse_masked: Tensor  # [B, C, 2h/4, 2w/4]
     mask: Tensor  # [1, 1, 16h, 16w]
     score_N: Tensor
+    groups: tuple[int, ...]  # one; or those of a mosaic, row by row
 
 
 def read_batch(views: Views, rng: np.random.Generator, tiles: int, scale: float) -> Batch:
@@ -173,4 +183,5 @@ def read_batch(views: Views, rng: np.random.Generator, tiles: int, scale: float)
         mosaic([views.coarse_masked[g, v] for g, v in pairs]) * scale,
         mosaic(masks),
         mosaic(scores).flatten(),
+        tuple(int(g) for g in groups),
     )

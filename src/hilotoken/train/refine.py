@@ -1,0 +1,248 @@
+"""Refine transformer and decoder together, by what a viewer compares: decoded pixels in the mask.
+
+Flow matching weighs every latent alike, and its decoder has only seen latents of real photographs.
+Here the transformer's x0 is decoded, a crop of it around the mask, and LPIPS and L1 against the
+photograph go back through both. The encoder stays, so that the views stay valid, and flow matching
+goes on beside it, so that the model stays one of diffusion.
+
+Half of the batches start from an x_t that the model itself came to from pure noise, without a
+gradient: that is where a sampler leaves it, and an x_t that was mixed with the truth tells much of
+it. Those have no velocity to match; their decoded pixels alone count.
+
+B pictures, N grid tokens, K tokens that run, C channels a token.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny, FluxFillPipeline, FluxTransformer2DModel
+from torch import Tensor, nn
+
+from ..plan import TokenPlan, gather
+from .autoencoder import to_model
+from .loop import train_loop
+from .lpips import LPIPS
+from .transformer import (
+    coarse_noise,
+    draw,
+    draw_plan,
+    flow_loss,
+    new_optimizers,
+    predict,
+)
+from .views import Batch, Views, group_crops, read_batch
+
+LATENT = 8  # pixels a side of a latent
+
+
+@dataclass(frozen=True)
+class RefineOptions:
+    """How long, on how much, how fast."""
+
+    samples: int = 45_000
+    batches: int = 4  # groups whose gradients make one step
+    rate: float = 7e-4
+    decoder: float = 0.3  # the decoder's rate, as a share of it
+    perceptual: float = 1.0  # weight of LPIPS + L1 beside flow matching
+    own: float = 0.5  # share of the batches that start from the model's own x_t
+    crop: int = 16  # latents a side of what is decoded
+    clean: int = 2  # pictures a batch whose true latents are decoded too
+    elastic: float = 0.65
+    mosaic: float = 0.15  # share of the samples in 2 x 2 mosaics, which match velocities alone
+    outside: float = 0.05  # weight of a token that the mask does not touch
+    decay: float = 0.9995
+    checkpoint_seconds: float = 120.0
+
+
+def refine(
+    transformer: FluxTransformer2DModel,
+    autoencoder: AutoencoderTiny,
+    views: Views,
+    photos: list[np.ndarray],
+    scale: float,
+    perceptual: LPIPS,
+    run: Path,
+    options: RefineOptions,
+    device: torch.device,
+) -> None:
+    """Train both in place, or resume, to `options.samples` pictures; leaves the averaged weights.
+
+    `photos` are those that the views were made from, in the same order.
+    """
+    models = nn.ModuleDict({"transformer": transformer, "decoder": autoencoder.decoder})
+    models.requires_grad_(True).train().to(device)
+    decoder = {"params": list(autoencoder.decoder.parameters()), "share": options.decoder}
+    optimizers = [*new_optimizers(transformer), torch.optim.AdamW([decoder], weight_decay=1e-3)]
+    refiner = _Refiner(transformer, autoencoder, views, photos, scale, perceptual, options, device)
+    train_loop(
+        models,
+        optimizers,
+        refiner.gradients,
+        run,
+        "refine",
+        samples=options.samples,
+        rate=options.rate,
+        cooldown=0.4,
+        decay=options.decay,
+        checkpoint_seconds=options.checkpoint_seconds,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Refiner:
+    """What stays the same from step to step."""
+
+    transformer: FluxTransformer2DModel
+    autoencoder: AutoencoderTiny
+    views: Views
+    photos: list[np.ndarray]
+    scale: float
+    perceptual: LPIPS
+    options: RefineOptions
+    device: torch.device
+
+    def gradients(self, done: int) -> tuple[int, dict[str, float]]:
+        """Gradients of a few batches; what is drawn depends on `done` alone, so a run resumes."""
+        options, count = self.options, 0
+        rng, generator = np.random.default_rng((5, done)), torch.Generator().manual_seed(done)
+        tiles = 2 if rng.random() < options.mosaic else 1
+        rounds = max(1, options.batches // tiles**2)
+        sums: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            batch = read_batch(self.views, rng, tiles, self.scale)
+            plan = draw_plan(batch, rng) if rng.random() < options.elastic else None
+            if tiles > 1:
+                loss, figures = self._mosaic(batch, plan, generator)
+            else:
+                loss, figures = self._loss(batch, plan, rng, generator)
+            (loss / rounds).backward()
+            for key, value in figures.items():
+                sums.setdefault(key, []).append(value)
+            count += len(batch.latents) * tiles**2
+        return count, {key: sum(values) / len(values) for key, values in sums.items()}
+
+    def _mosaic(
+        self, batch: Batch, plan: TokenPlan | None, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        sigma_B, x0_BNC, noise_BNC = draw(batch, generator)
+        x_BNC = x0_BNC + sigma_B[:, None, None] * (noise_BNC - x0_BNC)
+        coarse_BMC = coarse_noise(batch, plan, generator)
+        velocity = predict(self.transformer, batch, plan, x_BNC, sigma_B, coarse_BMC, self.device)
+        loss = flow_loss(velocity, noise_BNC - x0_BNC, batch, plan, self.options.outside)
+        return loss, {"flow_mosaic": loss.item()}
+
+    def _loss(
+        self,
+        batch: Batch,
+        plan: TokenPlan | None,
+        rng: np.random.Generator,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, dict[str, float]]:
+        own = rng.random() < self.options.own
+        sigma_B, x0_BNC, noise_BNC = draw(batch, generator)
+        coarse_BMC = coarse_noise(batch, plan, generator)
+
+        def velocity(x_BNC: Tensor, sigma_B: Tensor) -> Tensor:
+            return predict(self.transformer, batch, plan, x_BNC, sigma_B, coarse_BMC, self.device)
+
+        if own:
+            x_BNC = _own_way(velocity, plan, x0_BNC, noise_BNC, sigma_B, int(rng.integers(1, 3)))
+        else:
+            x_BNC = x0_BNC + sigma_B[:, None, None] * (noise_BNC - x0_BNC)
+        velocity_BKC = velocity(x_BNC, sigma_B)
+        end_BNC = _end(plan, x_BNC, x0_BNC, sigma_B, velocity_BKC)
+        loss, figures = self._compare(batch, end_BNC, rng)
+        loss = self.options.perceptual * loss
+        if own:
+            return loss, {f"{key}_own": value for key, value in figures.items()}
+        flow = flow_loss(velocity_BKC, noise_BNC - x0_BNC, batch, plan, self.options.outside)
+        return loss + flow, figures | {"flow": flow.item()}
+
+    def _compare(
+        self, batch: Batch, end_BNC: Tensor, rng: np.random.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """LPIPS + L1 of decoded crops: in the mask, and anywhere where true latents are decoded."""
+        B, _, H, W = batch.latents.shape
+        corners, side = _corners(batch.mask, B, self.options.crop, rng), LATENT
+        clean = min(B, self.options.clean)
+        truth = to_model(group_crops(self.photos, batch.groups[0], B))
+        truth = torch.cat([truth, truth[:clean]])
+        end = FluxFillPipeline._unpack_latents(end_BNC, H * side, W * side, side)
+        latents = torch.cat([end, batch.latents[:clean].to(end)])
+        mask = torch.cat([batch.mask.expand(B, -1, -1, -1), torch.ones(clean, 1, *truth.shape[2:])])
+        corners = [*corners, *corners[:clean]]
+        small = _cut(latents, corners, self.options.crop) / self.scale
+        truth, mask = (
+            _cut(images, [(side * y, side * x) for y, x in corners], side * self.options.crop)
+            for images in (truth, mask)
+        )
+        truth, mask = truth.to(self.device), mask.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            small = small.contiguous(memory_format=torch.channels_last)
+            decoded = self.autoencoder.decode(small, return_dict=False)[0].float()
+            pasted = torch.where(mask > 0, decoded, truth)
+            maps = self.perceptual.maps(pasted, truth)
+        lpips_B = sum((_weighted_mean(layer.float(), mask) for layer in maps), torch.zeros(()))
+        l1_B = _weighted_mean((decoded - truth).abs().mean(1, keepdim=True), mask)
+        loss_B = lpips_B + l1_B
+        loss = loss_B[:B].mean() + (loss_B[B:].mean() if clean else 0)
+        figures = {"lpips": lpips_B[:B].mean().item(), "l1": l1_B[:B].mean().item()}
+        return loss, figures | ({"lpips_clean": lpips_B[B:].mean().item()} if clean else {})
+
+
+def _own_way(
+    velocity: Callable[[Tensor, Tensor], Tensor],
+    plan: TokenPlan | None,
+    x0_BNC: Tensor,
+    noise_BNC: Tensor,
+    sigma_B: Tensor,
+    steps: int,
+) -> Tensor:
+    """The x_t at `sigma_B` that Euler comes to from pure noise in `steps` equal steps."""
+    x_BNC, at_B = noise_BNC, torch.ones_like(sigma_B)
+    for i in range(1, steps + 1):
+        next_B = 1 - (1 - sigma_B) * i / steps
+        with torch.no_grad():
+            end_BNC = _end(plan, x_BNC, x0_BNC, at_B, velocity(x_BNC, at_B))
+        x_BNC = end_BNC + (next_B / at_B)[:, None, None] * (x_BNC - end_BNC)
+        at_B = next_B
+    return x_BNC
+
+
+def _end(
+    plan: TokenPlan | None, x_BNC: Tensor, x0_BNC: Tensor, sigma_B: Tensor, velocity_BKC: Tensor
+) -> Tensor:
+    """Where the velocity leads: x_t - sigma v; a token that did not run is at its source."""
+    sigma_B11, device = sigma_B[:, None, None].to(velocity_BKC), velocity_BKC.device
+    if plan is None:
+        return x_BNC.to(device) - sigma_B11 * velocity_BKC
+    end_BKC = gather(x_BNC, plan).to(device) - sigma_B11 * velocity_BKC
+    return x0_BNC.to(device).index_copy(1, plan.keep_K.to(device), end_BKC)
+
+
+def _corners(
+    mask_11HW: Tensor, count: int, side: int, rng: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Top and left, in latents, of `count` squares around masked latents drawn at random."""
+    touched = F.max_pool2d(mask_11HW, LATENT)[0, 0]
+    inside = touched.nonzero().numpy()
+    middles = inside[rng.integers(len(inside), size=count)]
+    most = np.array(touched.shape) - side
+    return [(int(y), int(x)) for y, x in (middles - side // 2).clip(0, most)]
+
+
+def _cut(images: Tensor, corners: Sequence[tuple[int, int]], side: int) -> Tensor:
+    """A square of every image, [B, C, side, side]."""
+    pairs = zip(images, corners, strict=True)
+    return torch.stack([image[:, y : y + side, x : x + side] for image, (y, x) in pairs])
+
+
+def _weighted_mean(map_B1HW: Tensor, weight_B1HW: Tensor) -> Tensor:
+    """The mean [B] of each map under a weight of any size."""
+    height, width = map_B1HW.shape[-2:]
+    share = F.adaptive_avg_pool2d(weight_B1HW, (height, width))
+    return (map_B1HW * share).sum((1, 2, 3)) / share.sum((1, 2, 3))

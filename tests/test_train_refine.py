@@ -1,0 +1,131 @@
+"""Refinement: what is compared are pixels in the mask, at an x_t that a sampler could have."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_photo
+
+from hilotoken import HiLo
+from hilotoken.grid import touch
+from hilotoken.train import refine, views
+from hilotoken.train.autoencoder import new_autoencoder, to_model
+from hilotoken.train.lpips import LPIPS
+from hilotoken.train.refine import RefineOptions
+from hilotoken.train.transformer import pack
+from hilotoken.train.views import GRID, Batch, ViewOptions, Views, group_crops, make_views
+
+CPU = torch.device("cpu")
+
+
+def some_batch(seed: int = 0, count: int = 2) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(count, 8, 32, 32, generator=generator)
+    mask = torch.zeros(1, 1, 256, 256)
+    mask[..., 40:120, 100:170] = 1
+    score_N = torch.rand(256, generator=generator)
+    return Batch(latents, latents, torch.zeros(count, 8, 8, 8), mask, score_N, (0,))
+
+
+def some_plan(batch: Batch):
+    plan = HiLo(detail=0.1, bucket=16).select(batch.score_N, touch(batch.mask, GRID)[0], GRID)
+    assert plan.tokens_run < plan.tokens_full
+    return plan
+
+
+@pytest.mark.parametrize("shortened", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_true_velocity_ends_at_the_truth(seed, shortened):
+    batch = some_batch(seed)
+    plan = some_plan(batch) if shortened else None
+    x0, noise = pack(batch.latents), torch.randn(2, 256, 32)
+    sigma = torch.rand(2) * 0.9 + 0.1
+    x = x0 + sigma[:, None, None] * (noise - x0)
+    runs = torch.arange(256) if plan is None else plan.keep_K
+    end = refine._end(plan, x, x0, sigma, (noise - x0)[:, runs])
+    torch.testing.assert_close(end, x0)
+    moved = refine._end(plan, x, x0, sigma, (noise - x0)[:, runs] + 1)
+    changed = (moved - end).abs().amax((0, 2)) > 1e-3
+    assert set(changed.nonzero().flatten().tolist()) == set(runs.tolist())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("shortened", [False, True])
+def test_its_own_way_is_the_straight_line_for_who_knows_the_truth(steps, shortened):
+    """And for any other transformer, tokens that do not run are on that line."""
+    batch = some_batch()
+    plan = some_plan(batch) if shortened else None
+    x0, noise, sigma = pack(batch.latents), torch.randn(2, 256, 32), torch.tensor([0.2, 0.7])
+    runs = torch.arange(256) if plan is None else plan.keep_K
+    line, visited = x0 + sigma[:, None, None] * (noise - x0), []
+
+    def know_all(x, at):
+        visited.append(at)
+        assert not torch.is_grad_enabled()
+        return ((x - x0) / at[:, None, None])[:, runs]
+
+    x = refine._own_way(know_all, plan, x0, noise, sigma, steps)
+    torch.testing.assert_close(x, line)
+    assert len(visited) == steps
+    assert (visited[0] == 1).all()  # pure noise
+    other = refine._own_way(lambda x, at: x[:, runs], plan, x0, noise, sigma, steps)
+    off = (other - line).abs().amax((0, 2)) > 1e-3
+    assert set(off.nonzero().flatten().tolist()) == set(runs.tolist())
+
+
+@pytest.mark.parametrize("side", [4, 16, 32])
+@pytest.mark.parametrize("seed", range(5))
+def test_crops_lie_inside_and_hold_masked_pixels(seed, side):
+    rng = np.random.default_rng(seed)
+    mask = torch.from_numpy(views.random_mask(rng, (256, 256)))[None, None].float()
+    corners = refine._corners(mask, 20, side, rng)
+    cut = refine._cut(mask.expand(20, -1, -1, -1), [(8 * y, 8 * x) for y, x in corners], 8 * side)
+    assert cut.shape == (20, 1, 8 * side, 8 * side)
+    assert (cut.amax((1, 2, 3)) == 1).all()
+
+
+@pytest.fixture
+def refiner(monkeypatch):
+    """A refiner whose decoder shows three channels of a latent as a flat square of 8 x 8 pixels."""
+    photos = [np.asarray(make_photo(256, 256, seed=seed)) for seed in range(2)]
+    torch.manual_seed(0)
+    distance = LPIPS().requires_grad_(False)
+    for head in distance.heads:
+        head.weight.abs_()
+
+    def decode(latents, return_dict):
+        return (latents[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3),)
+
+    monkeypatch.setattr(torch, "autocast", lambda *args: torch.enable_grad())  # all in float32
+    parts = SimpleNamespace(decode=decode)
+    options = RefineOptions(crop=32, clean=0)
+    return refine._Refiner(None, parts, None, photos, 2.0, distance, options, CPU)
+
+
+def test_only_pixels_in_the_mask_are_compared(refiner):
+    batch = some_batch()
+    end = torch.randn(2, 32, 32, 8).permute(0, 3, 1, 2)
+    touched = torch.nn.functional.max_pool2d(batch.mask, 8).bool()
+
+    def loss(latents):
+        return float(refiner._compare(batch, pack(latents), np.random.default_rng(0))[0])
+
+    base = loss(end)
+    assert loss(torch.where(touched, end, end + 1)) == base
+    assert loss(torch.where(touched, end + 1, end)) != base
+    truth = to_model(group_crops(refiner.photos, 0, 2))
+    best = torch.nn.functional.avg_pool2d(truth, 8) * refiner.scale
+    assert loss(torch.cat([best, torch.zeros(2, 5, 32, 32)], 1)) < 0.5 * base
+
+
+def test_the_views_are_of_the_crops_drawn_again(tmp_path):
+    photos = [np.asarray(make_photo(280, 300, seed=seed)) for seed in range(5)]
+    model = new_autoencoder().requires_grad_(False)
+    made = Views.open(tmp_path, ViewOptions(2, 3, 1), 8)
+    make_views(made, photos, [], model, tmp_path, CPU)
+    encode = views._encoder(model, CPU)
+    for group in range(2):
+        crops = group_crops(photos, group, 3)
+        assert np.array_equal(encode(to_model(crops)), made.latents[group])
+    assert not np.array_equal(group_crops(photos, 0, 3), group_crops(photos, 1, 3))
