@@ -34,6 +34,9 @@ def fill(
     ] = None,
     device: Device = "cpu",
     output: Output = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="A picture of the fills of these photographs, and no rows.")
+    ] = None,
 ) -> None:
     """Fill hidden parts of photographs, and compare with the truth, with dense, and with OpenCV."""
     import hashlib
@@ -45,7 +48,7 @@ def fill(
     from ..model import load_model
     from ..train.data import read_manifest
     from ..train.lpips import load_lpips
-    from .fill import bench_fill, fill_table
+    from .fill import bench_fill, fill_sheet, fill_table
     from .rows import append_rows
 
     methods = {"dense": Dense(), **_methods(method)}
@@ -53,6 +56,9 @@ def fill(
     files.sort(key=lambda file: hashlib.sha256(file.name.encode()).digest())
     perceptual, pipe = load_lpips(lpips), load_model(model, device=device)
     pipe.set_progress_bar_config(disable=True)
+    if sheet:
+        fill_sheet(pipe, files[:limit], methods, sheet, size=size, steps=steps)
+        return
     rows = []
     for file in track(files[:limit], "filling", console=Console(stderr=True)):
         fresh = list(bench_fill(pipe, [file], methods, perceptual, size=size, steps=steps))
