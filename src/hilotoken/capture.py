@@ -1,24 +1,27 @@
 """What the pipeline itself makes of photo and mask, taken as it makes it.
 
 Resizing, cropping and sampled posteriors are right by construction when they are the pipeline's
-own. So for one call the instance's methods are shadowed by others that call them and keep what they
-return; the class, and every other instance, stays as it is.
+own. So for one call a few methods of the instance and of its processors are shadowed by others that
+call them and keep what they return; the classes, and every other instance, stay as they are.
 
 B batch, H W pixels, N grid tokens, C channels.
 """
 
-import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 from torch import Tensor
 
-TAPPED = ("prepare_latents", "_encode_vae_image", "prepare_mask_latents")
+from .plan import as_batch
+
+Step = Callable[[Any], Any]
 
 
 @dataclass
@@ -41,56 +44,119 @@ class Source:
         return self.latents_BNC.repeat(batch // len(self.latents_BNC), 1, 1)
 
 
+@dataclass
+class Seen:
+    """What went by so far: the first photo and mask made into pixels, the first clean latents."""
+
+    photo_B3HW: Tensor | None = None
+    mask_B1HW: Tensor | None = None
+    latents: Tensor | None = None
+    path: list[Step] = field(default_factory=list)  # what was done to that photo
+    size: tuple[int, int] | None = None  # width and height that it had before, as a picture
+
+    def mask_like_photo(self, mask_image: Any) -> Tensor:
+        """A mask that the pipeline was not given, taken the way that the photo went: [B, 1, H, W].
+
+        Raises ValueError if no photo went by.
+        """
+        if self.photo_B3HW is None:
+            raise ValueError("a mask_image was given, but no image to edit under it: give image")
+        given = mask_image if isinstance(mask_image, list | tuple) else [mask_image]
+        masks_B1HW = torch.cat([as_batch(one, 1).float().amax(1, True) for one in given])
+        return torch.cat([self._follow(mask_1HW) for mask_1HW in masks_B1HW])
+
+    def _follow(self, mask_1HW: Tensor) -> Tensor:
+        image: Any = mask_1HW.expand(3, -1, -1)[None]
+        if self.size:  # the photo was a picture, and some steps take nothing else
+            pixels = (mask_1HW[0].cpu().numpy() * 255).round().astype(np.uint8)
+            image = Image.fromarray(pixels).resize(self.size, Image.Resampling.NEAREST)
+            image = image.convert("RGB")
+        for step in self.path:
+            image = step(image)
+        return (image.mean(1, keepdim=True) >= 0).float()  # processors map 0.5 to 0
+
+
 @contextmanager
-def captured(pipe: DiffusionPipeline, ready: Callable[[Source], None]) -> Iterator[None]:
-    """Call `ready` with the source once the pipeline has made it, while its VAE is at hand.
+def captured(pipe: DiffusionPipeline) -> Iterator[Seen]:
+    """Keep what the pipeline makes of photo and mask while in this context.
 
     Raises:
         RuntimeError: the pipeline is in a captured call already.
     """
-    if "prepare_latents" in vars(pipe):
+    processor = getattr(pipe, "image_processor", None)
+    if processor is None:
+        raise TypeError(f"{type(pipe).__name__} has no image_processor: it takes no photo to edit")
+    if "preprocess" in vars(processor):
         raise RuntimeError(
             "this pipeline is in a compressed call already: wait for it, or load a second pipeline"
         )
-    tap = _Tap(pipe, ready)
-    try:
-        for name in TAPPED:
-            setattr(pipe, name, partial(getattr(tap, name), getattr(pipe, name)))
-        yield
-    finally:
-        for name in TAPPED:
-            vars(pipe).pop(name, None)
+    tap, masks = _Tap(), getattr(pipe, "mask_processor", None)
+    with ExitStack() as stack:
+        for thing, name, keep in (
+            (processor, "preprocess", tap.photo),
+            (processor, "resize", tap.step),
+            (processor, "_resize_to_target_area", tap.step),
+            (masks, "preprocess", tap.mask),
+            (pipe, "_encode_vae_image", tap.latents),
+            (pipe.scheduler, "scale_noise", tap.noised),
+        ):
+            if original := getattr(thing, name, None):
+                setattr(thing, name, partial(keep, original))
+                stack.callback(vars(thing).pop, name)
+        yield tap.seen
 
 
 class _Tap:
-    def __init__(self, pipe: DiffusionPipeline, ready: Callable[[Source], None]) -> None:
-        self.pipe, self.ready = pipe, ready
-        self.photo: Tensor | None = None
-        self.latents: Tensor | None = None
+    """The shadows: each calls the original, gives back what it gave, and keeps what is new."""
 
-    def prepare_latents(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(original).bind(*args, **kwargs).arguments
-        self.photo = photo = given["image"]
-        result = original(*args, **kwargs)
-        if self.latents is None:  # the user's own latents: nothing was encoded
-            pixels = photo.to(given["device"], given["dtype"])
-            private = torch.Generator().manual_seed(0)
-            self.latents = self.pipe._encode_vae_image(image=pixels, generator=private)
+    def __init__(self) -> None:
+        self.seen = Seen()
+        self.steps: list[tuple[Any, Step, Any]] = []  # before, what was done, after
+        self.inside = False  # a processor's method that another of its methods calls
+
+    def photo(self, original: Callable[..., Any], image: Any, *args: Any, **kwargs: Any) -> Any:
+        self.inside = True
+        try:
+            result = original(image, *args, **kwargs)
+        finally:
+            self.inside = False
+        if self.seen.photo_B3HW is None:
+            self.seen.photo_B3HW = result
+            self.seen.path = [lambda other: original(other, *args, **kwargs)]
+            first = self._trace(image)
+            first = first[0] if isinstance(first, list | tuple) else first
+            if isinstance(first, Image.Image):
+                self.seen.size = first.size
         return result
 
-    def _encode_vae_image(self, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Any:
-        latents = original(*args, **kwargs)
-        if self.latents is None:
-            self.latents = latents
-        return latents
+    def _trace(self, image: Any) -> Any:
+        """The image as it was given, the steps from there put before the path."""
+        for before, step, after in reversed(self.steps):
+            if after is image:
+                self.seen.path.insert(0, step)
+                image = before
+        return image
 
-    def prepare_mask_latents(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(original).bind(*args, **kwargs).arguments
-        result = original(*args, **kwargs)
-        assert self.photo is not None
-        assert self.latents is not None
-        B, C, height, width = self.latents.shape
-        packed = self.pipe._pack_latents(self.latents, B, C, height, width)
-        grid = (height // 2, width // 2)
-        self.ready(Source(self.photo, given["mask"], packed.to(given["dtype"]), grid))
+    def step(self, original: Callable[..., Any], image: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(image, *args, **kwargs)
+        if not self.inside and result is not image:
+            self.steps.append((image, lambda other: original(other, *args, **kwargs), result))
         return result
+
+    def mask(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        if self.seen.mask_B1HW is None:
+            self.seen.mask_B1HW = result
+        return result
+
+    def latents(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        if self.seen.latents is None:
+            self.seen.latents = result
+        return result
+
+    def noised(self, original: Callable[..., Any], sample: Any, *args: Any, **kwargs: Any) -> Any:
+        """Image-to-image pipelines that encode in a function of their own add noise to that."""
+        if self.seen.latents is None:
+            self.seen.latents = sample
+        return original(sample, *args, **kwargs)

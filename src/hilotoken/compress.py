@@ -6,6 +6,7 @@ is as it always was, so there is nothing to disable and two wrappers never meet.
 """
 
 import inspect
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from .adapters import Adapter, adapter_for
-from .capture import Source, captured
+from .capture import Seen, Source, captured
 from .composite import composite_images
 from .methods import Dense, HiLo, Method
 from .plan import TokenPlan, as_batch
@@ -27,11 +28,16 @@ from .timing import Stopwatch
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """The record of one call: its plan, and seconds by part."""
+    """The record of one call: its plan, and seconds by part.
+
+    steps:    steps of the scheduler; guidance by a second prompt calls the DiT twice in each
+    sequence: image tokens of a call, references included: all of them, and those that ran
+    """
 
     plan: TokenPlan
     method: Method
     steps: int
+    sequence: tuple[int, int]
     plan_seconds: float
     dit_seconds: float
     vae_seconds: float
@@ -65,7 +71,8 @@ def compress(
     """A callable that stands in for the pipeline and runs it compressed.
 
     It takes the pipeline's own arguments and returns its own output, with the photo's own pixels
-    outside the mask; other attributes are the pipeline's.
+    outside the mask; other attributes are the pipeline's. Where the pipeline has no `mask_image`
+    (instruction editing), the callable takes one.
 
     Args:
         pipe: a diffusers pipeline that edits under a mask
@@ -112,15 +119,19 @@ class Compressed:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The pipeline's own arguments and output."""
+        own_mask = None
+        if not _takes_mask(self.pipe):
+            own_mask = kwargs.pop("mask_image", None)
         given = _bind(self.pipe, args, kwargs)
+        mask_image = given.get("mask_image", own_mask)
         _check_pixels("image", given.get("image"), lowest=-1)  # which pipelines take as [-1, 1]
-        _check_pixels("mask_image", given.get("mask_image"), lowest=0)
-        state = _State()
+        _check_pixels("mask_image", mask_image, lowest=0)
+        state = _State(mask_image)
         started = time.perf_counter()
         with attached(self.pipe, self.method, state):
             output = self.pipe(*args, **kwargs)
-        if state.source is None or state.plan is None:
-            raise ValueError("no image and mask_image were given: nothing was compressed")
+        assert state.source is not None  # else the first step refused
+        assert state.plan is not None
         overlaid = given.get("padding_mask_crop") is not None  # by the pipeline itself
         if given.get("output_type", "pil") != "latent" and not overlaid:
             output = self._composite(output, given.get("image"), state.source)
@@ -128,7 +139,8 @@ class Compressed:
         self.last_run = Run(
             state.plan,
             self.method,
-            state.calls,
+            len(state.steps),
+            state.sequence,
             seconds.get("plan", 0.0),
             seconds.get("dit", 0.0),
             seconds.get("vae", 0.0),
@@ -150,44 +162,72 @@ class Compressed:
 class _State:
     """What a call knows so far."""
 
+    mask_image: Any = None
     watch: Stopwatch = field(default_factory=Stopwatch)
     source: Source | None = None
     plan: TokenPlan | None = None
     adapter: Adapter | None = None
-    calls: int = 0
+    steps: set[int] = field(default_factory=set)
+    sequence: tuple[int, int] = (0, 0)
 
 
 @contextmanager
-def attached(pipe: DiffusionPipeline, method: Method, state: _State) -> Iterator[None]:
+def attached(pipe: Any, method: Method, state: _State) -> Iterator[None]:
     """Capture, plan and hook for the length of this context; nothing is left behind."""
-    transformer = pipe.transformer
+    transformer, owner = pipe.transformer, threading.get_ident()
 
-    def ready(source: Source) -> None:
-        with state.watch.time("plan"):
-            photo_B3HW = (source.photo_B3HW.float() / 2 + 0.5).clamp(0, 1)
-            plan = method.plan(photo_B3HW, source.mask_B1HW.float(), source.grid)
-        state.source, state.plan = source, plan
-        if not isinstance(method, Dense):
-            state.adapter = adapter_for(pipe)(pipe, plan, source)
-            for handle in state.adapter.inner_hooks(transformer):
+    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if state.plan is None and threading.get_ident() == owner:
+            _begin(pipe, method, state, seen, _bind_call(module, args, kwargs))
+            for handle in state.adapter.inner_hooks(transformer) if state.adapter else ():
                 stack.callback(handle.remove)
 
     with ExitStack() as stack:
-        stack.enter_context(captured(pipe, ready))
+        seen = stack.enter_context(captured(pipe))
         vae = [part for name in ("encoder", "decoder") if (part := getattr(pipe.vae, name, None))]
         stack.enter_context(state.watch.watch("vae", *vae))
-        for handle in _frame(pipe, transformer, state):
+        for handle in _frame(pipe, transformer, state, owner):
             stack.callback(handle.remove)
         stack.enter_context(state.watch.watch("dit", transformer))
+        untraced: Any = torch.compiler.disable
+        first = transformer.register_forward_pre_hook(
+            untraced(begin), with_kwargs=True, prepend=True
+        )
+        stack.callback(first.remove)
         yield
 
 
-def _frame(pipe: DiffusionPipeline, transformer: nn.Module, state: _State) -> list[Any]:
-    """Hooks around every call of the transformer: shorten what goes in, restore what comes out."""
+def _begin(pipe: Any, method: Method, state: _State, seen: Seen, call: dict[str, Any]) -> None:
+    """At the first call of the transformer all is known: the source, its grid, so the plan."""
+    family = adapter_for(pipe)
+    source = family.make_source(pipe, seen, state.mask_image, call)
+    if source is None:
+        raise ValueError(
+            "no image and mask_image were given: there is nothing to compress by; give both, or "
+            "call the pipeline itself"
+        )
+    with state.watch.time("plan"):
+        photo_B3HW = (source.photo_B3HW / 2 + 0.5).clamp(0, 1)
+        plan = method.plan(photo_B3HW, source.mask_B1HW, source.grid)
+    state.source, state.plan = source, plan
+    tokens = family.tokens(call).shape[1]
+    state.sequence = tokens, tokens
+    if not isinstance(method, Dense):
+        state.adapter = family(pipe, plan, source, call)
+        state.sequence = tokens, len(state.adapter.counts_S)
+
+
+def _frame(pipe: Any, transformer: nn.Module, state: _State, owner: int) -> list[Any]:
+    """Hooks around every call of the transformer: shorten what goes in, restore what comes out.
+
+    Another thread may be running a pipeline that shares the transformer: its calls pass untouched.
+    """
     call: dict[str, Any] = {}
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        state.calls += 1
+        if threading.get_ident() != owner:
+            return None
+        state.steps.add(_step(pipe.scheduler))
         if state.adapter is None:
             return None
         call.clear()
@@ -195,7 +235,7 @@ def _frame(pipe: DiffusionPipeline, transformer: nn.Module, state: _State) -> li
         return (), state.adapter.shorten(call, _sigma(pipe.scheduler))
 
     def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if state.adapter is None:
+        if state.adapter is None or threading.get_ident() != owner:
             return None
         velocity = state.adapter.restore(output[0], call, _sigma(pipe.scheduler))
         call.clear()
@@ -212,12 +252,14 @@ def _frame(pipe: DiffusionPipeline, transformer: nn.Module, state: _State) -> li
     ]
 
 
+def _step(scheduler: Any) -> int:
+    index = scheduler.step_index
+    return (scheduler.begin_index or 0) if index is None else index  # None: before the first step
+
+
 def _sigma(scheduler: Any) -> float:
     """The noise level of the step under way; the timestep would be too coarse in bfloat16."""
-    index = scheduler.step_index
-    if index is None:  # before the first step
-        index = scheduler.begin_index or 0
-    return float(scheduler.sigmas[index])
+    return float(scheduler.sigmas[_step(scheduler)])
 
 
 def _bind_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -226,6 +268,11 @@ def _bind_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     model = getattr(module, "_orig_mod", module)
     names = list(inspect.signature(type(model).forward).parameters)[1:]
     return dict(zip(names, args, strict=False)) | kwargs
+
+
+def _takes_mask(pipe: DiffusionPipeline) -> bool:
+    calls = [vars(cls)["__call__"] for cls in type(pipe).__mro__ if "__call__" in vars(cls)]
+    return any("mask_image" in inspect.signature(call).parameters for call in calls)
 
 
 def _bind(pipe: DiffusionPipeline, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -249,8 +296,10 @@ def _check_pixels(name: str, image: Any, lowest: float) -> None:
 def _exact_photo(image: Any, resized_B3HW: Tensor) -> Tensor:
     """The photo in [0, 1]: the user's own values where the pipeline did not resize them."""
     given = [as_batch(one, 3) for one in (image if isinstance(image, list | tuple) else [image])]
-    resized = (resized_B3HW.float().cpu() / 2 + 0.5).clamp(0, 1).split([len(one) for one in given])
+    resized_B3HW = (resized_B3HW.float().cpu() / 2 + 0.5).clamp(0, 1)
+    if sum(len(one) for one in given) != len(resized_B3HW):  # references follow the photo
+        given = given[:1]
     if min(one.min() for one in given) < 0:  # the pipeline takes such values to lie in [-1, 1]
-        return torch.cat(resized)
-    pairs = zip(given, resized, strict=True)
+        return resized_B3HW
+    pairs = zip(given, resized_B3HW.split([len(one) for one in given]), strict=True)
     return torch.cat([a.float().cpu() if a.shape == b.shape else b for a, b in pairs])

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .methods import Method
 
 POSITIONS = ("interpolated", "aligned", "native")
+REFERENCES = ("compressed", "whole")
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single ==
@@ -34,6 +35,8 @@ class TokenPlan:
     count_S:    float32, how many tokens of the grid each token of the short sequence stands for
     positions:  where coarse tokens sit: see `token_positions`
     weighted:   whether log(count) is added to the attention logits of a token's key
+    references: what happens to a reference picture that is the photo itself, on the same grid:
+                "compressed" by the same plan, or left "whole"
     """
 
     grid: tuple[int, int]
@@ -44,6 +47,7 @@ class TokenPlan:
     count_S: Tensor
     positions: str = "interpolated"
     weighted: bool = False
+    references: str = "compressed"
 
     @property
     def tokens_full(self) -> int:

@@ -1,37 +1,19 @@
 """One short file a transformer family: how its call is shortened, and its answer put back."""
 
-from typing import Any, Protocol
-
 from diffusers import DiffusionPipeline
-from torch import Tensor, nn
 
-from ..capture import Source
-from ..plan import TokenPlan
-from .flux import Flux
+from .base import Adapter
+from .flux import Flux, FluxFill
 
-
-class Adapter(Protocol):
-    """Made for one run; `shorten` and `restore` frame every call of the transformer."""
-
-    def __init__(self, pipe: Any, plan: TokenPlan, source: Source) -> None: ...
-
-    def shorten(self, call: dict[str, Any], sigma: float) -> dict[str, Any]:
-        """The transformer's keyword arguments with only the tokens that run."""
-        ...
-
-    def restore(self, velocity_BSC: Tensor, call: dict[str, Any], sigma: float) -> Tensor:
-        """The velocity of the whole grid from that of the short sequence."""
-        ...
-
-    def inner_hooks(self, transformer: nn.Module) -> list[Any]:
-        """Handles of hooks inside the transformer, removed after the run."""
-        ...
-
+__all__ = ["ADAPTERS", "Adapter", "adapter_for"]
 
 # By the name of the pipeline's class and its transformer's: what was not tried is refused.
 ADAPTERS: dict[tuple[str, str], type[Adapter]] = {
-    ("FluxFillPipeline", "FluxTransformer2DModel"): Flux,
+    ("FluxFillPipeline", "FluxTransformer2DModel"): FluxFill,
     ("FluxInpaintPipeline", "FluxTransformer2DModel"): Flux,
+    ("FluxKontextPipeline", "FluxTransformer2DModel"): Flux,
+    ("FluxKontextInpaintPipeline", "FluxTransformer2DModel"): Flux,
+    ("FluxImg2ImgPipeline", "FluxTransformer2DModel"): Flux,
 }
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..grid import dilate, touch
-from ..plan import POSITIONS, TokenPlan, cells_of
+from ..plan import POSITIONS, REFERENCES, TokenPlan, cells_of
 from ..scores import SCORES, check_score, score
 
 CONTEXTS = ("frequency", "sampled")
@@ -37,6 +37,8 @@ class HiLo:
                 native token at random from each cell
     cell:       side of a sampled cell in tokens
     weights:    add log(count), of the tokens each stands for, to the attention logits of its key
+    references: "compressed": a reference that is the photo itself (Kontext, Qwen-Image-Edit,
+                FLUX.2) is shortened by the same plan; "whole": it is not
     bucket:     the length is rounded up to a multiple of this with the next-best detail tokens
     seed:       of the random choices
 
@@ -54,6 +56,7 @@ class HiLo:
     context: str = "frequency"
     cell: int = 2
     weights: bool = False
+    references: str = "compressed"
     bucket: int = 64
     seed: int = 0
 
@@ -61,6 +64,7 @@ class HiLo:
         _check_choice("context", self.context, CONTEXTS)
         _check_choice("coarse_cells", self.coarse_cells, COARSE_CELLS)
         _check_choice("positions", self.positions, POSITIONS)
+        _check_choice("references", self.references, REFERENCES)
         if self.coarse is None:
             object.__setattr__(self, "coarse", 4 if self.context == "frequency" else 0)
         for name, low in (("dilate", 0), ("coarse", 0), ("cell", 1), ("bucket", 1), ("seed", 0)):
@@ -122,6 +126,7 @@ class HiLo:
             count_S=self._counts(runs_N, sampled_N, cells_M, grid),
             positions=self.positions,
             weighted=self.weights,
+            references=self.references,
         )
 
     def _detail_count(self, score_N: Tensor, edit_N: Tensor) -> int:
