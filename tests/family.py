@@ -19,6 +19,7 @@ class Family:
                without hilotoken; consumes the given generator as the pipeline does
     tokens:    the pipeline's latents (what its scheduler steps) as tokens [B, N, C]
     calls:     further ways of calling, each a name and its changes; see `test_families.py`
+    image_first: whether image tokens come before text in the attention
     lacks:     cells of the table that do not hold, each with the reason, as the docs print it
     """
 
@@ -28,4 +29,5 @@ class Family:
     source: Callable[[Any, dict[str, Any]], Tensor]
     tokens: Callable[[Any, Tensor], Tensor]
     calls: Mapping[str, Callable[[], dict[str, Any]]] = field(default_factory=dict)
+    image_first: bool = False
     lacks: Mapping[str, str] = field(default_factory=dict)

@@ -63,6 +63,15 @@ def make_vae(kind: str) -> nn.Module:
     )
 
 
+def widen(model: nn.Module) -> None:
+    """Draw weights anew, wide enough that every input counts."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            if module.bias is not None:
+                nn.init.normal_(module.bias, std=0.1)
+
+
 def make_pipe(
     vae: str = "kl",
     dtype: torch.dtype = torch.float32,
@@ -92,11 +101,8 @@ def make_pipe(
             axes_dims_rope=(4, 6, 6),
         )
         parts = {"transformer": transformer, "vae": make_vae(vae)}
-        for module in (*transformer.modules(), *parts["vae"].modules()):
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-                if module.bias is not None:
-                    nn.init.normal_(module.bias, std=0.1)
+        for part in parts.values():
+            widen(part)
     pipe = cls(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=shifting),
         text_encoder=None,

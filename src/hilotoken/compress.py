@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from .adapters import Adapter, adapter_for
 from .capture import Seen, Source, captured
 from .composite import composite_images
-from .methods import Dense, HiLo, Method
+from .methods import BlockMethod, Control, Dense, HiLo, Method, check_inside
+from .methods.blocks import Placement, placed
+from .methods.dense import whole_plan
 from .plan import TokenPlan, as_batch
 from .timing import Stopwatch
 
@@ -32,16 +34,19 @@ class Run:
 
     steps:    steps of the scheduler; guidance by a second prompt calls the DiT twice in each
     sequence: image tokens of a call, references included: all of them, and those that ran
+    inside:   of a method that acts inside blocks: the mean share of the sequence's tokens that
+              queries, keys and the feed-forward ran on
     """
 
     plan: TokenPlan
-    method: Method
+    method: "Method | BlockMethod | Control"
     steps: int
     sequence: tuple[int, int]
     plan_seconds: float
     dit_seconds: float
     vae_seconds: float
     total_seconds: float
+    inside: dict[str, float] = field(default_factory=dict)
 
     @property
     def tokens_full(self) -> int:
@@ -66,39 +71,54 @@ class Run:
 
 
 def compress(
-    pipe: DiffusionPipeline, method: Method | None = None, *, feather: int = 0
+    pipe: DiffusionPipeline,
+    method: Method | BlockMethod | Control | None = None,
+    *,
+    inside: BlockMethod | None = None,
+    feather: int = 0,
 ) -> "Compressed":
     """A callable that stands in for the pipeline and runs it compressed.
 
     It takes the pipeline's own arguments and returns its own output, with the photo's own pixels
     outside the mask; other attributes are the pipeline's. Where the pipeline has no `mask_image`
-    (instruction editing), the callable takes one.
+    (instruction editing), the callable takes one. A pipeline that makes pictures from text alone
+    is run by a method that acts inside blocks; there is no photo to plan by or put back.
 
     Args:
-        pipe: a diffusers pipeline that edits under a mask
+        pipe: a diffusers pipeline that edits under a mask, or makes pictures from text
         method: `HiLo()` unless given
+        inside: what works inside the blocks on the tokens that `method` leaves
         feather: pixels over which the edit is blended in, inside the mask
 
     Raises:
         TypeError: the pipeline is not one that can be compressed; the message lists those that can.
-        ValueError: feather is negative.
+        ValueError: feather is negative, or the methods do not go together.
     """
     if isinstance(pipe, Compressed):
         raise TypeError("this pipeline is compressed already: compress the pipeline it wraps")
     if feather < 0:
         raise ValueError(f"feather must be 0 pixels or more, got {feather}")
-    adapter_for(pipe)
-    return Compressed(pipe, method or HiLo(), feather)
+    method = method or HiLo()
+    check_inside(method, inside)
+    if not (isinstance(method, BlockMethod) and _makes_from_text(pipe)):
+        adapter_for(pipe)
+    return Compressed(pipe, method, inside, feather)
 
 
 class Compressed:
     """See `compress`. `last_run` holds the record of the last call that ended well."""
 
-    _OWN = frozenset({"pipe", "method", "feather", "last_run"})
+    _OWN = frozenset({"pipe", "method", "inside", "feather", "last_run"})
     pipe: Any  # pipelines have no call in common that a type could state
 
-    def __init__(self, pipe: DiffusionPipeline, method: Method, feather: int) -> None:
-        self.pipe, self.method, self.feather = pipe, method, feather
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        method: Method | BlockMethod | Control,
+        inside: BlockMethod | None,
+        feather: int,
+    ) -> None:
+        self.pipe, self.method, self.inside, self.feather = pipe, method, inside, feather
         self.last_run: Run | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -119,16 +139,58 @@ class Compressed:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The pipeline's own arguments and output."""
+        if isinstance(self.method, Control):
+            return self.method.run(self, args, kwargs)
+        if isinstance(self.method, BlockMethod) and _makes_from_text(self.pipe):
+            return self._generate(self.method, args, kwargs)
+        return self._edit(args, kwargs)
+
+    def _generate(self, method: BlockMethod, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """From text alone: nothing is captured, nothing put back."""
+        watch, started = Stopwatch(), time.perf_counter()
+        with ExitStack() as stack:
+            stack.enter_context(watch.watch("vae", *_vae_parts(self.pipe)))
+            stack.enter_context(watch.watch("dit", self.pipe.transformer))
+            placement = stack.enter_context(
+                placed(self.pipe.transformer, method, self.pipe.scheduler)
+            )
+            output = self.pipe(*args, **kwargs)
+        assert placement.tokens is not None  # else the pipeline would have failed
+        self.last_run = Run(
+            whole_plan(placement.tokens.grid),
+            method,
+            placement.moment.step + 1,
+            (placement.length, placement.length),
+            0.0,
+            watch.seconds.get("dit", 0.0),
+            watch.seconds.get("vae", 0.0),
+            time.perf_counter() - started,
+            placement.kept,
+        )
+        return output
+
+    def _edit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Under a mask, by what the pipeline makes of photo and mask."""
         own_mask = None
         if not _takes_mask(self.pipe):
             own_mask = kwargs.pop("mask_image", None)
         given = _bind(self.pipe, args, kwargs)
         mask_image = given.get("mask_image", own_mask)
+        if mask_image is None:
+            mask_image = given.get("mask")  # as Fibo Edit calls it
+        if mask_image is None:
+            raise ValueError(
+                "mask_image was not given: there is nothing to compress by; give one, white where "
+                "the photo is to be edited, or call the pipeline itself"
+            )
         _check_pixels("image", given.get("image"), lowest=-1)  # which pipelines take as [-1, 1]
         _check_pixels("mask_image", mask_image, lowest=0)
         state = _State(mask_image)
         started = time.perf_counter()
-        with attached(self.pipe, self.method, state):
+        sequence, inside = self.method, self.inside
+        if isinstance(sequence, BlockMethod):
+            sequence, inside = Dense(), sequence
+        with attached(self.pipe, sequence, state, inside):
             output = self.pipe(*args, **kwargs)
         assert state.source is not None  # else the first step refused
         assert state.plan is not None
@@ -145,6 +207,7 @@ class Compressed:
             seconds.get("dit", 0.0),
             seconds.get("vae", 0.0),
             time.perf_counter() - started,
+            state.placement.kept if state.placement else {},
         )
         return output
 
@@ -167,12 +230,15 @@ class _State:
     source: Source | None = None
     plan: TokenPlan | None = None
     adapter: Adapter | None = None
+    placement: Placement | None = None
     steps: set[int] = field(default_factory=set)
     sequence: tuple[int, int] = (0, 0)
 
 
 @contextmanager
-def attached(pipe: Any, method: Method, state: _State) -> Iterator[None]:
+def attached(
+    pipe: Any, method: Any, state: _State, inside: BlockMethod | None = None
+) -> Iterator[None]:
     """Capture, plan and hook for the length of this context; nothing is left behind."""
     transformer, owner = pipe.transformer, threading.get_ident()
 
@@ -184,8 +250,7 @@ def attached(pipe: Any, method: Method, state: _State) -> Iterator[None]:
 
     with ExitStack() as stack:
         seen = stack.enter_context(captured(pipe))
-        vae = [part for name in ("encoder", "decoder") if (part := getattr(pipe.vae, name, None))]
-        stack.enter_context(state.watch.watch("vae", *vae))
+        stack.enter_context(state.watch.watch("vae", *_vae_parts(pipe)))
         for handle in _frame(pipe, transformer, state, owner):
             stack.callback(handle.remove)
         stack.enter_context(state.watch.watch("dit", transformer))
@@ -194,7 +259,14 @@ def attached(pipe: Any, method: Method, state: _State) -> Iterator[None]:
             untraced(begin), with_kwargs=True, prepend=True
         )
         stack.callback(first.remove)
+        if inside:
+            plan = lambda: state.plan if state.adapter else None  # noqa: E731
+            state.placement = stack.enter_context(placed(transformer, inside, pipe.scheduler, plan))
         yield
+
+
+def _vae_parts(pipe: Any) -> list[nn.Module]:
+    return [part for name in ("encoder", "decoder") if (part := getattr(pipe.vae, name, None))]
 
 
 def _begin(pipe: Any, method: Method, state: _State, seen: Seen, call: dict[str, Any]) -> None:
@@ -270,9 +342,19 @@ def _bind_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     return dict(zip(names, args, strict=False)) | kwargs
 
 
+def _makes_from_text(pipe: DiffusionPipeline) -> bool:
+    """Whether the pipeline takes neither photo nor mask."""
+    return hasattr(pipe, "transformer") and not {"image", "mask_image"} & _parameters(pipe)
+
+
 def _takes_mask(pipe: DiffusionPipeline) -> bool:
+    return "mask_image" in _parameters(pipe)
+
+
+def _parameters(pipe: DiffusionPipeline) -> set[str]:
+    """Of the call, those that a subclass takes by **kwargs and hands on included."""
     calls = [vars(cls)["__call__"] for cls in type(pipe).__mro__ if "__call__" in vars(cls)]
-    return any("mask_image" in inspect.signature(call).parameters for call in calls)
+    return {name for call in calls for name in inspect.signature(call).parameters}
 
 
 def _bind(pipe: DiffusionPipeline, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,14 @@
 from diffusers import DiffusionPipeline
 
 from .base import Adapter
+from .bria import Fibo
+from .chroma import Chroma
 from .flux import Flux, FluxFill
+from .sd3 import SD3
+from .zimage import ZImage
+from .flux2 import Flux2
+from .longcat import LongCat
+from .qwen import QwenImage, QwenImageControlNet
 
 __all__ = ["ADAPTERS", "Adapter", "adapter_for"]
 
@@ -14,6 +21,49 @@ ADAPTERS: dict[tuple[str, str], type[Adapter]] = {
     ("FluxKontextPipeline", "FluxTransformer2DModel"): Flux,
     ("FluxKontextInpaintPipeline", "FluxTransformer2DModel"): Flux,
     ("FluxImg2ImgPipeline", "FluxTransformer2DModel"): Flux,
+    ("FluxControlInpaintPipeline", "FluxTransformer2DModel"): Flux,
+    ("FluxControlNetInpaintPipeline", "FluxTransformer2DModel"): Flux,
+    ("Flux2Pipeline", "Flux2Transformer2DModel"): Flux2,
+    ("Flux2KleinPipeline", "Flux2Transformer2DModel"): Flux2,
+    ("Flux2KleinInpaintPipeline", "Flux2Transformer2DModel"): Flux2,
+    ("ChromaInpaintPipeline", "ChromaTransformer2DModel"): Chroma,
+    ("ChromaImg2ImgPipeline", "ChromaTransformer2DModel"): Chroma,
+    ("LongCatImageEditPipeline", "LongCatImageTransformer2DModel"): LongCat,
+    ("BriaFiboEditPipeline", "BriaFiboTransformer2DModel"): Fibo,
+    ("StableDiffusion3InpaintPipeline", "SD3Transformer2DModel"): SD3,
+    ("StableDiffusion3Img2ImgPipeline", "SD3Transformer2DModel"): SD3,
+    ("ZImageInpaintPipeline", "ZImageTransformer2DModel"): ZImage,
+    ("ZImageImg2ImgPipeline", "ZImageTransformer2DModel"): ZImage,
+    ("QwenImageInpaintPipeline", "QwenImageTransformer2DModel"): QwenImage,
+    ("QwenImageImg2ImgPipeline", "QwenImageTransformer2DModel"): QwenImage,
+    ("QwenImageEditPipeline", "QwenImageTransformer2DModel"): QwenImage,
+    ("QwenImageEditInpaintPipeline", "QwenImageTransformer2DModel"): QwenImage,
+    ("QwenImageEditPlusPipeline", "QwenImageTransformer2DModel"): QwenImage,
+    ("QwenImageControlNetInpaintPipeline", "QwenImageTransformer2DModel"): QwenImageControlNet,
+}
+
+# Known not to work, by the name of the pipeline's class, each with the reason.
+REFUSED: dict[str, str] = {
+    "SanaSprintImg2ImgPipeline": (
+        "Sana mixes neighbours by 3x3 convolutions in every block, which need the whole grid"
+    ),
+    "Flux2KleinKVPipeline": (
+        "it runs references before the target, and once: later steps read their keys from a cache; "
+        "use Flux2KleinPipeline"
+    ),
+    "QwenImageLayeredPipeline": (
+        "it makes several pictures in one sequence, a layer each, and a plan is made for one"
+    ),
+    "QwenImage21Pipeline": (
+        "its image tokens stand between those of the text, in blocks that see only what came before"
+    ),
+    "ZImageOmniPipeline": (
+        "it puts several pictures and the features of another encoder in one sequence, and a plan "
+        "is made for one; use ZImageInpaintPipeline"
+    ),
+    "OmniGenPipeline": (
+        "it numbers image tokens on, like words, and an attention mask of its own goes with them"
+    ),
 }
 
 
@@ -24,6 +74,9 @@ def adapter_for(pipe: DiffusionPipeline) -> type[Adapter]:
         TypeError: not a pipeline that can be compressed; the message lists those that can.
     """
     supported = ", ".join(sorted(name for name, _ in ADAPTERS))
+    for base in type(pipe).__mro__:
+        if reason := REFUSED.get(base.__name__):
+            raise TypeError(f"{base.__name__} is not supported: {reason}; supported: {supported}")
     transformer = getattr(pipe, "transformer", None)
     if transformer is None:
         raise TypeError(f"{type(pipe).__name__} has no transformer; supported: {supported}")

@@ -43,6 +43,7 @@ class Adapter:
         self.pipe, self.source = pipe, source
         self.plan = plan.to(source.latents_BNC.device)
         self.spans = self._spans(call)
+        self.beside_BND = self.x_t(call, None)[..., source.latents_BNC.shape[-1] :]
         self.coarse = self._encode_coarse() if len(plan.cells_M) else None
 
     # What a pipeline's source is, on the target's grid.
@@ -71,7 +72,12 @@ class Adapter:
     @classmethod
     def token_pixels(cls, pipe: Any) -> int:
         """Pixels a side of a token."""
-        return 2 * pipe.vae_scale_factor
+        return cls.latents_a_side(pipe) * pipe.vae_scale_factor
+
+    @classmethod
+    def latents_a_side(cls, pipe: Any) -> int:
+        """Latents a side of a token: its channels are those of 2x2, in the order c, row, column."""
+        return 2
 
     @classmethod
     def make_source(
@@ -143,8 +149,8 @@ class Adapter:
         fill_BNC = (x_BNC - self.source.for_batch(len(x_BNC)).float()) / sigma
         return scatter(velocity_BSC, self.plan, fill_BNC.to(velocity_BSC.dtype))
 
-    def x_t(self, call: dict[str, Any], channels: int) -> Tensor:
-        """The noisy tokens of the target, [B, N, C]."""
+    def x_t(self, call: dict[str, Any], channels: int | None) -> Tensor:
+        """The noisy tokens of the target, [B, N, C]; all that is in their channels without C."""
         return self.tokens(call)[:, : self.plan.tokens_full, :channels]
 
     def inner_hooks(self, transformer: nn.Module) -> list[Any]:
@@ -192,8 +198,12 @@ class Adapter:
         return torch.cat([kept.float(), ids[..., :1, :].float() + extra], -2)
 
     def condition(self, masked_BmC: Tensor, mask_B1HW: Tensor) -> Tensor:
-        """What the coarse tokens have in their channels besides x_t, [B, m, D]."""
-        return masked_BmC[..., :0]
+        """What the coarse tokens have in their channels besides x_t, [B, M, D].
+
+        Of the downsampled photo without what the mask covers, and the downsampled mask, each cell
+        of the grid a token.
+        """
+        return cell_means(self.beside_BND, self.plan)
 
     def _spans(self, call: dict[str, Any]) -> list[Span]:
         spans, start = [], 0
@@ -231,7 +241,8 @@ class Adapter:
             latents = self.encode(self.pipe, _like_vae(self.pipe, photo_B3HW), generator)
             return self.pack(self.pipe, latents).to(self.source.latents_BNC)
 
-        return Coarse.encode(self.plan, self.source, encode, self.condition)
+        fold = self.latents_a_side(self.pipe)
+        return Coarse.encode(self.plan, self.source, encode, self.condition, fold)
 
     def _check_length(self, tokens: int) -> None:
         if tokens != self.spans[-1].stop:

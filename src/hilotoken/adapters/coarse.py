@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import FluxFillPipeline
 from torch import Tensor
 
 from ..capture import Source
@@ -36,6 +35,7 @@ class Coarse:
     noise_BMC: Tensor
     condition_BMD: Tensor
     touched_BM1: Tensor
+    fold: int = 2  # latents a side of a token
 
     @classmethod
     def encode(
@@ -44,11 +44,12 @@ class Coarse:
         source: Source,
         encode: Callable[[Tensor, torch.Generator], Tensor],
         condition: Callable[[Tensor, Tensor], Tensor],
+        fold: int = 2,
     ) -> "Coarse":
         """Encode the downsampled photo without what the mask covers.
 
         `encode` turns pixels [B, 3, H, W] in [-1, 1] into tokens [B, m, C]; `condition` turns those
-        tokens and the downsampled mask [B, 1, H, W] into what else is in the channels, [B, m, D].
+        tokens and the downsampled mask [B, 1, H, W] into what else is in the channels, [B, M, D].
         """
         like = source.latents_BNC
         photo_B3HW = shrink(source.photo_B3HW, source.grid, plan.stride, F.avg_pool2d)
@@ -63,8 +64,9 @@ class Coarse:
             plan,
             x0_BMC,
             noise_BMC,
-            condition(masked_BmC, mask_B1HW).index_select(1, plan.cells_M),
+            condition(masked_BmC, mask_B1HW),
             touched_Bhw.flatten(1)[:, plan.cells_M.cpu(), None].to(like.device),
+            fold,
         )
 
     def tokens(self, x_BNC: Tensor, sigma: float | Tensor) -> Tensor:
@@ -75,23 +77,25 @@ class Coarse:
             for part in (self.x0_BMC, self.noise_BMC, self.condition_BMD, self.touched_BM1)
         )
         known = (1 - sigma) * x0 + sigma * noise
-        average, missing = cell_averages(x_BNC, self.plan)
+        average, missing = cell_averages(x_BNC, self.plan, self.fold)
         unknown = average + sigma * missing * noise
         return torch.cat([torch.where(touched, unknown, known), condition], -1)
 
 
-def cell_averages(x_BNC: Tensor, plan: TokenPlan) -> tuple[Tensor, Tensor]:
-    """The average of x over each coarse cell, and the share of noise that it lacks: [B, M, C]."""
-    h, w = plan.grid
-    latents = FluxFillPipeline._unpack_latents(x_BNC, 2 * h, 2 * w, vae_scale_factor=1)
-    down, across = (_shares(n, plan.stride).to(latents) for n in plan.grid)
+def cell_averages(x_BNC: Tensor, plan: TokenPlan, fold: int = 2) -> tuple[Tensor, Tensor]:
+    """The average of x over each coarse cell, and the share of noise that it lacks: [B, M, C].
+
+    A token holds `fold` x `fold` latents, channel by channel, and so does a coarse token.
+    """
+    latents = F.pixel_shuffle(x_BNC.unflatten(1, plan.grid).movedim(-1, 1), fold)
+    down, across = (_shares(n, plan.stride, fold).to(latents) for n in plan.grid)
     average = down @ latents @ across.T
     # The variance of an average of independent noise is the sum of its squared shares.
     variance = down.square().sum(1)[:, None] * across.square().sum(1)
     missing = (1 - variance).sqrt().expand_as(average)
     average_BMC, missing_BMC = (
-        FluxFillPipeline._pack_latents(part, *part.shape).index_select(1, plan.cells_M)
-        for part in (average, missing.contiguous())
+        F.pixel_unshuffle(part, fold).flatten(2).mT.index_select(1, plan.cells_M)
+        for part in (average, missing)
     )
     return average_BMC, missing_BMC
 

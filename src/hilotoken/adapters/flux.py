@@ -13,7 +13,15 @@ __all__ = ["Coarse", "Flux", "FluxFill"]
 
 
 class Flux(Adapter):
-    """Inpaint, Image-to-Image (x_t alone in the channels), Kontext (a reference follows)."""
+    """Inpaint and Image-to-Image, Kontext (a reference follows), Control (more channels)."""
+
+    def shorten(self, call: dict[str, Any], sigma: float) -> dict[str, Any]:
+        """The residuals of a ControlNet, a row for each token, are shortened with them."""
+        short = super().shorten(call, sigma)
+        for name in ("controlnet_block_samples", "controlnet_single_block_samples"):
+            if residuals := call.get(name):
+                short[name] = [self.rows(rows_BND) for rows_BND in residuals]
+        return short
 
     def weighed(self, call: dict[str, Any]) -> dict[str, Any]:
         given = call.get("joint_attention_kwargs") or {}
@@ -60,7 +68,7 @@ class FluxFill(Flux):
     def condition(self, masked_BmC: Tensor, mask_B1HW: Tensor) -> Tensor:
         mask = F.pixel_unshuffle(mask_B1HW, self.pipe.vae_scale_factor).to(masked_BmC)
         mask_BmD = self.pack(self.pipe, mask.repeat(len(masked_BmC) // len(mask), 1, 1, 1))
-        return torch.cat([masked_BmC, mask_BmD], -1)
+        return torch.cat([masked_BmC, mask_BmD], -1).index_select(1, self.plan.cells_M)
 
 
 def _with_rows(rows_BSD: Tensor, other_BSD: Tensor, index: Tensor) -> Tensor:
