@@ -17,8 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .methods.matching import widen
-
 # attend(module, query_BQHD, key_BSHD, value_BSHD, original, **kwargs) -> [B, Q, H, D]
 Attend = Callable[..., Tensor]
 
@@ -178,7 +176,7 @@ def with_log_counts(
     """
     D = query.shape[-1]
     factor = D**-0.5 if scale is None else scale
-    wanted_S = (widen(count_S).log() / factor)[..., None, None]
+    wanted_S = (count_S.float().log() / factor)[..., None, None]
     high_S = wanted_S.to(key.dtype)
     low_S = (wanted_S - high_S).to(key.dtype)
     spare = -(-(D + 2) // 8) * 8 - D

@@ -5,6 +5,8 @@ and values. B batch, N grid tokens (row-major), M tokens of the coarse grid, C c
 """
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,8 +20,108 @@ from .matching import (
     match_sources,
     widen,
 )
+from .sites import (
+    BlockMethod,
+    Merging,
+    MergingSession,
+    Session,
+    Site,
+    Tokens,
+    check_whole,
+)
+from .tome import check_stride
 
 NORMS = ("l1", "l2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiGainTM(Merging):
+    """ToMe's merging into the smoothest token of each cell, by the block's modulated norm.
+
+    stride: rows and columns of a cell
+    norm:   of the Laplacian over channels, "l1" or "l2"
+    """
+
+    takes_parts: ClassVar[bool] = False
+    stride: tuple[int, int] = (2, 2)
+    norm: str = "l1"
+
+    def __post_init__(self) -> None:
+        check_stride(self.stride)
+        super().__post_init__()
+        if self.norm not in NORMS:
+            raise ValueError(f"unknown norm {self.norm!r}; choose from {list(NORMS)}")
+
+    @property
+    def most(self) -> float:
+        return 1 - 1 / (self.stride[0] * self.stride[1])
+
+    def session(self) -> "BiGainTMSession":
+        return BiGainTMSession(self)
+
+
+class BiGainTMSession(MergingSession):
+    def __init__(self, method: BiGainTM) -> None:
+        super().__init__(method)
+        self.method = method
+
+    def make(self, at: Site, normed_BNC: Tensor) -> Match:
+        (h, w), (sy, sx) = at.tokens.grid, self.method.stride
+        removed = self.method.removed(at.tokens, h * w - (h // sy) * (w // sx))
+        return match(normed_BNC, h, w, removed=removed, stride=(sy, sx), norm=self.method.norm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiGainTD(BlockMethod):
+    """Keys and values are made of a blend of each cell's middle token and its mean.
+
+    factor:    rows and columns of a cell
+    alpha:     share of the token: 0 the mean, 1 the token, above 1 beyond it, away from the mean
+    alpha_end: the share at no noise, if it is to change: alpha * t + alpha_end * (1 - t) at noise
+               level t; the paper's schedule is alpha=0.9, alpha_end=0.1
+    """
+
+    factor: int = 2
+    alpha: float = 0.5
+    alpha_end: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole("factor", self.factor, 1)
+        for name in ("alpha", "alpha_end"):
+            value = getattr(self, name)
+            if name == "alpha_end" and value is None:
+                continue
+            number = isinstance(value, float | int) and not isinstance(value, bool)
+            if not number or not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value!r}")
+
+    def session(self) -> "BiGainTDSession":
+        return BiGainTDSession(self)
+
+    def check(self, tokens: Tokens, text: bool) -> None:
+        todo.check_factor(self.factor, tokens)
+
+
+class BiGainTDSession(Session):
+    def __init__(self, method: BiGainTD) -> None:
+        self.method = method
+
+    def keys(self, at: Site, normed_BNC: Tensor) -> todo.Downsampled | None:
+        method, batch = self.method, len(normed_BNC)
+        if method.factor == 1:
+            return None
+        end = method.alpha if method.alpha_end is None else method.alpha_end
+        alpha = method.alpha * at.noise + end * (1 - at.noise)
+        token, mean = (
+            todo.downsampled(at.tokens, batch, method.factor, mode)
+            for mode in ("nearest-exact", "average")
+        )
+
+        def blend(x_BNC: Tensor) -> Tensor:
+            return alpha * token.merge(x_BNC) + (1 - alpha) * mean.merge(x_BNC)
+
+        return todo.Downsampled(blend, token.home_BM, token.count_BM)
 
 
 def downsample(x: Tensor, height: int, width: int, *, factor: int, alpha: float) -> Tensor:

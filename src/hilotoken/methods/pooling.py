@@ -5,11 +5,142 @@ B batch, N tokens, K clusters, C channels. The grid plays no part.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .matching import sum_slots, take, widen
+from .sites import Merging, MergingSession, Short, Site, check_whole, identity
+
+SIGNIFICANCE = ("one", "key", "attention")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenPooling(Merging):
+    """Tokens run as the centres of their clusters, and take their centre's output back.
+
+    kind:         "means" or "medoids", see `cluster`; by the block's modulated norm
+    iterations:   rounds of clustering
+    significance: what a token weighs: "one"; "key", the norm of its keys; or "attention", what it
+                  receives over all heads and queries, as the paper has it. Both are those of the
+                  block before, the first block's one each; attention is computed again, unfused
+
+    Departures: the paper pools after attention, for good, in a network tuned for it. Here, where
+    nothing is tuned, tokens come back after each module. A cluster sits at the place of its token
+    nearest to the centre; one that no token joined stands as a copy of the token it began with.
+    """
+
+    kind: str = "means"
+    iterations: int = 5
+    significance: str = "one"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole("iterations", self.iterations, 1)
+        for name, choices in (("kind", list(KINDS)), ("significance", list(SIGNIFICANCE))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose from {choices}")
+        if self.ratio == 1:
+            raise ValueError("ratio must lie in [0, 1), got 1: one cluster at least must be left")
+
+    def session(self) -> "TokenPoolingSession":
+        return TokenPoolingSession(self)
+
+
+class TokenPoolingSession(MergingSession):
+    def __init__(self, method: TokenPooling) -> None:
+        super().__init__(method)
+        self.method = method
+        self.weight: dict[int, Tensor] = {}  # by branch, of the attention before
+
+    def make(self, at: Site, normed_BNC: Tensor) -> Short:
+        removed = self.method.removed(at.tokens, at.tokens.count - 1)
+        if not removed:
+            return identity(at.tokens.count, normed_BNC)
+        weight_BN = self.weight.get(at.branch)
+        return pool(
+            normed_BNC,
+            clusters=at.tokens.count - removed,
+            weights=weight_BN,
+            kind=self.method.kind,
+            iterations=self.method.iterations,
+        )
+
+    def attended(
+        self, at: Site, query_BQHD: Tensor, key_BSHD: Tensor, image: slice, short: Short | None
+    ) -> None:
+        if self.method.significance == "one":
+            return
+        if self.method.significance == "key":
+            weight_BM = key_BSHD[:, image].float().norm(dim=-1).sum(-1)
+        else:
+            weight_BM = _received(query_BQHD, key_BSHD)[:, image]
+        if isinstance(short, Pool):  # what a centre receives is shared out among its tokens
+            weight_BM = weight_BM / short.count_BM.clamp_min(1)
+        self.weight[at.branch] = short.unmerge(weight_BM[..., None])[..., 0] if short else weight_BM
+
+
+def _received(query_BQHD: Tensor, key_BSHD: Tensor) -> Tensor:
+    """The attention each key receives, summed over heads and queries: float32 [B, S]."""
+    received_BS = torch.zeros(key_BSHD.shape[:2], device=key_BSHD.device)
+    for head in range(query_BQHD.shape[2]):  # all heads at once would take H times the memory
+        logits = query_BQHD[:, :, head].float() @ key_BSHD[:, :, head].float().mT
+        received_BS += (logits * query_BQHD.shape[-1] ** -0.5).softmax(-1).sum(1)
+    return received_BS
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Clusters as a way to make tokens fewer: see `Short`.
+
+    slot_BN:   the cluster of each token
+    home_BM:   the token at whose place each cluster stands
+    weight_BN: what each token weighs in its cluster; None for clusters that are their home token
+    """
+
+    slot_BN: Tensor
+    home_BM: Tensor
+    weight_BN: Tensor | None
+
+    @property
+    def count_BM(self) -> Tensor:
+        """How many tokens are in each cluster, 1 for an empty one, which is a token's copy."""
+        ones_BN1 = torch.ones_like(self.slot_BN, dtype=torch.float32)[..., None]
+        return sum_slots(ones_BN1, self.slot_BN, self.home_BM.shape[1])[..., 0].clamp_min(1)
+
+    def merge(self, x_BNC: Tensor) -> Tensor:
+        own_BMC = take(x_BNC, self.home_BM)
+        if self.weight_BN is None:
+            return own_BMC
+        M, weight_BN1 = self.home_BM.shape[1], self.weight_BN[..., None]
+        total_BMC = sum_slots(widen(x_BNC) * weight_BN1, self.slot_BN, M)
+        mass_BM1 = sum_slots(weight_BN1, self.slot_BN, M)
+        mean_BMC = total_BMC / mass_BM1.masked_fill(mass_BM1 == 0, 1)
+        return torch.where(mass_BM1 > 0, mean_BMC.to(x_BNC.dtype), own_BMC)
+
+    def unmerge(self, y_BMC: Tensor) -> Tensor:
+        return take(y_BMC, self.slot_BN)
+
+
+def pool(x: Tensor, *, clusters: int, weights: Tensor | None, kind: str, iterations: int) -> Pool:
+    """Cluster the tokens, and find for each cluster the token nearest to its centre.
+
+    Arguments and errors are those of `cluster`.
+    """
+    slot_BN, centres_BKC = cluster(
+        x, clusters=clusters, weights=weights, kind=kind, iterations=iterations
+    )
+    tokens_BNC = widen(x)
+    weight_BN = _weights(weights, tokens_BNC)
+    away_BN = (tokens_BNC - take(widen(centres_BKC), slot_BN)).square().sum(-1)
+    (B, N), K = away_BN.shape, clusters
+    least_BK = away_BN.new_full((B, K), math.inf).scatter_reduce(1, slot_BN, away_BN, "amin")
+    place_BN = torch.arange(N, device=x.device).expand(B, -1)
+    rival_BN = place_BN.masked_fill(away_BN > least_BK.gather(1, slot_BN), N)
+    nearest_BK = torch.full_like(slot_BN[:, :K], N).scatter_reduce(1, slot_BN, rival_BN, "amin")
+    home_BK = torch.where(nearest_BK < N, nearest_BK, _heaviest(weight_BN, K))
+    return Pool(slot_BN, home_BK, weight_BN if kind == "means" else None)
 
 
 def cluster(
@@ -60,10 +191,15 @@ def cluster(
         raise ValueError(f"iterations must be 1 or more, got {iterations}")
     tokens_BNC = widen(x)
     weight_BN = _weights(weights, tokens_BNC)
-    heaviest_BN = weight_BN.argsort(dim=1, descending=True, stable=True)
-    start_BK = heaviest_BN[:, :clusters].sort(dim=1).values
+    start_BK = _heaviest(weight_BN, clusters)
     assignment_BN, centres_BKC = KINDS[kind](tokens_BNC, weight_BN, start_BK, iterations)
     return assignment_BN, centres_BKC.to(x.dtype)
+
+
+def _heaviest(weight_BN: Tensor, count: int) -> Tensor:
+    """The tokens of greatest weight, in the order of their place: int64 [B, count]."""
+    falling_BN = weight_BN.argsort(dim=1, descending=True, stable=True)
+    return falling_BN[:, :count].sort(dim=1).values
 
 
 def _means(

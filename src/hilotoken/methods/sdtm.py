@@ -1,8 +1,8 @@
 """SDTM: merge whole windows while structure forms, single tokens while detail does.
 
-arXiv 2505.11707. What is here are the two matchings and the schedule; which stage a step belongs to
-and the blending with outputs of earlier steps are the caller's. B batch, N grid tokens (row-major),
-C channels, W windows of K tokens, Q windows collapsed.
+arXiv 2505.11707. Here are the two matchings and the schedule; which stage a step belongs to and the
+blending with outputs of earlier steps are in `stages.py`. B batch, N grid tokens (row-major), C
+channels, W windows of K tokens, Q windows collapsed.
 """
 
 import math

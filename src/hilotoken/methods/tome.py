@@ -3,10 +3,74 @@
 B batch, N grid tokens (row-major), C channels, D cells of K tokens.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from .matching import Match, cell_destinations, cell_tokens, check_tokens, match_sources
+from .sites import Merging, MergingSession, Site, check_whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToMe(Merging):
+    """Tokens join the one they are most like, among one of each cell; by the block's input.
+
+    stride:  rows and columns of a cell
+    random:  draw each cell's destination, anew for every block and step, from `seed`, one draw for
+             a batch and for both branches of guidance; else it is the top-left token
+
+    Other options as in `Merging` and `BlockMethod`. Works on part of a grid too, inside HiLo.
+    """
+
+    stride: tuple[int, int] = (2, 2)
+    random: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_stride(self.stride)
+        super().__post_init__()
+        check_whole("seed", self.seed, 0)
+
+    @property
+    def most(self) -> float:
+        return 1 - 1 / (self.stride[0] * self.stride[1])
+
+    def session(self) -> "ToMeSession":
+        return ToMeSession(self)
+
+
+class ToMeSession(MergingSession):
+    def __init__(self, method: ToMe) -> None:
+        super().__init__(method)
+        self.method = method
+
+    def make(self, at: Site, normed_BNC: Tensor) -> Match:
+        tokens, (sy, sx), x_BNC = at.tokens, self.method.stride, at.input_BNC
+        (h, w), draw = tokens.grid, None
+        if self.method.random:
+            # By place in the run, so that both branches of guidance draw the same.
+            number = (at.step // self.method.reuse) * at.blocks + at.block
+            draw = torch.Generator().manual_seed(self.method.seed * 1_000_003 + number)
+        if tokens.whole:
+            removed = self.method.removed(tokens, h * w - (h // sy) * (w // sx))
+            return match(x_BNC, h, w, removed=removed, stride=(sy, sx), generator=draw)
+        score_N = torch.arange(tokens.count).float()
+        if draw:
+            score_N = torch.rand(tokens.count, generator=draw)
+        destination_D = tokens.least((sy, sx), score_N.to(x_BNC.device))
+        removed = self.method.removed(tokens, tokens.count - len(destination_D))
+        return match_sources(x_BNC, destination_D.expand(len(x_BNC), -1), removed)
+
+
+def check_stride(stride: object) -> None:
+    """Raise ValueError unless the stride is two whole numbers above 0, of more than one token."""
+    if not isinstance(stride, tuple) or len(stride) != 2:
+        raise ValueError(f"stride must be rows and columns, such as (2, 2), got {stride!r}")
+    for side in stride:
+        check_whole("stride", side, 1)
+    if stride == (1, 1):
+        raise ValueError("stride (1, 1) leaves nothing to merge: use (2, 2) or more")
 
 
 def match(
