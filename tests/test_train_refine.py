@@ -85,6 +85,20 @@ def test_crops_lie_inside_and_hold_masked_pixels(seed, side):
     assert (cut.amax((1, 2, 3)) == 1).all()
 
 
+def test_crops_are_compared_off_the_grid_of_latents():
+    column = torch.arange(64.0)[None, None, None, :].expand(1, 1, 64, -1)
+    rng, found = np.random.default_rng(0), set()
+    for _ in range(1000):
+        cut, same = refine._off_grid((column, column.mT), rng)
+        assert cut.shape == same.shape == (1, 1, 56, 56)
+        found.add((int(cut[0, 0, 0, 0]), int(same[0, 0, 0, 0])))
+    assert found == {(x, y) for x in range(8) for y in range(8)}
+
+
+def test_a_mask_that_was_cut_off_counts_nothing():
+    assert refine._weighted_mean(torch.ones(2, 1, 4, 4), torch.zeros(2, 1, 8, 8)).tolist() == [0, 0]
+
+
 @pytest.fixture
 def refiner(monkeypatch):
     """A refiner whose decoder shows three channels of a latent as a flat square of 8 x 8 pixels."""

@@ -184,8 +184,8 @@ class _Refiner:
         with torch.autocast(self.device.type, torch.bfloat16):
             small = small.contiguous(memory_format=torch.channels_last)
             decoded = self.autoencoder.decode(small, return_dict=False)[0].float()
-            pasted = torch.where(mask > 0, decoded, truth)
-            maps = self.perceptual.maps(pasted, truth)
+            decoded, truth, mask = _off_grid((decoded, truth, mask), rng)
+            maps = self.perceptual.maps(torch.where(mask > 0, decoded, truth), truth)
         lpips_B = sum((_weighted_mean(layer.float(), mask) for layer in maps), torch.zeros(()))
         l1_B = _weighted_mean((decoded - truth).abs().mean(1, keepdim=True), mask)
         loss_B = lpips_B + l1_B
@@ -241,8 +241,19 @@ def _cut(images: Tensor, corners: Sequence[tuple[int, int]], side: int) -> Tenso
     return torch.stack([image[:, y : y + side, x : x + side] for image, (y, x) in pairs])
 
 
+def _off_grid(images: Sequence[Tensor], rng: np.random.Generator) -> list[Tensor]:
+    """All but up to a latent's width of each, cut off at random on both sides.
+
+    LPIPS looks at every fourth pixel: on the latents' own grid it would overlook a pattern of that
+    period, and the decoder would soon paint one.
+    """
+    y, x = rng.integers(LATENT, size=2)
+    height, width = (side - LATENT for side in images[0].shape[-2:])
+    return [image[..., y : y + height, x : x + width] for image in images]
+
+
 def _weighted_mean(map_B1HW: Tensor, weight_B1HW: Tensor) -> Tensor:
     """The mean [B] of each map under a weight of any size."""
     height, width = map_B1HW.shape[-2:]
     share = F.adaptive_avg_pool2d(weight_B1HW, (height, width))
-    return (map_B1HW * share).sum((1, 2, 3)) / share.sum((1, 2, 3))
+    return (map_B1HW * share).sum((1, 2, 3)) / share.sum((1, 2, 3)).clamp_min(1e-6)
