@@ -268,9 +268,14 @@ def state(pipe) -> dict:
     found = {"pipe": set(vars(pipe))}
     for part, model in pipe.components.items():
         for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
-            hooks = {k: list(v) for k, v in vars(module).items() if "hooks" in k and v}
+            hooks = {k: list(v) for k, v in _dicts(module) if "hooks" in k and v}
             found[f"{part}.{name}"] = set(vars(module)), hooks, module.forward
     return found
+
+
+def _dicts(module: nn.Module) -> list:
+    """Transformers' models have flags of such names besides."""
+    return [(k, v) for k, v in vars(module).items() if isinstance(v, dict)]
 
 
 class Stop(Exception):

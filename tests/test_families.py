@@ -20,6 +20,7 @@ from hilotoken.plan import POSITIONS
 FAMILIES: list[Family] = [*family_flux.FAMILIES]
 FEW = HiLo(dilate=1, detail=0.05, coarse=0, bucket=8)
 KEEP_ALL = HiLo(detail=1.0, coarse=0)
+INF = float("inf")
 ALL_DTYPES = [torch.float32, torch.bfloat16]
 
 # Ways of calling that every pipeline has; a family adds its own.
@@ -157,8 +158,9 @@ def test_dropping_tokens_equals_a_key_mask_on_them(family, kept):
         if not family.image_first:
             seen_S = seen_S.roll(extra)
         mask = seen_S.expand(1, 1, query.shape[1], -1)
-        if kwargs.get("attn_mask") is not None:
-            mask = mask & kwargs["attn_mask"]
+        given = kwargs.get("attn_mask")
+        if given is not None:
+            mask = mask & given if given.dtype == torch.bool else given.masked_fill(~mask, -INF)
         return original(query, key, value, **kwargs | {"attn_mask": mask})
 
     with rerouted(pipe.transformer, attend):
@@ -239,7 +241,8 @@ def test_the_pipeline_afterwards_equals_the_pipeline_before(family, place):
     if place == "none":
         fast(**arguments(family, output_type="pil"))
     else:
-        block = next(m for n, m in pipe.transformer.named_modules() if n.endswith("blocks.0"))
+        names = ("blocks.0", "layers.0")
+        block = next(m for n, m in pipe.transformer.named_modules() if n.endswith(names))
         handle = block.register_forward_hook(stop_third())
         with pytest.raises(Stop):
             fast(**arguments(family, num_inference_steps=4))
