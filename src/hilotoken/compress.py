@@ -250,6 +250,8 @@ def attached(
 
     with ExitStack() as stack:
         seen = stack.enter_context(captured(pipe))
+        if getattr(transformer, "is_cache_enabled", False):
+            transformer._reset_stateful_cache()  # a run broken off may have left another length's
         stack.enter_context(state.watch.watch("vae", *_vae_parts(pipe)))
         for handle in _frame(pipe, transformer, state, owner):
             stack.callback(handle.remove)
