@@ -73,7 +73,7 @@ class Coarse:
         """The coarse tokens at noise level sigma (or [B, 1, 1] of them), [B, M, D]."""
         B = len(x_BNC)
         x0, noise, condition, touched = (
-            part.repeat(B // len(part), 1, 1)
+            part.repeat(-(-B // len(part)), 1, 1)[:B]  # guidance may end, and its half with it
             for part in (self.x0_BMC, self.noise_BMC, self.condition_BMD, self.touched_BM1)
         )
         known = (1 - sigma) * x0 + sigma * noise
