@@ -6,11 +6,11 @@ from .base import Adapter
 from .bria import Fibo
 from .chroma import Chroma
 from .flux import Flux, FluxFill
-from .sd3 import SD3
-from .zimage import ZImage
 from .flux2 import Flux2
 from .longcat import LongCat
 from .qwen import QwenImage, QwenImageControlNet
+from .sd3 import SD3
+from .zimage import ZImage
 
 __all__ = ["ADAPTERS", "Adapter", "adapter_for"]
 

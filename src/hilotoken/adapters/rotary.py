@@ -42,7 +42,7 @@ class Rotary(Adapter):
             self._counts_S = self.counts_S
             hooks.append(_Entered(rerouted(transformer, self._weigh)))
         if self._aligned:
-            blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
+            blocks = [*model.transformer_blocks, *getattr(model, "single_transformer_blocks", ())]
             self._coarse_rows = self.coarse_S.nonzero().flatten()
             again: Any = self._attend_again
             hooks += [b.attn.register_forward_hook(again, with_kwargs=True) for b in blocks]
