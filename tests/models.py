@@ -9,7 +9,7 @@ from diffusers import (
     SD3Transformer2DModel,
 )
 
-GRID, TEXT = 6, 3
+GRID, TEXT = 8, 3
 
 
 def flux():

@@ -9,6 +9,7 @@ the joint sequence, H heads, D channels a head, C channels.
 """
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 from ..attention import rerouted, with_log_counts
 from ..plan import TokenPlan
 from ..timing import Stopwatch
-from .layout import Block, Call, Layout, Rows, layout_of
-from .sequence import Moment, at_homes, exchange, restore, turn
+from .layout import Block, Call, Layout, layout_of
+from .sequence import Moment, Pending, at_homes, exchange, restore, turn
 from .sites import BlockMethod, Session, Short, Site, Tokens
 
 
@@ -55,20 +56,6 @@ def placed(
 
 
 @dataclass(eq=False)
-class _Pending:
-    """Between the hooks before and after an attention module."""
-
-    at: Site
-    body: slice  # of what the module takes: the tokens that may be touched
-    joint: slice  # the same among the keys
-    text: slice  # among the keys
-    short: Short | None
-    keys: Short | None
-    query_rows: Rows | None = None
-    key_rows: Rows | None = None
-
-
-@dataclass(eq=False)
 class Placement:
     """See `placed`. `kept` tells what share of the tokens ran in queries, keys and feed-forward."""
 
@@ -89,13 +76,14 @@ class Placement:
                     f"{type(self.method).__name__} acts inside blocks as they run, which "
                     "torch.compile cannot trace: use it without compiling"
                 )
+        self.owner = threading.get_ident()
         self.session: Session = self.method.session()
         self.moment = Moment()
         self.tokens: Tokens | None = None
         self.shape: tuple[Any, ...] = ()
         self.length = 0
         self.input: Tensor | None = None
-        self.pending: _Pending | None = None
+        self.pending: Pending | None = None
         self.feeding: tuple[slice, Short] | None = None
 
     @property
@@ -105,16 +93,22 @@ class Placement:
 
     def hooks(self) -> list[Any]:
         """Attach everything; the handles remove it."""
-        handles = [self.transformer.register_forward_pre_hook(self._enter, with_kwargs=True)]
+        enter = self._own(self._enter)
+        handles = [self.transformer.register_forward_pre_hook(enter, with_kwargs=True)]
         for number, block in enumerate(self.blocks):
             handles += self._watch_block(number, block)
         return handles
+
+    def _own(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """The hook, for this thread alone: another may be running a pipeline with these weights."""
+        return lambda *args: hook(*args) if threading.get_ident() == self.owner else None
 
     def _watch_block(self, number: int, block: Block) -> list[Any]:
         def keep_input(module: nn.Module, args: Any, kwargs: Any) -> None:
             self.input = _hidden(args, kwargs)
 
-        handles = [block.module.register_forward_pre_hook(keep_input, with_kwargs=True)]
+        own = self._own
+        handles = [block.module.register_forward_pre_hook(own(keep_input), with_kwargs=True)]
         for i, attn in enumerate(block.attentions):
             part = f"attention{i + 1 if i else ''}"
 
@@ -123,18 +117,18 @@ class Placement:
             ) -> Any:
                 return self._before_attention(number, part, block.joined, module, args, kwargs)
 
-            handles.append(attn.register_forward_pre_hook(before, with_kwargs=True))
-            handles.append(attn.register_forward_hook(self._after_attention))
+            handles.append(attn.register_forward_pre_hook(own(before), with_kwargs=True))
+            handles.append(attn.register_forward_hook(own(self._after_attention)))
             projections: Any = attn.to_k, attn.to_v
             for projection in projections:
-                handles.append(projection.register_forward_pre_hook(self._shorten_keys))
+                handles.append(projection.register_forward_pre_hook(own(self._shorten_keys)))
         first, last = block.feed
 
         def feed(module: nn.Module, args: tuple[Tensor, ...]) -> Any:
             return self._before_feed(number, block.joined, args)
 
-        handles.append(first.register_forward_pre_hook(feed))
-        handles.append(last.register_forward_hook(self._after_feed))
+        handles.append(first.register_forward_pre_hook(own(feed)))
+        handles.append(last.register_forward_hook(own(self._after_feed)))
         return handles
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Call) -> None:
@@ -204,7 +198,7 @@ class Placement:
         keys = None if short else self._ask(self.session.keys, at, normed_BNC)
         self._count("queries", short)
         self._count("keys", short or keys)
-        self.pending = _Pending(at, body, joint, words, short, keys)
+        self.pending = Pending(at, body, joint, words, short, keys)
         if keys and getattr(module, "fused_projections", False):
             raise ValueError(
                 f"{type(self.method).__name__} shortens keys and values before their projections, "
@@ -212,7 +206,7 @@ class Placement:
             )
         return self._with_places(self.pending, hidden, args, kwargs)
 
-    def _with_places(self, pending: _Pending, hidden: Tensor, args: Any, kwargs: Call) -> Any:
+    def _with_places(self, pending: Pending, hidden: Tensor, args: Any, kwargs: Call) -> Any:
         """The module's arguments with merged tokens, and places kept for `attend`."""
         short, keys = pending.short, pending.keys
         if not (short or keys):
@@ -243,7 +237,7 @@ class Placement:
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, original: Any, **kw: Any
     ) -> Tensor:
         """Stands in for attention inside the processors: places, weights, masks of fewer keys."""
-        pending = self.pending
+        pending = self.pending if threading.get_ident() == self.owner else None
         if pending is None:
             return original(query, key, value, **kw)
         if pending.query_rows is not None and pending.key_rows is not None:
@@ -286,7 +280,7 @@ class Placement:
         if number in self.chosen:
             at = self._site(number, "feed_forward")
             start = hidden.shape[1] - self.length if joined else 0
-            if start < 0:
+            if hidden.shape[1] != self.length + start:
                 raise ValueError("a feed-forward in chunks cannot be shortened: disable chunking")
             body = slice(start, start + at.tokens.count)
             short = self._ask(self.session.feed_forward, at, hidden[:, body])

@@ -105,9 +105,9 @@ class Pool:
 
     @property
     def count_BM(self) -> Tensor:
-        """How many tokens are in each cluster, 1 for an empty one, which is a token's copy."""
+        """How many tokens are in each cluster; next to none for an empty one, a token's copy."""
         ones_BN1 = torch.ones_like(self.slot_BN, dtype=torch.float32)[..., None]
-        return sum_slots(ones_BN1, self.slot_BN, self.home_BM.shape[1])[..., 0].clamp_min(1)
+        return sum_slots(ones_BN1, self.slot_BN, self.home_BM.shape[1])[..., 0].clamp_min(1e-6)
 
     def merge(self, x_BNC: Tensor) -> Tensor:
         own_BMC = take(x_BNC, self.home_BM)
@@ -137,7 +137,9 @@ def pool(x: Tensor, *, clusters: int, weights: Tensor | None, kind: str, iterati
     (B, N), K = away_BN.shape, clusters
     least_BK = away_BN.new_full((B, K), math.inf).scatter_reduce(1, slot_BN, away_BN, "amin")
     place_BN = torch.arange(N, device=x.device).expand(B, -1)
-    rival_BN = place_BN.masked_fill(away_BN > least_BK.gather(1, slot_BN), N)
+    # Two tokens are equally far from their mean: rounding must not choose between them.
+    near_BN = 1.0001 * least_BK.gather(1, slot_BN)
+    rival_BN = place_BN.masked_fill(away_BN > near_BN, N)
     nearest_BK = torch.full_like(slot_BN[:, :K], N).scatter_reduce(1, slot_BN, rival_BN, "amin")
     home_BK = torch.where(nearest_BK < N, nearest_BK, _heaviest(weight_BN, K))
     return Pool(slot_BN, home_BK, weight_BN if kind == "means" else None)

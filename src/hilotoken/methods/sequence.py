@@ -9,7 +9,21 @@ import torch
 from torch import Tensor
 
 from .layout import Layout, Rows
-from .sites import Short
+from .sites import Short, Site
+
+
+@dataclass(eq=False)
+class Pending:
+    """Between the hooks before and after an attention module."""
+
+    at: Site
+    body: slice  # of what the module takes: the tokens that may be touched
+    joint: slice  # the same among the keys
+    text: slice  # among the keys
+    short: Short | None
+    keys: Short | None
+    query_rows: Rows | None = None
+    key_rows: Rows | None = None
 
 
 @dataclass(eq=False)
