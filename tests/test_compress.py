@@ -9,6 +9,7 @@ from tiny import (
     SIZE,
     TOKENS,
     arguments,
+    fixed,
     inside,
     latents,
     make_mask,
@@ -180,10 +181,16 @@ def test_eight_bit_arrays_are_refused_rather_than_burnt(pipe):
         compress(pipe)(**arguments(image=np.asarray(make_photo())))
 
 
-def test_an_attention_mask_of_the_users_is_refused(pipe):
-    mask = {"attention_mask": torch.ones(1, 1, 1, 262, dtype=torch.bool)}
-    with pytest.raises(ValueError, match="attention_mask"):
-        latents(compress(pipe, SMALL), joint_attention_kwargs=mask)
+def test_an_attention_mask_of_the_users_is_shortened_with_the_keys(pipe):
+    seen_S = torch.ones(1, 1, 1, 6 + TOKENS, dtype=torch.bool)
+    seen_S[..., 6 + 100 : 6 + 180] = False
+    mask = {"joint_attention_kwargs": {"attention_mask": seen_S}}
+    keep_K = torch.cat([torch.arange(90), torch.arange(190, TOKENS)])
+    short = latents(compress(pipe, fixed(keep_K)), **mask)
+    assert torch.equal(short, latents(compress(pipe, fixed(keep_K))))  # none of those ran
+    every = compress(pipe, HiLo(detail=1.0, coarse=0))
+    assert torch.equal(latents(every, **mask), latents(pipe, **mask))
+    assert not torch.equal(latents(every, **mask), latents(pipe))
 
 
 def test_a_negative_feather_is_refused(pipe):

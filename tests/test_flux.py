@@ -18,7 +18,7 @@ from tiny import (
 from torch import Tensor
 
 from hilotoken import HiLo, compress
-from hilotoken.adapters.flux import Coarse
+from hilotoken.adapters.coarse import Coarse
 from hilotoken.plan import POSITIONS, TokenPlan, token_positions
 
 CHANNELS = 16  # of x_t, in a token

@@ -14,7 +14,7 @@ from tiny import make_photo
 from toys import curve, interrupt_at, training_photos
 
 from hilotoken import Dense, HiLo, compress, load_model
-from hilotoken.adapters.flux import Coarse
+from hilotoken.adapters.coarse import Coarse
 from hilotoken.grid import touch
 from hilotoken.model import LABELS, REGISTERS
 from hilotoken.plan import gather

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from diffusers import FluxFillPipeline, FluxTransformer2DModel
 from torch import Tensor, nn
 
-from ..adapters.flux import Coarse
+from ..adapters.coarse import Coarse
 from ..grid import touch
 from ..methods import HiLo
 from ..model import LABELS, REGISTERS, new_transformer
