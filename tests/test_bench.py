@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from tiny import make_photo
 from toys import saved_model
-from typer.testing import CliRunner
 
 from hilotoken import Dense, HiLo, load_model
+from hilotoken.bench.arch import Subject
 from hilotoken.bench.fill import (
     CLASSES,
     _distances,
@@ -22,11 +22,10 @@ from hilotoken.bench.fill import (
     square,
 )
 from hilotoken.bench.rows import append_rows, grouped, interval
-from hilotoken.bench.speed import bench_speed, disc
-from hilotoken.cli import app
+from hilotoken.bench.speed import bench_speed, cases
 from hilotoken.train.lpips import LPIPS
 
-SIDE = 128
+SIDE, EVERY = 128, ",".join(CLASSES)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +51,10 @@ def files(tmp_path):
         photo = np.asarray(make_photo(SIDE, SIDE + 16)).copy()
         Image.fromarray(np.roll(photo, 7 * seed, 0)).save(path)
     return paths
+
+
+def _dense_rows(model):
+    return list(bench_speed(Subject(model), {}, cases(EVERY, SIDE), steps=1, repeats=1))
 
 
 def test_every_class_and_method_gives_a_row_and_dense_equals_itself(model, perceptual, files):
@@ -139,22 +142,8 @@ def test_square_is_the_middle(tmp_path, size):
     assert (cut == (10, 20, 30)).all()
 
 
-def test_speed_rows_interleave_and_compare_with_the_dense_edit_of_their_round(model):
-    rows = list(bench_speed(model, {"hilo": HiLo(bucket=8)}, size=SIDE, steps=1, repeats=2))
-    assert [row.method for row in rows] == ["dense", "hilo"] * 2 * len(CLASSES)
-    for dense, hilo in zip(rows[::2], rows[1::2], strict=True):
-        assert dense.dit_speedup == 1
-        assert hilo.dit_speedup == pytest.approx(dense.dit_seconds / hilo.dit_seconds)
-        assert hilo.tokens_run <= dense.tokens_run == dense.tokens_full == (SIDE // 16) ** 2
-
-
-@pytest.mark.parametrize("share", CLASSES.values())
-def test_the_disc_covers_its_share(share):
-    assert disc(512, share).mean() == pytest.approx(share, rel=0.01)
-
-
 def test_rows_are_appended_with_their_origin_and_never_to_rows_of_another_kind(tmp_path, model):
-    rows = list(bench_speed(model, {}, size=SIDE, steps=1, repeats=1))
+    rows = _dense_rows(model)
     path = tmp_path / "results" / "speed.csv"
     append_rows(path, rows[:1])
     append_rows(path, rows[1:])
@@ -180,17 +169,5 @@ def test_the_interval_holds_the_mean_and_narrows_with_more_values():
 
 
 def test_groups_keep_the_order(model):
-    rows = list(bench_speed(model, {}, size=SIDE, steps=1, repeats=1))
+    rows = _dense_rows(model)
     assert [key for (key,) in grouped(rows, "mask_class")] == list(CLASSES)
-
-
-def test_the_command_prints_a_table_and_writes_rows(tmp_path):
-    arguments = ["bench", "speed", "--model", str(saved_model()), "--size", str(SIDE)]
-    arguments += ["--steps", "1", "--repeats", "1", "-o", str(tmp_path / "s.csv")]
-    result = CliRunner().invoke(app, [*arguments, "--method", "hilo detail=0.5 bucket=8"])
-    assert result.exit_code == 0, result.output
-    assert "small" in result.output
-    assert (tmp_path / "s.csv").read_text().count("\n") == 1 + 2 * len(CLASSES)
-    wrong = CliRunner().invoke(app, [*arguments, "--method", "hilo detail=5"])
-    assert wrong.exit_code == 2
-    assert "detail" in wrong.output

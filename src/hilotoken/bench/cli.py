@@ -8,7 +8,11 @@ import typer
 from ..options import METHOD_HELP, method_from
 
 if TYPE_CHECKING:
-    from ..methods import Method
+    from ..methods import AnyMethod
+    from .arch import Subject
+    from .speed import Case, SpeedRow
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 app = typer.Typer(help="Measure: quality and speed, as commands that anyone can repeat.")
 
@@ -71,32 +75,134 @@ def fill(
 @app.command()
 def speed(
     method: Methods = None,
+    arch: Annotated[
+        str, typer.Option(help="`embedded` for --model; or `flux-fill` ..., with random weights.")
+    ] = "embedded",
+    scale: Annotated[
+        str, typer.Option(help="Of an arch: `full`, `small`, `tiny`, or a share of its depth.")
+    ] = "full",
     model: Model = "embedded",
-    size: Annotated[int, typer.Option(help="Pixels a side.", min=128)] = 512,
+    size: Annotated[
+        int | None, typer.Option(help="Pixels a side; unless given 512, and 1024 for an arch.")
+    ] = None,
     steps: Steps = 8,
+    masks: Annotated[
+        str, typer.Option(help="`small`, `medium`, `large`, or shares such as 0.2.")
+    ] = "small,medium,large",
+    text: Annotated[int, typer.Option(help="Tokens of the prompt.", min=1)] = 512,
     repeats: Annotated[int, typer.Option(help="Timed rounds.", min=1)] = 5,
     device: Device = "cpu",
+    dtype: Annotated[
+        str | None, typer.Option(help="Unless given float32 on a CPU, else bfloat16.")
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the transformer's repeated blocks.")
+    ] = False,
+    curve: Annotated[
+        str | None,
+        typer.Option(help="`size`, under the first of --masks up to --size; or `mask`, at --size."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Where a curve is drawn; unless given speed-CURVE.svg.")
+    ] = None,
     output: Output = None,
 ) -> None:
-    """Time edits under small, medium and large masks: dense and compressed in turn, medians."""
+    """Time edits under small, medium and large masks: dense and compressed in turn, medians.
+
+    Rows are written as they come, so that a run that is stopped keeps what it measured.
+    """
+    from . import tables
+    from .speed import cases
+
+    methods = _methods(method)
+    wanted = cases(masks, size or (512 if arch == "embedded" else 1024))
+    if output:
+        _check_rows(output)
+    if curve:
+        wanted = tables.curve_cases(curve, wanted[0])
+        methods[tables.LIMIT] = tables.LIMIT_METHOD
+        _check_matplotlib()
+    subject = _subject(arch, scale, model, device, dtype, text)
+    if compiled:
+        subject.compile()
+    rows = _timed(subject, methods, wanted, steps, repeats, output)
+    if curve:
+        path = plot or Path(f"speed-{curve}.svg")
+        tables.plot_curve(rows, curve, path)
+        print(f"drawn: {path}")
+
+
+def _subject(
+    arch: str, scale: str, model: str, device: str, dtype: str | None, text: int
+) -> "Subject":
+    import torch
+
+    from ..model import find_device, load_model
+    from .arch import build, scale_from, subject_of
+
+    target = find_device(device)
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"unknown dtype {dtype!r}; choose from {list(DTYPES)}")
+    if arch == "embedded":
+        if scale != "full":
+            raise ValueError(f"the embedded model has one scale: omit --scale {scale}")
+        pipe = load_model(model, device=target)
+        return subject_of(pipe.to(getattr(torch, dtype)) if dtype else pipe, text)
+    if model != "embedded":
+        raise ValueError(f"--model {model} has its own architecture: omit --arch {arch}")
+    kind = getattr(torch, dtype or ("float32" if target.type == "cpu" else "bfloat16"))
+    return build(arch, scale_from(scale), device=target, dtype=kind, text=text)
+
+
+def _timed(
+    subject: "Subject",
+    methods: "dict[str, AnyMethod]",
+    wanted: "list[Case]",
+    steps: int,
+    repeats: int,
+    output: Path | None,
+) -> "list[SpeedRow]":
+    """The rows, written as they come; the tables are printed also when the run is stopped."""
     from rich.console import Console
     from rich.progress import track
 
-    from ..model import load_model
-    from .fill import CLASSES
     from .rows import append_rows
-    from .speed import bench_speed, speed_table
+    from .speed import bench_speed
+    from .tables import parts_table, speed_table
 
-    methods = _methods(method)
-    pipe = load_model(model, device=device)
-    pipe.set_progress_bar_config(disable=True)
-    timed = bench_speed(pipe, methods, size=size, steps=steps, repeats=repeats)
-    total = len(CLASSES) * repeats * (1 + len(methods))
-    rows = list(track(timed, "timing", total=total, console=Console(stderr=True)))
-    if output:
-        append_rows(output, rows)
-    Console().print(speed_table(rows))
+    rows = []
+    timed = bench_speed(subject, methods, wanted, steps=steps, repeats=repeats)
+    total = len(wanted) * repeats * (1 + len(methods))
+    try:
+        for row in track(timed, "warm-up, then timing", total=total, console=Console(stderr=True)):
+            rows.append(row)
+            if output:
+                append_rows(output, [row])
+    finally:
+        if rows:
+            Console().print(speed_table(rows))
+            Console().print(parts_table(rows))
+    return rows
 
 
-def _methods(texts: list[str] | None) -> "dict[str, Method]":
+def _check_rows(path: Path) -> None:
+    """Rows that could not be appended are refused before they are measured."""
+    from dataclasses import fields
+
+    from .rows import origin
+    from .speed import SpeedRow
+
+    header = ",".join([*(field.name for field in fields(SpeedRow)), *origin()])
+    if path.exists() and path.read_text().partition("\n")[0].strip() != header:
+        raise ValueError(f"{path} holds rows of another kind: name a new file")
+
+
+def _check_matplotlib() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise ImportError("a curve is drawn with matplotlib: pip install 'hilotoken[train]'")
+
+
+def _methods(texts: list[str] | None) -> "dict[str, AnyMethod]":
     return {text: method_from(*text.split()) for text in texts or ["hilo"]}
