@@ -137,6 +137,8 @@ class Placement:
         call = dict(zip(names, args, strict=False)) | kwargs
         plan, hidden = self.plan(), call["hidden_states"]
         self.length = self.layout.image_tokens(module, call)
+        if plan and hidden.ndim == 4:  # of a picture the tokens that run are gathered further in
+            self.length = plan.tokens_run
         grid = plan.grid if plan else self.layout.grid(module, call)
         shape = (grid, len(hidden), id(plan), hidden.device)
         if shape != self.shape:
