@@ -5,19 +5,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import family_flux
+import family_qwen
+import family_sd3
+import family_zimage
 import numpy as np
 import pytest
 import torch
 from family import Family
 from test_contract import Stop, state, stop_third, worst
-from tiny import GRID, SIZE, TOKENS, fixed, inside, make_mask, make_photo
+from tiny import GRID, TOKENS, fixed, inside, make_photo
 from torch import Tensor
 
 from hilotoken import HiLo, compress
 from hilotoken.attention import rerouted
 from hilotoken.plan import POSITIONS
 
-FAMILIES: list[Family] = [*family_flux.FAMILIES]
+FAMILIES: list[Family] = [
+    *family_flux.FAMILIES, *family_qwen.FAMILIES, *family_sd3.FAMILIES, *family_zimage.FAMILIES,
+]  # fmt: skip
 FEW = HiLo(dilate=1, detail=0.05, coarse=0, bucket=8)
 KEEP_ALL = HiLo(detail=1.0, coarse=0)
 INF = float("inf")
@@ -54,6 +59,12 @@ def arguments(family: Family, call: str = "plain", dtype=torch.float32, **change
     made = family.arguments(dtype=dtype, **({**CALLS, **family.calls}[call]() | changes))
     return {k: v.to(dtype) if "embeds" in k and isinstance(v, Tensor) else v
             for k, v in made.items()}  # fmt: skip
+
+
+def names_of(family: Family) -> tuple[str, str]:
+    """What the pipeline calls the photo and its mask."""
+    controls = "control_mask" in family.arguments()
+    return ("control_image", "control_mask") if controls else ("image", "mask_image")
 
 
 @contextmanager
@@ -99,7 +110,7 @@ def test_the_tiny_pipeline_listens(family):
     assert plain.shape[1] == TOKENS
     assert plain.std() > 0.1
     embeds = [k for k in arguments(family) if k.endswith("prompt_embeds")]
-    for change in ({"image": make_photo(seed=5)}, *({k: None} for k in embeds[:1])):
+    for change in ({names_of(family)[0]: make_photo(seed=5)}, *({k: None} for k in embeds[:1])):
         given = arguments(family)
         for key, value in change.items():
             negated = given[key]
@@ -222,12 +233,13 @@ def test_a_key_of_count_n_weighs_as_that_key_n_times(family):
 def test_pixels_outside_the_mask_are_the_photos(family, output_type):
     pipe = family.make(torch.float32)
     image = compress(pipe)(**arguments(family, output_type=output_type))[0][0]
-    photo, mask = np.asarray(make_photo()), inside(make_mask())
+    photo, mask = (arguments(family)[name] for name in names_of(family))
+    photo, mask = np.asarray(photo), inside(mask)
     if isinstance(image, Tensor):
         image = image.permute(1, 2, 0).numpy()
     exact = photo if output_type == "pil" else photo.astype(np.float32) / 255
     image = np.asarray(image)
-    assert image.shape == (SIZE, SIZE, 3)
+    assert image.shape == photo.shape
     assert np.array_equal(image[~mask], exact[~mask])
     assert (image[mask] != exact[mask]).mean() > 0.5
 
@@ -297,7 +309,7 @@ def test_references_are_shortened_alike_or_left_whole(family):
 def test_without_photo_or_mask_nothing_is_compressed(family):
     pipe = family.make(torch.float32)
     given = arguments(family)
-    del given["mask_image"]
+    del given[names_of(family)[1]]
     with pytest.raises((ValueError, TypeError), match="mask"):
         compress(pipe)(**given)
     assert GRID == (16, 16)

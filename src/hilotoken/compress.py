@@ -27,6 +27,10 @@ from .methods.dense import whole_plan
 from .plan import TokenPlan, as_batch
 from .timing import Stopwatch
 
+# What pipelines call the photo and its mask.
+PHOTOS = ("image", "control_image")
+MASKS = ("mask_image", "mask", "control_mask")
+
 
 @dataclass(frozen=True, eq=False)
 class Run:
@@ -174,16 +178,14 @@ class Compressed:
         own_mask = None
         if not _takes_mask(self.pipe):
             own_mask = kwargs.pop("mask_image", None)
-        given = _bind(self.pipe, args, kwargs)
-        mask_image = given.get("mask_image", own_mask)
-        if mask_image is None:
-            mask_image = given.get("mask")  # as Fibo Edit calls it
+        given = {"mask_image": own_mask} | _bind(self.pipe, args, kwargs)
+        image, mask_image = _first(given, PHOTOS), _first(given, MASKS)
         if mask_image is None:
             raise ValueError(
                 "mask_image was not given: there is nothing to compress by; give one, white where "
                 "the photo is to be edited, or call the pipeline itself"
             )
-        _check_pixels("image", given.get("image"), lowest=-1)  # which pipelines take as [-1, 1]
+        _check_pixels("image", image, lowest=-1)  # which pipelines take as [-1, 1]
         _check_pixels("mask_image", mask_image, lowest=0)
         state = _State(mask_image)
         started = time.perf_counter()
@@ -196,7 +198,7 @@ class Compressed:
         assert state.plan is not None
         overlaid = given.get("padding_mask_crop") is not None  # by the pipeline itself
         if given.get("output_type", "pil") != "latent" and not overlaid:
-            output = self._composite(output, given.get("image"), state.source)
+            output = self._composite(output, image, state.source)
         seconds = state.watch.seconds
         self.last_run = Run(
             state.plan,
@@ -346,7 +348,11 @@ def _bind_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 def _makes_from_text(pipe: DiffusionPipeline) -> bool:
     """Whether the pipeline takes neither photo nor mask."""
-    return hasattr(pipe, "transformer") and not {"image", "mask_image"} & _parameters(pipe)
+    return hasattr(pipe, "transformer") and not {"image", *MASKS} & _parameters(pipe)
+
+
+def _first(given: dict[str, Any], names: tuple[str, ...]) -> Any:
+    return next((given[name] for name in names if given.get(name) is not None), None)
 
 
 def _takes_mask(pipe: DiffusionPipeline) -> bool:
