@@ -1,5 +1,6 @@
 """Qwen-Image: Inpaint, Image-to-Image, Edit, Edit Inpaint, Edit Plus and ControlNet Inpaint."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -120,7 +121,7 @@ def arguments(
 def source(pipe: Any, given: dict[str, Any]) -> Tensor:
     name, generator, encodes = type(pipe).__name__, given["generator"], type(pipe)
     images = given["control_image" if "ControlNet" in name else "image"]
-    if "Plus" in name and isinstance(images, list):
+    if "Plus" in name and isinstance(images, list):  # the first is the photo
         images = images[0]
     if "ControlNet" in name:  # it encodes nothing but the masked photo
         encodes, generator = diffusers.QwenImageInpaintPipeline, torch.Generator().manual_seed(0)
@@ -130,17 +131,29 @@ def source(pipe: Any, given: dict[str, Any]) -> Tensor:
     return pipe._pack_latents(latents, *latents[:, :, 0].shape)
 
 
-STRENGTH = {"strength": lambda: {"strength": 0.6, "num_inference_steps": 5}}
-GUIDED = {
+def two(name: str = "image") -> dict[str, Any]:
+    """Two photos, each with a mask of its own."""
+    masks = "mask_image" if name == "image" else "control_mask"
+    return {
+        "count": 2,
+        name: [make_photo(), make_photo(seed=1)],
+        masks: [make_mask(), make_mask(box=(0, 200, 40, 256))],
+    }
+
+
+Calls = dict[str, Callable[[], dict[str, Any]]]
+STRENGTH: Calls = {"strength": lambda: {"strength": 0.6, "num_inference_steps": 5}}
+GUIDED: Calls = {
     "true CFG": lambda: {"true_cfg_scale": 3.0, **embeds(1, torch.float32, 2, "negative_")},
 }
 PIPELINES = {
-    "QwenImageInpaintPipeline": STRENGTH | GUIDED,
-    "QwenImageImg2ImgPipeline": STRENGTH | GUIDED,
-    "QwenImageEditPipeline": GUIDED,
-    "QwenImageEditInpaintPipeline": STRENGTH | GUIDED,
-    "QwenImageEditPlusPipeline": GUIDED,
-    "QwenImageControlNetInpaintPipeline": GUIDED,
+    "QwenImageInpaintPipeline": STRENGTH | GUIDED | {"two photos": two},
+    "QwenImageImg2ImgPipeline": STRENGTH | GUIDED | {"two photos": two},
+    "QwenImageEditPipeline": GUIDED | {"two photos": two},
+    "QwenImageEditInpaintPipeline": STRENGTH | GUIDED | {"two photos": two},
+    "QwenImageEditPlusPipeline": GUIDED
+    | {"two pictures": lambda: {"image": [make_photo(), make_photo(seed=1)]}},
+    "QwenImageControlNetInpaintPipeline": GUIDED | {"two photos": partial(two, "control_image")},
 }
 FAMILIES = [
     Family(
