@@ -58,7 +58,7 @@ def test_flops_are_those_counted_by_hand(toy, size, text):
     subject = build(toy.arch, TOY, device=CPU, dtype=torch.float32, text=text)
     methods = {"hilo": HiLo(bucket=8, coarse=0)}  # coarse tokens are averaged by matrix products
     for row in bench_speed(subject, methods, cases("small", size), steps=2, repeats=1):
-        by_hand = flux_flops(subject.pipe.transformer.config, text, row.tokens_run)
+        by_hand = flux_flops(subject.pipe.transformer.config, text, row.sequence_run)
         assert row.dit_tflops * 1e12 == pytest.approx(by_hand, rel=1e-12)
 
 
@@ -152,6 +152,7 @@ def test_the_disc_covers_its_share(share):
 
 def test_rows_interleave_and_compare_with_the_dense_edit_of_their_round(toy):
     rows = rows_of(toy, masks=",".join(CLASSES), repeats=2, steps=2)
+    kontext = toy.arch == "flux-kontext"
     assert [row.method for row in rows] == ["dense", "hilo"] * 2 * len(CLASSES)
     assert [row.repeat for row in rows] == [0, 0, 1, 1] * len(CLASSES)
     for dense, hilo in zip(rows[::2], rows[1::2], strict=True):
@@ -163,6 +164,7 @@ def test_rows_interleave_and_compare_with_the_dense_edit_of_their_round(toy):
         assert hilo.plan_share == pytest.approx(hilo.plan_seconds / dense.dit_seconds)
         assert (hilo.flop_ratio > 1) == (hilo.tokens_run < TOKENS)
         assert dense.tokens_run == dense.tokens_full == TOKENS
+        assert dense.sequence_run == dense.sequence_full == TOKENS * (2 if kontext else 1)
     for row in rows:
         parts = (row.dit_seconds, row.vae_seconds, row.rest_seconds)
         assert sum(parts) == pytest.approx(row.total_seconds)

@@ -5,6 +5,7 @@ of D channels, so a shallower model of the true width has the FLOP ratio of the 
 narrower one gains more from a shorter sequence than the full one would.
 """
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxFillPipeline,
     FluxInpaintPipeline,
+    FluxKontextPipeline,
     FluxTransformer2DModel,
 )
 from torch import nn
@@ -66,11 +68,16 @@ def scale_from(text: str) -> Scale:
     return Scale(text, depth)
 
 
+def _square(size: int) -> dict[str, Any]:
+    return {"height": size, "width": size}
+
+
 @dataclass
 class Subject:
     """What is timed: a pipeline, and its arguments besides the photo, the mask and their size.
 
     text:     tokens of the prompt, which no method shortens
+    square:   from the pixels a side: the arguments that ask for just that size
     compiled: whether its transformer's blocks are
     """
 
@@ -79,6 +86,7 @@ class Subject:
     arguments: dict[str, Any] = field(default_factory=dict)
     arch: str = "embedded"
     scale: str = "full"
+    square: Callable[[int], dict[str, Any]] = _square
     compiled: bool = False
 
     def compile(self, **options: Any) -> None:
@@ -114,7 +122,7 @@ def build(
         pipe = ARCHS[arch].pipe(*_parts(arch, scale))
         prompt = ARCHS[arch].prompt(pipe.transformer.config, text)
     pipe.set_progress_bar_config(disable=True)
-    return Subject(pipe, text, prompt, arch, scale.name)
+    return Subject(pipe, text, prompt, arch, scale.name, ARCHS[arch].square)
 
 
 def subject_of(pipe: Any, text: int) -> Subject:
@@ -134,12 +142,14 @@ class Arch:
     pipe:             from those two, without text encoders
     prompt:           from the transformer's config and a number of text tokens: the pipeline's
                       arguments that stand for a text
+    square:           from the pixels a side: the arguments that ask for just that size
     """
 
     transformer: Callable[[Scale], nn.Module]
     vae: Callable[[Scale], nn.Module]
     pipe: Callable[[Any, Any], Any]
     prompt: Callable[[Any, int], dict[str, Any]]
+    square: Callable[[int], dict[str, Any]]
 
 
 def _parts(arch: str, scale: Scale) -> tuple[nn.Module, nn.Module]:
@@ -217,7 +227,8 @@ def _flux_vae(scale: Scale) -> nn.Module:
 
 
 def _flux_pipe(pipeline: Callable[..., Any], transformer: Any, vae: Any) -> Any:
-    none = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    given = inspect.signature(pipeline).parameters
+    none = dict.fromkeys(name for name in given if name not in ("scheduler", "transformer", "vae"))
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
     return pipeline(scheduler=scheduler, transformer=transformer, vae=vae, **none)
 
@@ -229,10 +240,17 @@ def _flux_prompt(config: Any, text: int) -> dict[str, torch.Tensor]:
     }
 
 
-def _flux(pipeline: Callable[..., Any], channels: int) -> Arch:
-    return Arch(
-        partial(_flux_transformer, channels), _flux_vae, partial(_flux_pipe, pipeline), _flux_prompt
-    )
+def _kontext_square(size: int) -> dict[str, Any]:
+    return _square(size) | {"max_area": size * size, "_auto_resize": False}
+
+
+def _flux(
+    pipeline: Callable[..., Any],
+    channels: int,
+    square: Callable[[int], dict[str, Any]] = _square,
+) -> Arch:
+    transformer, pipe = partial(_flux_transformer, channels), partial(_flux_pipe, pipeline)
+    return Arch(transformer, _flux_vae, pipe, _flux_prompt, square)
 
 
 # An architecture more is a row here.
@@ -240,4 +258,5 @@ ARCHS: dict[str, Arch] = {
     # x_t, masked latents, and 8x8 mask pixels for each of the 2x2 latents of a token
     "flux-fill": _flux(FluxFillPipeline, 64 + 64 + 256),
     "flux-inpaint": _flux(FluxInpaintPipeline, 64),
+    "flux-kontext": _flux(FluxKontextPipeline, 64, _kontext_square),
 }

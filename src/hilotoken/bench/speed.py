@@ -182,10 +182,9 @@ def _edit(subject: Subject, case: Case, method: AnyMethod, steps: int) -> _Edit:
     with _processor_time(model) as spent:
         fast(
             **subject.arguments,
+            **subject.square(case.size),
             image=Image.fromarray(pixels),
             mask_image=Image.fromarray(mask),
-            height=case.size,
-            width=case.size,
             num_inference_steps=steps,
             generator=torch.Generator().manual_seed(0),
         )
