@@ -27,8 +27,13 @@ class Rotary(Adapter):
         if given.get("attention_mask") is not None:
             mask = self.short_keys(given["attention_mask"])
             short["joint_attention_kwargs"] = given | {"attention_mask": mask}
+        text, self._counts_L = call["encoder_hidden_states"].shape[1], None
+        if self.plan.weighted:
+            self._counts_L = F.pad(self.counts_S, (text, 0), value=1)
         if self._aligned:
             self._rotary = self._aligned_rotary(short)
+            self._coarse_rows = self.coarse_S.nonzero().flatten()
+            self._coarse_rows_after_text = self._coarse_rows + text
         return short
 
     def weighed(self, call: dict[str, Any]) -> dict[str, Any]:
@@ -36,14 +41,12 @@ class Rotary(Adapter):
 
     def inner_hooks(self, transformer: nn.Module) -> list[Any]:
         model: Any = getattr(transformer, "_orig_mod", transformer)
-        self._owner = threading.get_ident()  # another thread may share the transformer
+        self._owner = threading.get_ident()
         hooks: list[Any] = []
         if self.plan.weighted:
-            self._counts_S = self.counts_S
             hooks.append(_Entered(rerouted(transformer, self._weigh)))
         if self._aligned:
             blocks = [*model.transformer_blocks, *getattr(model, "single_transformer_blocks", ())]
-            self._coarse_rows = self.coarse_S.nonzero().flatten()
             again: Any = self._attend_again
             hooks += [b.attn.register_forward_hook(again, with_kwargs=True) for b in blocks]
         return hooks
@@ -74,14 +77,17 @@ class Rotary(Adapter):
         pairs = zip(self.spans, whole, strict=True)
         return torch.cat([s.start + (grid_S if s.short else every) for s, every in pairs])
 
+    def _another(self) -> bool:
+        """Whether another thread calls, that shares the transformer; compiled code cannot ask."""
+        return not torch.compiler.is_compiling() and threading.get_ident() != self._owner
+
     def _weigh(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, original: Any, **kw: Any
     ) -> Tensor:
-        text = key.shape[1] - len(self._counts_S)
-        if text < 0 or threading.get_ident() != self._owner:  # less than 0: not these keys
-            return original(query, key, value, **kw)
-        attend = weighted(F.pad(self._counts_S, (text, 0), value=1))
-        return attend(module, query, key, value, original, **kw)
+        counts_L = self._counts_L
+        if counts_L is None or counts_L.shape[0] != key.shape[1] or self._another():
+            return original(query, key, value, **kw)  # other keys: an image prompt's, kept ones
+        return weighted(counts_L)(module, query, key, value, original, **kw)
 
     def _aligned_rotary(self, short: dict[str, Any]) -> Any:
         """The rotary embedding with all places over the stride of the coarse tokens."""
@@ -96,13 +102,12 @@ class Rotary(Adapter):
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         """Coarse queries see every key on their own stride (after arXiv 2511.19778)."""
-        if threading.get_ident() != self._owner:
+        if self._another():
             return output
         again = module.forward(*args, **kwargs | {"image_rotary_emb": self._rotary})
         if isinstance(output, tuple):  # a double block: image and text apart
             return _with_rows(output[0], again[0], self._coarse_rows), *output[1:]
-        text = output.shape[1] - len(self.coarse_S)
-        return _with_rows(output, again, self._coarse_rows + text)
+        return _with_rows(output, again, self._coarse_rows_after_text)
 
 
 _PLACES = ("txt_ids", "img_ids")
