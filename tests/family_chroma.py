@@ -87,8 +87,6 @@ TWO_MASKS = {"mask_image": [make_mask(), make_mask(box=(0, 200, 40, 256))]}
 CALLS = {
     "unguided": lambda: {"guidance_scale": 1.0},
     "strength": lambda: {"strength": 0.6, "num_inference_steps": 5},
-    "sigmas": lambda: {"sigmas": [1.0, 0.8, 0.1]},
-    "two prompts, two masks": lambda: {"count": 2, **TWO_MASKS},
     "two photos, two masks": lambda: {
         "count": 2, "image": [make_photo(), make_photo(seed=1)], **TWO_MASKS,
     },
@@ -99,8 +97,13 @@ LACKS = {
 }
 FAMILIES = [
     Family(
-        name, partial(make, name), partial(arguments, name), source, lambda pipe, latents: latents, CALLS,
+        name,
+        partial(make, name),
+        partial(arguments, name),
+        source,
+        lambda pipe, latents: latents,
+        CALLS,
         lacks=LACKS,
     )
     for name in ("ChromaInpaintPipeline", "ChromaImg2ImgPipeline")
-]  # fmt: skip
+]

@@ -5,7 +5,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
 from diffusers.utils import logging
 from family import Family
 from tiny import SIZE, TEXT, make_mask, make_photo, widen
@@ -86,25 +86,26 @@ def _first(image: Any) -> Any:
 
 
 TWO_MASKS = {"mask_image": [make_mask(), make_mask(box=(0, 200, 40, 256))]}
-COMMON = {
+OTHER = make_photo(112, 160, seed=5)
+REFERENCES = {
     "two prompts, two masks": lambda: {"count": 2, **TWO_MASKS},
+    "another picture besides": lambda: {"image": [make_photo(), OTHER]},
+}
+KLEIN = {
+    "unguided": lambda: {"guidance_scale": 1.0},
     "sigmas": lambda: {"sigmas": [1.0, 0.8, 0.1]},
 }
-REFERENCES = {
-    "another picture besides": lambda: {"image": [make_photo(), make_photo(112, 160, seed=5)]},
-}
-UNGUIDED = {"unguided": lambda: {"guidance_scale": 1.0}}
 INPAINT = {
     "strength": lambda: {"strength": 0.6, "num_inference_steps": 5},
     "two photos, two masks": lambda: {
         "count": 2, "image": [make_photo(), make_photo(seed=1)], **TWO_MASKS,
     },
-    "another picture besides": lambda: {"image_reference": make_photo(112, 160, seed=5)},
+    "another picture besides": lambda: {"image_reference": OTHER},
 }  # fmt: skip
 PIPELINES = {
-    "Flux2Pipeline": COMMON | REFERENCES,
-    "Flux2KleinPipeline": COMMON | REFERENCES | UNGUIDED,
-    "Flux2KleinInpaintPipeline": COMMON | INPAINT | UNGUIDED,
+    "Flux2Pipeline": REFERENCES,
+    "Flux2KleinPipeline": REFERENCES | KLEIN,
+    "Flux2KleinInpaintPipeline": INPAINT,
 }
 FAMILIES = [
     Family(

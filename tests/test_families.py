@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import family_chroma
 import family_flux
+import family_flux2
+import family_longcat
 import family_qwen
 import family_sd3
 import family_zimage
@@ -22,6 +25,7 @@ from hilotoken.plan import POSITIONS
 
 FAMILIES: list[Family] = [
     *family_flux.FAMILIES, *family_qwen.FAMILIES, *family_sd3.FAMILIES, *family_zimage.FAMILIES,
+    *family_flux2.FAMILIES, *family_chroma.FAMILIES, *family_longcat.FAMILIES,
 ]  # fmt: skip
 FEW = HiLo(dilate=1, detail=0.05, coarse=0, bucket=8)
 KEEP_ALL = HiLo(detail=1.0, coarse=0)
