@@ -1,14 +1,16 @@
 """The speed bench: true architectures, FLOPs that are really counted, rows that say it all."""
 
 import csv
+import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
 from toys import saved_model
 from typer.testing import CliRunner
 
-from hilotoken import HiLo, load_model
+from hilotoken import HiLo, load_model, plan_tokens
 from hilotoken.bench import arch as archs
 from hilotoken.bench import speed, tables
 from hilotoken.bench.arch import ARCHS, SCALES, Scale, build, scale_from, subject_of
@@ -16,6 +18,7 @@ from hilotoken.bench.fill import CLASSES
 from hilotoken.bench.rows import append_rows
 from hilotoken.bench.speed import bench_speed, cases, disc, graphs
 from hilotoken.cli import app
+from hilotoken.options import method_from
 
 SIDE, TOKENS, TEXT = 128, 64, 6
 TOY = Scale("toy", 1 / 19, 1 / 24)  # one head of 128
@@ -106,6 +109,22 @@ def test_full_scale_is_flux_and_small_has_its_width():
         for model in (full, small)
     ]
     assert ratios[1] == pytest.approx(ratios[0], rel=0.01)
+
+
+def test_the_page_says_what_the_tokens_allow():
+    with torch.device("meta"):
+        config = archs._parts("flux-fill", SCALES["full"])[0].config
+    page = Path(__file__).parent.parent / "docs" / "speed.md"
+    said = re.findall(r"^\| `(hilo.*?)` \|(.*x.*)$", page.read_text(), re.M)
+    assert len(said) == 6
+    for method, figures in said:
+        told = re.findall(r"([\d.]+)x\W+(\d+)", figures)
+        for share, (ratio, tokens) in zip(CLASSES.values(), told, strict=True):
+            mask = torch.from_numpy(disc(1024, share)).float()
+            photo = torch.rand(3, 1024, 1024, generator=torch.Generator().manual_seed(0))
+            plan = plan_tokens(photo, mask, grid=(64, 64), method=method_from(*method.split()))
+            fewer = flux_flops(config, 512, 4096) / flux_flops(config, 512, plan.tokens_run)
+            assert (plan.tokens_run, f"{fewer:.2f}") == (int(tokens), ratio)
 
 
 def test_building_leaves_dtype_and_generator_alone_and_repeats_itself():
