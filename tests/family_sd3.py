@@ -109,6 +109,10 @@ CALLS = TWO | {
 LACKS = {
     "positions aligned": "SD3 adds its positions to the tokens once, at the start: "
     "there is nothing that coarse queries could see on another stride",
+    "compiled blocks compile once for all masks": "diffusers names no repeated blocks of SD3's "
+    "transformer to compile",
+    "a step cache works or is refused as diffusers refuses it": "diffusers has no step cache for "
+    "SD3's transformer",
 }
 FAMILIES = [
     Family(
@@ -117,13 +121,13 @@ FAMILIES = [
         partial(arguments, name),
         source,
         tokens,
-        CALLS,
+        {call: CALLS[call] for call in calls},
         image_first=True,
         lacks=LACKS,
     )
-    for name, suffix, channels in (
-        ("StableDiffusion3InpaintPipeline", "", 16),
-        ("StableDiffusion3InpaintPipeline", ", 33 channels", 33),
-        ("StableDiffusion3Img2ImgPipeline", "", 16),
+    for name, suffix, channels, calls in (
+        ("StableDiffusion3InpaintPipeline", "", 16, CALLS),
+        ("StableDiffusion3InpaintPipeline", ", 33 channels", 33, ["two photos", "strength"]),
+        ("StableDiffusion3Img2ImgPipeline", "", 16, ["two photos", "no guidance"]),
     )
 ]

@@ -20,7 +20,7 @@ def make(name: str, dtype: torch.dtype = torch.float32) -> Any:
             "transformer": ZImageTransformer2DModel(
                 in_channels=4,
                 dim=32,
-                n_layers=2,
+                n_layers=1,
                 n_refiner_layers=1,
                 n_heads=2,
                 n_kv_heads=2,
@@ -44,7 +44,6 @@ def make(name: str, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def embeds(lengths: list[int], dtype: torch.dtype = torch.float32) -> dict[str, list[Tensor]]:
-    """A list of captions; those without a length are padded to none in common."""
     random = torch.Generator().manual_seed(1)
     return {
         name: [3 * torch.randn(n, 16, generator=random).to(dtype) for n in lengths]
@@ -93,9 +92,23 @@ CALLS = {
     "no guidance": lambda: {"guidance_scale": 0.0},
     "guidance cut short": lambda: {"cfg_truncation": 0.5},
 }
+LACKS = {
+    "a step cache works or is refused as diffusers refuses it": "diffusers has no step cache for "
+    "Z-Image's transformer",
+}
 FAMILIES = [
     Family(
-        name, partial(make, name), partial(arguments, name), source, tokens, CALLS, image_first=True
+        name,
+        partial(make, name),
+        partial(arguments, name),
+        source,
+        tokens,
+        {call: CALLS[call] for call in calls},
+        image_first=True,
+        lacks=LACKS,
     )
-    for name in ("ZImageInpaintPipeline", "ZImageImg2ImgPipeline")
+    for name, calls in (
+        ("ZImageInpaintPipeline", CALLS),
+        ("ZImageImg2ImgPipeline", ["two photos", "guidance cut short"]),
+    )
 ]

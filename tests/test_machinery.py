@@ -77,7 +77,8 @@ MACHINERY = [
 def skip_what_is_said_to_lack(request):
     given = getattr(request.node, "callspec", None)
     for value in given.params.values() if given else ():
-        name = getattr(value, "__name__", request.node.originalname).replace("_", " ")
+        name = getattr(value, "__name__", request.node.originalname.removeprefix("test_"))
+        name = name.replace("_", " ")
         if given and name in given.params["family"].lacks:
             pytest.skip(given.params["family"].lacks[name])
 

@@ -198,6 +198,7 @@ def weighted(count_S: Tensor) -> Attend:
     ) -> Tensor:
         given = kwargs.pop("scale", None)
         query, key, padded, scale = with_log_counts(query, key, value, count_S, given)
-        return original(query, key, padded, scale=scale, **kwargs)[..., : value.shape[-1]]
+        output = original(query, key, padded, scale=scale, **kwargs)[..., : value.shape[-1]]
+        return output.contiguous()  # which some processors count on
 
     return attend

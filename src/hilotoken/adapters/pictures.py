@@ -9,9 +9,9 @@ B batch, N tokens of the grid, M coarse tokens, S tokens of the short sequence, 
 
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3_inpaint 
 )
 from torch import Tensor, nn
 
-from ..attention import rerouted, weighted
+from ..attention import Attend, rerouted, weighted
 from ..plan import gather, scatter
 from .base import Adapter
 
@@ -28,6 +28,8 @@ from .base import Adapter
 class Pictures(Adapter):
     """Latents [B, C/4, 2h, 2w]; a token is a patch of 2x2. Image tokens come before the text's."""
 
+    image_first: ClassVar[bool] = True
+    made_on_the_way: ClassVar[tuple[str, ...]] = ("extra_BMD",)
     extra_BMD: Tensor | None = None  # the coarse tokens of the call under way
 
     @classmethod
@@ -57,6 +59,7 @@ class Pictures(Adapter):
         """The call as it is; `inner_hooks` shorten it."""
         tokens_BND = self.tokens(call)
         self._check_length(tokens_BND.shape[1])
+        self.extra_BMD = None
         if self.coarse:
             x_BNC = tokens_BND[..., : self.source.latents_BNC.shape[-1]]
             self.extra_BMD = self.coarse.tokens(x_BNC, sigma).to(tokens_BND.dtype)
@@ -80,17 +83,29 @@ class Pictures(Adapter):
             return []
         counts_S = self.counts_S
 
-        def attend(module: nn.Module, query: Tensor, key: Tensor, *rest: Any, **kwargs: Any) -> Any:
-            counts = F.pad(counts_S, (0, key.shape[1] - len(counts_S)), value=1.0)  # the text's: 1
-            return weighted(counts)(module, query, key, *rest, **kwargs)
+        def attend(
+            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, original: Any, **kw: Any
+        ) -> Tensor:
+            if not self.plan.weighted:
+                return original(query, key, value, **kw)
+            counts = F.pad(counts_S, (0, key.shape[1] - counts_S.shape[0]), value=1.0)  # text: 1
+            return weighted(counts)(module, query, key, value, original, **kw)
 
-        return [removable(rerouted(transformer, attend, modules))]
+        return [entered(transformer, attend, modules)]
 
 
-def removable(context: AbstractContextManager[Any]) -> Any:
-    """Enter a context; what comes back leaves it by `remove()`, as the handle of a hook does."""
-    stack = ExitStack()
-    stack.enter_context(context)
+def entered(transformer: nn.Module, attend: Attend, modules: list[nn.Module] | None) -> Any:
+    """Reroute attention for calls from this thread; the handle undoes it as that of a hook does."""
+    owner, stack = threading.get_ident(), ExitStack()
+
+    def routed(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, original: Any, **kw: Any
+    ) -> Tensor:
+        if not torch.compiler.is_compiling() and threading.get_ident() != owner:  # it cannot ask
+            return original(query, key, value, **kw)
+        return attend(module, query, key, value, original, **kw)
+
+    stack.enter_context(rerouted(transformer, routed, modules))
     return SimpleNamespace(remove=stack.close)
 
 

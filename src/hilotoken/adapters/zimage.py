@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention import rerouted
 from ..plan import token_positions
-from .pictures import Pictures, in_this_thread, removable
+from .pictures import Pictures, entered, in_this_thread
 
 PATCH = "2-1"  # the key of the patch size that the pipelines use
 
@@ -29,6 +28,9 @@ class ZImage(Pictures):
     @classmethod
     def pictures(cls, call: dict[str, Any]) -> Tensor:
         return torch.cat(call["x"], 1).movedim(0, 1)
+
+    def attentions(self, model: Any) -> list[Any]:
+        return [layer.attention for layer in (*model.noise_refiner, *model.layers)]
 
     def restore(self, velocity_BSC: Any, call: dict[str, Any], sigma: float) -> Any:
         """A list of pictures of -v."""
@@ -54,7 +56,7 @@ class ZImage(Pictures):
         def leave(module: Any, args: Any, output_BLC: Tensor) -> Tensor:
             return self.put_back(output_BLC)
 
-        attentions = [layer.attention for layer in (*model.noise_refiner, *model.layers)]
+        attentions = self.attentions(model)
         return [
             *self.weights(transformer, attentions),
             *self._aligned(transformer, attentions),
@@ -85,21 +87,24 @@ class ZImage(Pictures):
         if self.plan.positions != "aligned" or not self.coarse:
             return []
         model: Any = getattr(transformer, "_orig_mod", transformer)
-        place_S2, K = token_positions(self.plan), len(self.plan.keep_K)
+        place_S2 = token_positions(self.plan)
         turn_SF = rotary(model.rope_embedder, place_S2 / self.plan.stride - place_S2)
         turn_SF = F.pad(turn_SF, (sum(model.axes_dims) // 2 - turn_SF.shape[1], 0), value=1.0)
-        turn_SF, S = turn_SF.to(place_S2.device), len(place_S2)
+        turn_SF = turn_SF.to(place_S2.device)
+        rows_M = self.coarse_S.nonzero().flatten()  # numbers would be constants to a compiler
 
         def attend(
             module: nn.Module, query: Tensor, key: Tensor, value: Tensor, original: Any, **kw: Any
         ) -> Tensor:
             output = original(query, key, value, **kw)
-            coarse_BMHD = turned(query[:, K:S], turn_SF[K:])
-            key = torch.cat([turned(key[:, :S], turn_SF), key[:, S:]], 1)
-            output[:, K:S] = original(coarse_BMHD, key, value, **kw)
-            return output
+            if self.extra_BMD is None:
+                return output
+            turn_LF = F.pad(turn_SF, (0, 0, 0, key.shape[1] - turn_SF.shape[0]), value=1.0)
+            coarse_BMHD = turned(query.index_select(1, rows_M), turn_SF.index_select(0, rows_M))
+            again_BMHD = original(coarse_BMHD, turned(key, turn_LF), value, **kw)
+            return output.index_copy(1, rows_M, again_BMHD)
 
-        return [removable(rerouted(transformer, attend, attentions))]
+        return [entered(transformer, attend, attentions)]
 
 
 def rotary(embedder: Any, place_M2: Tensor) -> Tensor:

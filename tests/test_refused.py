@@ -1,0 +1,22 @@
+"""Pipelines known not to work are refused with the reason, and what works is listed."""
+
+import diffusers
+import pytest
+
+from hilotoken import compress
+from hilotoken.adapters import ADAPTERS, REFUSED
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_pipeline_known_not_to_work_is_refused_with_the_reason(name):
+    known = getattr(diffusers, name)  # a name that diffusers has
+    pipe = known.__new__(type("Mine", (known,), {}))  # a subclass is refused alike
+    with pytest.raises(TypeError, match=name) as refusal:
+        compress(pipe)
+    assert REFUSED[name] in str(refusal.value)
+    assert "FluxFillPipeline" in str(refusal.value)
+
+
+def test_nothing_is_both_supported_and_refused():
+    assert not REFUSED.keys() & {name for name, _ in ADAPTERS}
+    assert all(hasattr(diffusers, name) for name, _ in ADAPTERS)
