@@ -25,6 +25,7 @@ from .methods import BlockMethod, Control, Dense, HiLo, Method, check_inside
 from .methods.blocks import Placement, placed
 from .methods.dense import whole_plan
 from .plan import TokenPlan, as_batch
+from .reuse import Reuse
 from .timing import Stopwatch
 
 # What pipelines call the photo and its mask.
@@ -40,6 +41,8 @@ class Run:
     sequence: image tokens of a call, references included: all of them, and those that ran
     inside:   of a method that acts inside blocks: the mean share of the sequence's tokens that
               queries, keys and the feed-forward ran on
+    refreshed: the steps at which context ran, where a method reuses it; None for all
+    kept_bytes: memory that its keys and values took
     """
 
     plan: TokenPlan
@@ -51,6 +54,8 @@ class Run:
     vae_seconds: float
     total_seconds: float
     inside: dict[str, float] = field(default_factory=dict)
+    refreshed: tuple[int, ...] | None = None
+    kept_bytes: int = 0
 
     @property
     def tokens_full(self) -> int:
@@ -63,6 +68,14 @@ class Run:
     @property
     def keep_ratio(self) -> float:
         return self.plan.keep_ratio
+
+    @property
+    def mean_tokens_run(self) -> float:
+        """Tokens of the target's grid that ran, over the steps: fewer where context is reused."""
+        if self.refreshed is None:
+            return self.tokens_run
+        share = len(self.refreshed) / max(1, self.steps)
+        return share * self.tokens_run + (1 - share) * self.counts["edit"]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -210,6 +223,8 @@ class Compressed:
             seconds.get("vae", 0.0),
             time.perf_counter() - started,
             state.placement.kept if state.placement else {},
+            tuple(state.reuse.refreshed) if state.reuse else None,
+            state.reuse.bytes if state.reuse else 0,
         )
         return output
 
@@ -233,6 +248,7 @@ class _State:
     plan: TokenPlan | None = None
     adapter: Adapter | None = None
     placement: Placement | None = None
+    reuse: Reuse | None = None
     steps: set[int] = field(default_factory=set)
     sequence: tuple[int, int] = (0, 0)
 
@@ -249,6 +265,9 @@ def attached(
             _begin(pipe, method, state, seen, _bind_call(module, args, kwargs))
             for handle in state.adapter.inner_hooks(transformer) if state.adapter else ():
                 stack.callback(handle.remove)
+            if state.adapter and getattr(method, "refresh", None) is not None:
+                state.reuse = Reuse(state.adapter, method, pipe, transformer)
+                stack.callback(state.reuse.attach().remove)
 
     with ExitStack() as stack:
         seen = stack.enter_context(captured(pipe))
@@ -308,12 +327,16 @@ def _frame(pipe: Any, transformer: nn.Module, state: _State, owner: int) -> list
             return None
         call.clear()
         call.update(_bind_call(module, args, kwargs))
+        if state.reuse:
+            call.update(state.reuse.before(call, _step(pipe.scheduler)))
         return (), state.adapter.shorten(call, _sigma(pipe.scheduler))
 
     def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if state.adapter is None or threading.get_ident() != owner:
             return None
         velocity = state.adapter.restore(output[0], call, _sigma(pipe.scheduler))
+        if state.reuse:
+            state.reuse.after()
         call.clear()
         if isinstance(output, tuple):
             return (velocity, *output[1:])

@@ -38,6 +38,8 @@ class Adapter:
     """
 
     ids_name: ClassVar[str] = "img_ids"
+    image_first: ClassVar[bool] = False  # whether image tokens come before text in the attention
+    made_on_the_way: ClassVar[tuple[str, ...]] = ()  # attributes that belong to a plan
 
     def __init__(self, pipe: Any, plan: TokenPlan, source: Source, call: dict[str, Any]) -> None:
         self.pipe, self.source = pipe, source
@@ -161,6 +163,16 @@ class Adapter:
                 "use 'interpolated' or 'native'"
             )
         return []
+
+    def attentions(self, model: Any) -> list[Any]:
+        """The attention modules whose keys are those of the image."""
+        return [module for module in model.modules() if getattr(module, "processor", None)]
+
+    def without_text(self, call: dict[str, Any]) -> dict[str, Any]:
+        """The call with no text tokens, their keys and values being kept."""
+        raise ValueError(
+            f"refresh_text=True is not supported with {type(self.pipe).__name__}: leave it out"
+        )
 
     @property
     def coarse_S(self) -> Tensor:

@@ -4,7 +4,7 @@ L text tokens, T image tokens of a call, M coarse tokens, S tokens of the short 
 """
 
 import threading
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import QwenImageInpaintPipeline
@@ -20,6 +20,8 @@ STILL = 1e-7  # see `QwenImage.restore`; float16 can hold it
 
 class QwenImage(Rotary):
     """Inpaint and Image-to-Image; Edit, Edit Inpaint and Edit Plus, where references follow."""
+
+    made_on_the_way: ClassVar[tuple[str, ...]] = ("_table_SD",)
 
     @classmethod
     def grids(cls, pipe: Any, call: dict[str, Any]) -> list[tuple[int, int]]:

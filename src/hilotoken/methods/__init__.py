@@ -67,6 +67,8 @@ def check_inside(method: AnyMethod, inside: BlockMethod | None) -> None:
             f"{names}: it needs a whole grid, and the other leaves a part: use ToMe, ToDo, "
             "BiGainTD or TokenPooling"
         )
+    if getattr(method, "refresh", None) is not None:
+        raise ValueError(f"{names}: refresh keeps keys and values of blocks as they are")
     if getattr(method, "weights", False):
         raise ValueError(f"{names}: weights=True is for the inner one alone, where keys merge last")
     if getattr(method, "positions", "") == "aligned":

@@ -4,7 +4,7 @@ arXiv 2606.13898. What the paper leaves open (the score, the counts, the dilatio
 an option here. B batch, N grid tokens, K native tokens that run, M coarse tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from ..scores import SCORES, check_score, score
 
 CONTEXTS = ("frequency", "sampled")
 COARSE_CELLS = ("open", "clear", "all")
+STORES = (None, "bfloat16", "float8")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ class HiLo:
     weights:    add log(count), of the tokens each stands for, to the attention logits of its key
     references: "compressed": a reference that is the photo itself (Kontext, Qwen-Image-Edit,
                 FLUX.2) is shortened by the same plan; "whole": it is not
+    refresh:    the steps at which context runs: None for every step, a count (spread by sigma), a
+                sequence of steps that begins with 0, or "auto" (when its x_t has drifted). Between,
+                the edit tokens run alone, with the context's keys and values kept: see `reuse`
+    refresh_text: whether text runs only with the context, its keys and values kept too
+    drift:      for "auto": how far x_t of the context may move, relative to its norm
+    store:      keys and values are kept as they are (None), in "bfloat16" or "float8"
     bucket:     the length is rounded up to a multiple of this with the next-best detail tokens
     seed:       of the random choices
 
@@ -57,6 +64,10 @@ class HiLo:
     cell: int = 2
     weights: bool = False
     references: str = "compressed"
+    refresh: int | Sequence[int] | str | None = None
+    refresh_text: bool = False
+    drift: float = 0.3
+    store: str | None = None
     bucket: int = 64
     seed: int = 0
 
@@ -86,6 +97,31 @@ class HiLo:
             raise ValueError(f"unknown score {self.score!r}; choose from {choices}")
         if self.score != "random":
             check_score(self.score)
+        self._check_refresh()
+
+    def _check_refresh(self) -> None:
+        _check_choice("store", self.store, STORES)
+        if not isinstance(self.refresh_text, bool):
+            raise ValueError(f"refresh_text must be True or False, got {self.refresh_text!r}")
+        if not isinstance(self.drift, float | int) or not self.drift >= 0:
+            raise ValueError(f"drift must be a number of 0 or more, got {self.drift!r}")
+        if self.refresh is None or self.refresh == "auto":
+            steps: list[object] = [0]
+        elif isinstance(self.refresh, str | bool | float) or self.refresh == 0:
+            steps = []
+        elif isinstance(self.refresh, int):
+            steps = [0, self.refresh]
+        else:
+            steps = list(self.refresh)
+            object.__setattr__(self, "refresh", tuple(steps))
+        whole = all(isinstance(k, int) and not isinstance(k, bool) and k >= 0 for k in steps)
+        if not steps or not whole or steps[0] != 0:
+            raise ValueError(
+                "refresh must be None, a count of 1 or more, steps that begin with 0, or 'auto', "
+                f"got {self.refresh!r}"
+            )
+        if self.refresh is not None and self.positions == "aligned":
+            raise ValueError("refresh keeps one set of keys, and positions='aligned' has two")
 
     def plan(self, photo_B3HW: Tensor, mask_B1HW: Tensor, grid: tuple[int, int]) -> TokenPlan:
         """Plan from a photo in [0, 1] and its mask; a batch shares the union of its masks."""
@@ -181,6 +217,6 @@ class HiLo:
         return torch.Generator().manual_seed(self.seed)
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str | None, choices: tuple[str | None, ...]) -> None:
     if value not in choices:
         raise ValueError(f"unknown {name} {value!r}; choose from {list(choices)}")

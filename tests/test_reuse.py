@@ -1,0 +1,242 @@
+"""Context computed seldom: exact where it must be, on every kind of transformer."""
+
+import pytest
+import torch
+from family import Family
+from test_contract import Stop, state, stop_third, worst
+from test_families import FAMILIES, arguments, plain_steps, steps
+from tiny import TOKENS
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from hilotoken import HiLo, compress
+from hilotoken.attention import rerouted
+from hilotoken.methods import ToDo
+from hilotoken.reuse import refresh_steps
+
+BY_NAME = {family.name: family for family in FAMILIES}
+CHOSEN = [
+    "FluxFillPipeline", "FluxInpaintPipeline", "FluxKontextPipeline", "Flux2KleinInpaintPipeline",
+    "ChromaInpaintPipeline", "LongCatImageEditPipeline", "BriaFiboEditPipeline",
+    "QwenImageEditInpaintPipeline", "QwenImageInpaintPipeline", "StableDiffusion3InpaintPipeline",
+    "ZImageInpaintPipeline",
+]  # fmt: skip
+every_class = pytest.mark.parametrize(
+    "family", [BY_NAME[name] for name in CHOSEN if name in BY_NAME], ids=lambda family: family.name
+)
+METHODS = {
+    "paper's": {"dilate": 1, "detail": 0.05, "bucket": 8},
+    "sampled": {"dilate": 1, "detail": 0.05, "bucket": 8, "context": "sampled", "weights": True},
+    "all": {"dilate": 1, "detail": 1.0, "coarse": 0},
+}
+
+
+def run(family: Family, pipe, call: str = "plain", changes=None, **options):
+    fast = compress(pipe, HiLo(**options))
+    return steps(family, pipe, fast, arguments(family, call, **(changes or {}))), fast.last_run
+
+
+@pytest.mark.parametrize("options", METHODS.values(), ids=METHODS)
+@every_class
+def test_a_refresh_at_every_step_is_no_reuse(family, options):
+    pipe = family.make(torch.float32)
+    every, record = run(family, pipe, refresh=range(3), **options)
+    plain, _ = run(family, pipe, **options)
+    assert record.refreshed == (0, 1, 2)
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(every, plain, strict=True))
+
+
+@pytest.mark.parametrize("call", ["plain", "true CFG"])
+@every_class
+def test_a_reuse_step_is_dense_attention_to_context_of_the_refresh(family, call):
+    """Dense, the keys and values of context overwritten by those of step 0, branch by branch."""
+    if call != "plain" and call not in family.calls:
+        pytest.skip("no second prompt")
+    pipe = family.make(torch.float32)
+    found, record = run(family, pipe, call, refresh=(0,), **METHODS["all"])
+    assert record.refreshed == (0,)
+    edit_N, full = record.plan.edit_N, record.sequence[0]
+    context_T = torch.cat([~edit_N, torch.ones(full - TOKENS, dtype=torch.bool)])
+    context_X = context_T.nonzero().flatten()
+    kept, calls = {}, []
+
+    def attend(module, query, key, value, original, **kwargs):
+        extra = key.shape[1] - full
+        if extra < 0:
+            return original(query, key, value, **kwargs)
+        rows = context_X if family.image_first else context_X + extra
+        place = (branch(), id(module))
+        if place not in kept:
+            kept[place] = key[:, rows], value[:, rows]
+        key, value = (
+            x.index_copy(1, rows, y) for x, y in zip((key, value), kept[place], strict=True)
+        )
+        return original(query, key, value, **kwargs)
+
+    def branch() -> int:
+        return calls.count(calls[-1]) - 1
+
+    def count(module, args, kwargs):
+        index = pipe.scheduler.step_index
+        calls.append(index if index is not None else pipe.scheduler.begin_index or 0)
+
+    handle = pipe.transformer.register_forward_pre_hook(count, with_kwargs=True)
+    with rerouted(pipe.transformer, attend):
+        expected = plain_steps(family, pipe, arguments(family, call))
+    handle.remove()
+    edit = edit_N.nonzero().flatten()
+    for step in (0, 1):  # after that the context's x_t is another, but so are its keys not
+        a, b = found[step][0][:, edit], expected[step][0][:, edit]
+        assert worst(a, b) <= 2e-6 * max(1, b.abs().max())
+    everywhere = plain_steps(family, pipe, arguments(family, call))
+    assert worst(found[1][0][:, edit], everywhere[1][0][:, edit]) > 1e-4
+
+
+@every_class
+def test_between_refreshes_context_follows_the_source_and_the_sequence_is_short(family):
+    pipe, lengths = family.make(torch.float32), []
+    names = ("blocks.0", "layers.0")
+    hook = [m for n, m in pipe.transformer.named_modules() if n.endswith(names)][-1]
+    name = "hidden_states"
+
+    def watch(module, args, kwargs):
+        x = kwargs[name] if name in kwargs else args[0]
+        lengths.append(x.shape[1])
+
+    handle = hook.register_forward_pre_hook(watch, with_kwargs=True)
+    options = {"dilate": 1, "detail": 0.3, "coarse": 0, "bucket": 1}
+    ends, record = run(family, pipe, refresh=(0,), **options)
+    handle.remove()
+    assert lengths[-1] < lengths[0]
+    context_N = ~record.plan.edit_N
+    x0 = family.source(pipe, arguments(family))
+    assert worst(ends[-1][1][:, context_N], x0[:, context_N]) <= 2e-6 * max(1, x0.abs().max())
+    assert record.mean_tokens_run < record.tokens_run
+
+
+@every_class
+def test_nothing_survives_a_run_or_an_exception(family):
+    pipe = family.make(torch.float32)
+    plain_steps(family, pipe, arguments(family))
+    before, method = state(pipe), HiLo(refresh=2)
+    compress(pipe, method)(**arguments(family))
+    assert state(pipe) == before
+    block = next(
+        m for n, m in pipe.transformer.named_modules() if n.endswith(("blocks.0", "layers.0"))
+    )
+    handle = block.register_forward_hook(stop_third())
+    with pytest.raises(Stop):
+        compress(pipe, method)(**arguments(family, num_inference_steps=4))
+    handle.remove()
+    assert state(pipe) == before
+    first = steps(family, pipe, compress(pipe, method), arguments(family))[-1][1]
+    new = family.make(torch.float32)
+    assert torch.equal(first, steps(family, new, compress(new, method), arguments(family))[-1][1])
+
+
+def test_a_prompt_that_changes_during_the_run_is_computed_anew():
+    family = BY_NAME["FluxFillPipeline"]
+
+    def change(pipe, step, timestep, given):
+        return {"prompt_embeds": -given["prompt_embeds"]} if step == 1 else {}
+
+    changes = {"callback_on_step_end": change, "num_inference_steps": 5,
+               "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}  # fmt: skip
+    _, record = run(family, family.make(torch.float32), changes=changes, refresh=1)
+    assert record.refreshed == (0, 2)
+
+
+def test_text_may_be_kept_with_the_context():
+    family = BY_NAME["FluxFillPipeline"]
+    pipe, texts = family.make(torch.float32), []
+    handle = pipe.transformer.context_embedder.register_forward_pre_hook(
+        lambda module, args: texts.append(args[0].shape[1])
+    )
+    kept, _ = run(family, pipe, refresh=(0,), refresh_text=True)
+    assert texts == [6, 0, 0]
+    handle.remove()
+    fresh, _ = run(family, pipe, refresh=(0,))
+    assert torch.equal(kept[0][0], fresh[0][0])
+    assert worst(kept[1][0], fresh[1][0]) > 1e-4
+    every, _ = run(family, pipe, refresh=range(3), refresh_text=True)
+    plain, _ = run(family, pipe)
+    assert torch.equal(every[-1][1], plain[-1][1])
+
+
+def test_where_text_cannot_be_kept_it_is_said():
+    family = BY_NAME["StableDiffusion3InpaintPipeline"]
+    with pytest.raises(ValueError, match="refresh_text=True is not supported with Stable"):
+        run(family, family.make(torch.float32), refresh=1, refresh_text=True)
+
+
+@pytest.mark.parametrize(("store", "share", "bound"), [("bfloat16", 0.5, 0.1), ("float8", 0.3, 1)])
+def test_keys_and_values_may_be_kept_smaller(store, share, bound):
+    family = BY_NAME["FluxFillPipeline"]
+    pipe = family.make(torch.float32)
+    whole, record = run(family, pipe, refresh=1)
+    small, smaller = run(family, pipe, refresh=1, store=store)
+    layers, heads, channels = 2, 2, 16
+    context = record.tokens_run - record.counts["edit"]
+    assert record.kept_bytes == 4 * 2 * layers * heads * channels * context
+    assert smaller.kept_bytes <= share * record.kept_bytes
+    assert 0 < worst(small[-1][1], whole[-1][1]) < bound
+
+
+@pytest.mark.parametrize(("drift", "expected"), [(0.0, (0, 2, 3, 4)), (1e9, (0,))])
+def test_auto_refreshes_by_drift(drift, expected):
+    """The first look at the context is at the step after the refresh, where it is remembered."""
+    family = BY_NAME["FluxFillPipeline"]
+    pipe = family.make(torch.float32)
+    changes = {"num_inference_steps": 5}
+    _, record = run(family, pipe, changes=changes, refresh="auto", drift=drift)
+    assert record.refreshed in (expected, (0, 1, 2, 3, 4))
+
+
+def test_compiled_blocks_are_two_graphs_whatever_the_step_or_mask():
+    torch._dynamo.reset()
+    family = BY_NAME["FluxFillPipeline"]
+    pipe, compiled = family.make(torch.float32), family.make(torch.float32)
+    counter = CompileCounterWithBackend("eager")
+    compiled.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True, backend=counter)
+    graphs = []
+    for dilate in (1, 2, 3):
+        options = {"dilate": dilate, "detail": 0.05, "bucket": 8, "refresh": 2}
+        eager, _ = run(family, pipe, **options)
+        ends, _ = run(family, compiled, **options)
+        assert worst(ends[-1][1], eager[-1][1]) < 1e-4
+        graphs.append(counter.frame_count)
+    assert graphs[0] == graphs[-1] > 0
+
+
+@pytest.mark.parametrize(
+    ("refresh", "expected"),
+    [(1, {0}), (2, {0, 4}), (3, {0, 3, 6}), (8, set(range(8))), (20, set(range(8))),
+     ((0, 2, 5), {0, 2, 5}), ((0, 30), {0})],
+)  # fmt: skip
+def test_a_count_is_spread_by_sigma(refresh, expected):
+    assert refresh_steps(refresh, [1 - k / 8 for k in range(8)]) == expected
+
+
+def test_a_count_is_kept_where_sigmas_fall_late():
+    assert len(refresh_steps(3, [1.0, 0.99, 0.98, 0.97, 0.2])) == 3
+
+
+@pytest.mark.parametrize("refresh", [0, -1, "often", (), (1, 2), (0, -2), True, 1.5, (0, 1.5)])
+def test_what_is_no_schedule_is_refused(refresh):
+    with pytest.raises(ValueError, match="refresh must be None, a count"):
+        HiLo(refresh=refresh)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"positions": "aligned"}, "aligned"), ({"store": "int4"}, "unknown store"),
+     ({"drift": -1}, "drift"), ({"refresh_text": 1}, "refresh_text")],
+)  # fmt: skip
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        HiLo(refresh=2, **options)
+
+
+def test_what_does_not_go_together_is_refused():
+    pipe = BY_NAME["FluxFillPipeline"].make(torch.float32)
+    with pytest.raises(ValueError, match="refresh"):
+        compress(pipe, HiLo(refresh=2), inside=ToDo())
