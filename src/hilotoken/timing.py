@@ -20,6 +20,8 @@ class Stopwatch:
         self._started[part] = _now()
 
     def stop(self, part: str) -> None:
+        if part not in self._started:
+            return  # a hook before the one that starts it raised
         elapsed = _now() - self._started.pop(part)
         self.seconds[part] = self.seconds.get(part, 0.0) + elapsed
 
