@@ -1,4 +1,4 @@
-"""The command line: `hilo edit`, `hilo plan`, `hilo train`; `hilo bench` has its own file."""
+"""The command line: `hilo edit`, `hilo plan`, `hilo train`; the others have their own files."""
 
 import contextlib
 import json
@@ -13,11 +13,12 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from .bench.cli import app as bench
+from .compare_cli import compare
 from .options import method_from
 
 if TYPE_CHECKING:
     from .edit import Edit
-    from .methods import Method
+    from .methods import AnyMethod
 
 
 class _Commands(TyperGroup):
@@ -45,6 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench, name="bench")
+app.command()(compare)
 console = Console(stderr=True)
 
 PhotoPath = Annotated[Path, typer.Argument(help="The photo: PNG, JPEG, TIFF, WebP or BMP.")]
@@ -111,11 +113,11 @@ def edit(
     check_outputs(original, output, compare)
     if not is_lossless(output):
         console.print(f"[yellow]{output.suffix} loses detail everywhere: .png keeps every pixel[/]")
-    with _quiet_libraries():
+    with quiet_libraries():
         pipe = load_model(model, device=device)
         arguments = {"size": size, "prompt": prompt, "seed": seed}
         arguments |= {"feather": feather, "match": match}
-        run = _runner(pipe, original, painted, arguments)
+        run = runner(pipe, original, painted, arguments)
         dense = _dense(run, chosen, steps) if compare else None
         result = run(chosen, steps, method)
     written = write(result, dense, output, method)
@@ -146,7 +148,9 @@ def plan(
     from .plan import plan_tokens
     from .report import check_picture, plan_figures, write_picture
 
-    chosen = method_from(method, *options or [])
+    chosen: Any = method_from(method, *options or [])
+    if not hasattr(chosen, "plan"):
+        raise ValueError(f"{method} plans no tokens to draw; see what it does with `hilo compare`")
     original = load_photo(photo)
     painted = load_mask(mask, original)
     check_picture(output)
@@ -220,7 +224,7 @@ def _print_json(found: dict[str, Any], written: list[Path]) -> None:
     print(json.dumps(found | {"written": [str(path) for path in written]}))
 
 
-def _dense(run: "Callable[[Method, int, str], Edit]", chosen: "Method", steps: int) -> "Edit":
+def _dense(run: "Callable[[AnyMethod, int, str], Edit]", chosen: "AnyMethod", steps: int) -> "Edit":
     """The dense edit to compare with, once both ways have warmed up."""
     from .methods import Dense
 
@@ -229,12 +233,12 @@ def _dense(run: "Callable[[Method, int, str], Edit]", chosen: "Method", steps: i
     return run(Dense(), steps, "dense")
 
 
-def _runner(
+def runner(
     pipe: Any, photo: Any, mask: Any, arguments: dict[str, Any]
-) -> "Callable[[Method, int, str], Edit]":
+) -> "Callable[[AnyMethod, int, str], Edit]":
     from .edit import edit_photo
 
-    def run(method: "Method", steps: int, label: str) -> "Edit":
+    def run(method: "AnyMethod", steps: int, label: str) -> "Edit":
         pipe.set_progress_bar_config(desc=f"{label:>8}", disable=None)  # None: only on a terminal
         return edit_photo(pipe, photo, mask, method, steps=steps, **arguments)
 
@@ -242,7 +246,7 @@ def _runner(
 
 
 @contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Libraries' chatter is not for the user of a command."""
     from diffusers.utils import logging
 

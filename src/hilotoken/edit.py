@@ -15,7 +15,7 @@ from PIL import Image
 
 from .composite import feather_weight, match_border
 from .compress import Run, compress
-from .methods import Method
+from .methods import AnyMethod
 from .photo import Photo
 
 TOKEN = 16  # pixels a side of a token of every FLUX-shaped pipeline
@@ -113,7 +113,7 @@ def edit_photo(
     pipe: FluxFillPipeline,
     photo: Photo,
     mask: np.ndarray,
-    method: Method | None = None,
+    method: AnyMethod | None = None,
     *,
     size: int | None = None,
     prompt: str = "",

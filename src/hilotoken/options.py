@@ -2,24 +2,45 @@
 
 import ast
 import dataclasses
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .methods import Method
+    from .methods import AnyMethod
 
-METHOD_HELP = 'A method and its options, such as "hilo detail=0.2 coarse=0"; repeatable.'
+METHOD_HELP = (
+    'A method and its options, such as "hilo detail=0.2 coarse=0" or "hilo + todo factor=2"; '
+    "repeatable."
+)
 
 
-def method_from(name: str, *options: str) -> "Method":
-    """The method of that name with its options, each NAME=VALUE.
+def method_from(name: str, *options: str) -> "AnyMethod":
+    """The method of that name with its options, each NAME=VALUE; after "+" one that acts inside it.
 
     Raises ValueError for an unknown name or option, or a value out of range or of the wrong kind.
     """
+    from .methods.within import Within
+
+    if "+" in options:
+        split = options.index("+")
+        if not options[split + 1 :]:
+            raise ValueError("after + comes the method that acts inside, such as todo")
+        return Within(method_from(name, *options[:split]), method_from(*options[split + 1 :]))
+    return _one(name, options)
+
+
+def method_names(text: str) -> list[str]:
+    """Methods with their options, between commas; those inside brackets are left alone."""
+    parts = re.split(r",(?![^()\[\]]*[)\]])", text)
+    return [" ".join(part.split()) for part in parts if part.strip()]
+
+
+def _one(name: str, options: tuple[str, ...]) -> "AnyMethod":
     from .methods import METHODS, build
 
     given = dict(_option(text) for text in options)
     if name in METHODS:
-        known = [field.name for field in dataclasses.fields(METHODS[name])]  # type: ignore[arg-type]
+        known = [field.name for field in dataclasses.fields(METHODS[name])]
         for key in given:
             if key not in known:
                 raise ValueError(f"{name} has no option {key!r}; choose from {known}")

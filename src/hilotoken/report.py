@@ -19,6 +19,8 @@ def figures(result: Edit, dense: Edit | None) -> dict[str, Any]:
     names = ("dit_seconds", "vae_seconds", "rest_seconds", "plan_seconds", "total_seconds")
     found = plan_figures(run.plan) | {name: getattr(run, name) for name in names}
     found["steps"] = run.steps
+    if run.inside:
+        found["inside"] = run.inside
     if dense:
         found |= {
             "dense_dit_seconds": dense.run.dit_seconds,
