@@ -47,6 +47,7 @@ class RefineOptions:
     batches: int = 4  # groups whose gradients make one step
     rate: float = 7e-4
     decoder: float = 0.3  # the decoder's rate, as a share of it
+    cooldown: float = 0.5  # share of the samples over which the rate falls to nothing
     perceptual: float = 1.0  # weight of LPIPS + L1 beside flow matching
     own: float = 0.5  # share of the batches that start from the model's own x_t
     crop: int = 16  # latents a side of what is decoded
@@ -86,7 +87,7 @@ def refine(
         "refine",
         samples=options.samples,
         rate=options.rate,
-        cooldown=0.4,
+        cooldown=options.cooldown,
         decay=options.decay,
         checkpoint_seconds=options.checkpoint_seconds,
     )
