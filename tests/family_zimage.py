@@ -95,6 +95,7 @@ CALLS = {
 LACKS = {
     "a step cache works or is refused as diffusers refuses it": "diffusers has no step cache for "
     "Z-Image's transformer",
+    "photo of another size": "the pipeline itself fails: it does not resize the photo",
 }
 FAMILIES = [
     Family(
