@@ -70,7 +70,7 @@ def make(name: str, dtype: torch.dtype = torch.float32, patches: bool = True) ->
         }
         if "ControlNet" in name:
             parts["controlnet"] = QwenImageControlNetModel(
-                extra_condition_channels=4, **SHAPE | {"num_layers": 1}
+                extra_condition_channels=4, **{**SHAPE, "num_layers": 1}
             )
         for part in parts.values():
             widen(part)
