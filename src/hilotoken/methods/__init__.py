@@ -18,6 +18,7 @@ from .sites import BlockMethod
 from .stages import SDTM
 from .todo import ToDo
 from .tome import ToMe
+from .udit import UDiTAttention
 
 
 class Method(Protocol):
@@ -93,6 +94,7 @@ __all__ = [
     "ToDo",
     "ToMe",
     "TokenPooling",
+    "UDiTAttention",
     "build",
     "check_inside",
 ]

@@ -15,14 +15,13 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..attention import rerouted, with_log_counts
+from ..attention import rerouted, weighted
 from ..plan import TokenPlan
 from ..timing import Stopwatch
 from .layout import Block, Call, Layout, layout_of
-from .sequence import Moment, Pending, at_homes, exchange, restore, turn
+from .sequence import Moment, Pending, at_homes, exchange, joint_counts, restore, turn
 from .sites import BlockMethod, Session, Short, Site, Tokens
 
 
@@ -194,13 +193,12 @@ class Placement:
         text = start if joined or context is None else context.shape[1]
         first = text if self.layout.text_first else 0
         joint = slice(first, first + N)
-        words = slice(0, text) if self.layout.text_first else slice(self.length, self.length + text)
         normed_BNC = hidden[:, body]
         short = self._ask(self.session.attention, at, normed_BNC)
         keys = None if short else self._ask(self.session.keys, at, normed_BNC)
         self._count("queries", short)
         self._count("keys", short or keys)
-        self.pending = Pending(at, body, joint, words, short, keys)
+        self.pending = Pending(at, body, joint, text, short, keys)
         if keys and getattr(module, "fused_projections", False):
             raise ValueError(
                 f"{type(self.method).__name__} shortens keys and values before their projections, "
@@ -249,22 +247,20 @@ class Placement:
         left = short.home_BM.shape[1] if short else pending.at.tokens.count
         image = slice(pending.joint.start, pending.joint.start + left)
         self.session.attended(pending.at, query, key, image, short)
+        routed = self.session.route(pending.at, query, key, value, image, original, **kw)
+        if routed is not None:
+            return routed
         mask = kw.get("attn_mask")
         if mask is not None and mask.shape[-1] > key.shape[1]:  # text comes first, images are seen
             kw["attn_mask"] = mask[..., : key.shape[1]]
         emphasis = self.session.text_count(pending.at)
-        weighs = self.method.weights and short is not None
-        if not weighs and emphasis == 1:
+        counts = short.count_BM if short and self.method.weights else None
+        if counts is None and emphasis == 1:
             return original(query, key, value, **kw)
-        count_BL = torch.ones(key.shape[:2], device=key.device)
-        if weighs and short is not None:
-            count_BL[:, image] = short.count_BM.to(count_BL)
-        shift = left - pending.at.tokens.count if not self.layout.text_first else 0
-        count_BL[:, pending.text.start + shift : pending.text.stop + shift] *= emphasis
-        query, key, padded, scale = with_log_counts(
-            query, key, value, count_BL, kw.pop("scale", None)
-        )
-        return original(query, key, padded, scale=scale, **kw)[..., : value.shape[-1]]
+        text = pending.text
+        words = slice(0, text) if self.layout.text_first else slice(key.shape[1] - text, None)
+        count_BL = joint_counts(key, image, counts, words, emphasis)
+        return weighted(count_BL)(module, query, key, value, original, **kw)
 
     def _after_attention(self, module: nn.Module, args: Any, output: Any) -> Any:
         pending, self.pending = self.pending, None

@@ -19,7 +19,7 @@ class Pending:
     at: Site
     body: slice  # of what the module takes: the tokens that may be touched
     joint: slice  # the same among the keys
-    text: slice  # among the keys
+    text: int  # keys of text, before the image's or after
     short: Short | None
     keys: Short | None
     query_rows: Rows | None = None
@@ -50,6 +50,17 @@ def exchange(hidden: Tensor, body: slice, other_BMC: Tensor) -> Tensor:
 def restore(hidden: Tensor, body: slice, short: Short) -> Tensor:
     merged = slice(body.start, body.start + short.home_BM.shape[1])
     return exchange(hidden, merged, short.unmerge(hidden[:, merged]))
+
+
+def joint_counts(
+    key_BLHD: Tensor, image: slice, count_BM: Tensor | None, text: slice, emphasis: float
+) -> Tensor:
+    """How often each key of the joint sequence counts, [B, L]."""
+    count_BL = torch.ones(key_BLHD.shape[:2], device=key_BLHD.device)
+    if count_BM is not None:
+        count_BL[:, image] = count_BM.to(count_BL)
+    count_BL[:, text] *= emphasis
+    return count_BL
 
 
 def at_homes(rows: Rows, body: slice, home_BM: Tensor) -> Rows:

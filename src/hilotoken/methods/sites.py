@@ -5,7 +5,7 @@ B batch, N tokens it may touch, M tokens left of them, C channels, D cells.
 
 import re
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -142,6 +142,13 @@ class Session:
         self, at: Site, query_BQHD: Tensor, key_BSHD: Tensor, image: slice, short: Short | None
     ) -> None:
         """Queries and keys as attention takes them; `image` are the keys that `short` made."""
+
+    def route(
+        self, at: Site, query: Tensor, key: Tensor, value: Tensor, image: slice, original: Any,
+        **kwargs: Any,
+    ) -> Tensor | None:  # fmt: skip
+        """Attention itself, by another way; `original` is the usual one."""
+        return None
 
     def text_count(self, at: Site) -> float:
         """How often each text key counts."""
