@@ -144,7 +144,9 @@ def test_pictures_from_text_are_made_with_methods_inside(from_text):
 def test_from_text_a_plan_and_a_control_are_refused_with_what_is_supported(from_text):
     pipe, _ = from_text
     for method in (HiLo(), RandomKeep(), CropStitch()):
-        with pytest.raises(TypeError, match=f"{type(pipe).__name__} with .* is not supported"):
+        with pytest.raises(
+            TypeError, match=r"is not supported; .* no mask to plan by: .* ToMe\(\)"
+        ):
             compress(pipe, method)
     with pytest.raises(TypeError, match="is not supported"):
         compress(pipe, inside=ToMe())
@@ -227,6 +229,15 @@ def test_inside_dense_is_the_method_alone():
 def test_methods_that_do_not_go_together_are_refused(method, within, error, message):
     with pytest.raises(error, match=message):
         compress(make_pipe(), method, inside=within)
+
+
+def test_a_model_whose_blocks_are_not_known_is_refused_before_it_runs():
+    import family_chroma
+
+    pipe = family_chroma.make("ChromaInpaintPipeline")
+    for method, within in ((ToMe(), None), (HiLo(), ToDo())):
+        with pytest.raises(TypeError, match="do not know those of ChromaTransformer2DModel; supp"):
+            compress(pipe, method, inside=within)
 
 
 def test_a_grid_that_does_not_suit_is_refused_and_leaves_nothing():

@@ -24,6 +24,7 @@ from .composite import composite_images
 from .methods import BlockMethod, Control, Dense, HiLo, Method, check_inside
 from .methods.blocks import Placement, placed
 from .methods.dense import whole_plan
+from .methods.layout import layout_of
 from .plan import TokenPlan, as_batch
 from .reuse import Reuse
 from .timing import Stopwatch
@@ -118,7 +119,17 @@ def compress(
     method = method or HiLo()
     check_inside(method, inside)
     if not (isinstance(method, BlockMethod) and _makes_from_text(pipe)):
-        adapter_for(pipe)
+        try:
+            adapter_for(pipe)
+        except TypeError as error:
+            if not _makes_from_text(pipe):
+                raise
+            raise TypeError(
+                f"{error}. It takes no photo and no mask to plan by: methods that act inside "
+                "blocks, such as ToMe(), run on it"
+            ) from None
+    if inside or isinstance(method, BlockMethod):
+        layout_of(pipe.transformer)
     return Compressed(pipe, method, inside, feather)
 
 
