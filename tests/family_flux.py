@@ -99,12 +99,19 @@ STRENGTH = {"strength": lambda: {"strength": 0.6, "num_inference_steps": 5}}
 GUIDED = {
     "true CFG": lambda: {"true_cfg_scale": 3.0, **embeds(1, torch.float32, 2, "negative_")},
 }
+PHOTOS = {
+    "two photos, two masks": lambda: {
+        "count": 2,
+        "image": [make_photo(), make_photo(seed=1)],
+        "mask_image": [make_mask(), make_mask(box=(0, 200, 40, 256))],
+    }
+}
 PIPELINES = {
-    "FluxFillPipeline": STRENGTH,
-    "FluxInpaintPipeline": STRENGTH | GUIDED,
-    "FluxImg2ImgPipeline": STRENGTH | GUIDED,
-    "FluxKontextPipeline": GUIDED,
-    "FluxKontextInpaintPipeline": STRENGTH | GUIDED,
+    "FluxFillPipeline": STRENGTH | PHOTOS,
+    "FluxInpaintPipeline": STRENGTH | GUIDED | PHOTOS,
+    "FluxImg2ImgPipeline": STRENGTH | GUIDED | PHOTOS,
+    "FluxKontextPipeline": GUIDED | PHOTOS,
+    "FluxKontextInpaintPipeline": STRENGTH | GUIDED | PHOTOS,
     "FluxControlInpaintPipeline": STRENGTH,
     "FluxControlNetInpaintPipeline": STRENGTH,
 }

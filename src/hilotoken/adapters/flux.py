@@ -20,12 +20,6 @@ class Flux(Rotary):
                 short[name] = [self.rows(rows_BND) for rows_BND in residuals]
         return short
 
-    def without_text(self, call: dict[str, Any]) -> dict[str, Any]:
-        if (call.get("joint_attention_kwargs") or {}).get("attention_mask") is not None:
-            raise ValueError("refresh_text=True and an attention_mask do not go together")
-        text, places = call["encoder_hidden_states"], call["txt_ids"]
-        return call | {"encoder_hidden_states": text[:, :0], "txt_ids": places[..., :0, :]}
-
 
 class FluxFill(Flux):
     """x_t, masked latents and mask side by side in the channels."""

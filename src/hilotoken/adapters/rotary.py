@@ -41,7 +41,7 @@ class Rotary(Adapter):
 
     def inner_hooks(self, transformer: nn.Module) -> list[Any]:
         model: Any = getattr(transformer, "_orig_mod", transformer)
-        self._owner = threading.get_ident()
+        self._owner, self._counts_L = threading.get_ident(), None
         hooks: list[Any] = []
         if self.plan.weighted:
             hooks.append(_Entered(rerouted(transformer, self._weigh)))
@@ -50,6 +50,17 @@ class Rotary(Adapter):
             again: Any = self._attend_again
             hooks += [b.attn.register_forward_hook(again, with_kwargs=True) for b in blocks]
         return hooks
+
+    def without_text(self, call: dict[str, Any]) -> dict[str, Any]:
+        if "txt_ids" not in call or "text_encoder_layers" in call:  # Fibo adds text in every block
+            return super().without_text(call)
+        given = call.get("joint_attention_kwargs") or {}
+        if any(c.get("attention_mask") is not None for c in (call, given)):
+            raise ValueError(
+                "refresh_text=True and an attention mask do not go together: leave it out"
+            )
+        text, places = call["encoder_hidden_states"], call["txt_ids"]
+        return call | {"encoder_hidden_states": text[:, :0], "txt_ids": places[..., :0, :]}
 
     def short_keys(self, mask: Tensor) -> Tensor:
         """A mask on all keys [..., L] for the keys that run; a coarse one is masked as its cell.
@@ -85,7 +96,7 @@ class Rotary(Adapter):
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, original: Any, **kw: Any
     ) -> Tensor:
         counts_L = self._counts_L
-        if counts_L is None or counts_L.shape[0] != key.shape[1] or self._another():
+        if self._another() or counts_L is None or counts_L.shape[0] != key.shape[1]:
             return original(query, key, value, **kw)  # other keys: an image prompt's, kept ones
         return weighted(counts_L)(module, query, key, value, original, **kw)
 
@@ -99,11 +110,14 @@ class Rotary(Adapter):
         return model.pos_embed.forward(ids_LA / scale_A)
 
     def _attend_again(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None
     ) -> Any:
-        """Coarse queries see every key on their own stride (after arXiv 2511.19778)."""
+        """Coarse queries see every key on their own stride (after arXiv 2511.19778).
+
+        In another thread, while the hook is put in or taken out, PyTorch may leave out `kwargs`.
+        """
         if self._another():
-            return output
+            return None
         again = module.forward(*args, **kwargs | {"image_rotary_emb": self._rotary})
         if isinstance(output, tuple):  # a double block: image and text apart
             return _with_rows(output[0], again[0], self._coarse_rows), *output[1:]

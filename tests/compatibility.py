@@ -1,0 +1,91 @@
+"""The compatibility page, written from the tables that the tests run over.
+
+python tests/compatibility.py > docs/compatibility.md
+"""
+
+import sys
+
+from test_families import CALLS, FAMILIES
+from test_machinery import CHOSEN, MACHINERY
+from test_reuse import CHOSEN as REUSED
+
+from hilotoken.adapters import ADAPTERS, REFUSED
+
+HEAD = """# What works with what
+
+Written by `python tests/compatibility.py` from the tables that the tests run over; a test fails
+when this page is out of date. Every pipeline is the real class of diffusers 0.42 at tiny size with
+random weights, in float32 and bfloat16. No trained weights but the embedded model's were run.
+
+## Pipelines
+
+On each: keeping every token equals the untouched pipeline bit for bit; a permutation of all tokens
+with their places equals it; dropping tokens equals a key mask on them; a dropped token ends on the
+pipeline's own source latents; pixels outside the mask are the photo's; the pipeline afterwards, or
+after an exception, is the pipeline before; generators end where the plain pipeline leaves them;
+coarse tokens at every kind of position; keys that count for many; references shortened or whole;
+callbacks and hooks of the user see whole sequences.
+"""
+
+
+COMPILED = "compiled blocks compile once for all masks"
+CACHE = "a step cache works or is refused as diffusers refuses it"
+
+
+def pipelines() -> str:
+    heads = ("pipeline", "transformer", "ways of calling", "what does not hold, and why")
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    kinds = dict(ADAPTERS.keys())
+    for family in FAMILIES:
+        calls = ", ".join(name for name in {**CALLS, **family.calls} if name not in family.lacks)
+        cells = {cell: why for cell, why in family.lacks.items() if cell not in (COMPILED, CACHE)}
+        lacks = "; ".join(f"{cell}: {why}" for cell, why in cells.items())
+        kind = kinds[family.name.split(",")[0]]
+        rows.append(f"| {family.name} | {kind} | {calls} | {lacks or 'nothing known'} |")
+    return "\n".join(rows)
+
+
+def machinery() -> str:
+    names = [thing.__name__.replace("_", " ") for thing in MACHINERY]
+    columns = [*names, "compiled blocks, one graph for all masks", "a step cache", "refresh"]
+    rows = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name in CHOSEN:
+        family = next(family for family in FAMILIES if family.name == name)
+        cells = ["no" if cell in family.lacks else "yes" for cell in (*names, COMPILED, CACHE)]
+        cells[-1] = cells[-1] if "Qwen" in name or "Klein" in name or "LongCat" in name else "no"
+        cells.append("yes" if name in REUSED else "not tried")
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def refused() -> str:
+    rows = ["| pipeline | why |", "|---|---|"]
+    return "\n".join([*rows, *(f"| {name} | {why} |" for name, why in sorted(REFUSED.items()))])
+
+
+def page() -> str:
+    return f"""{HEAD}
+{pipelines()}
+
+## Beside diffusers' own machinery
+
+One pipeline of each transformer class. "No" under compiled blocks: diffusers names none to compile
+for the class. "No" under a step cache: the pipeline opens no cache context, so diffusers refuses
+its own cache there, compressed or not, or it has none for the class. `refresh` and a step cache at
+the same time are refused.
+
+{machinery()}
+
+Not on this page because the plain pipeline fails first: sequential offloading on a CPU
+(accelerate 1.15).
+
+## Refused, and why
+
+{refused()}
+
+Any other pipeline is refused with a sentence that lists those supported.
+"""
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
