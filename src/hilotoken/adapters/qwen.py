@@ -51,7 +51,8 @@ class QwenImage(Rotary):
         The places are those of the whole grids, see `inner_hooks`.
         """
         self._shapes, self._turned = call["img_shapes"], False
-        lengths = [len(self._places(span)) for span in self.spans]
+        run = self.plan.tokens_run
+        lengths = [run if span.short else span.stop - span.start for span in self.spans]
         return {"img_shapes": [[(1, 1, n) for n in lengths]] * len(self._shapes)}
 
     def inner_hooks(self, transformer: nn.Module) -> list[Any]:
