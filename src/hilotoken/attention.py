@@ -7,6 +7,7 @@ B batch, Q queries, S keys, H heads, D channels a head.
 """
 
 import inspect
+import threading
 import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -49,18 +50,13 @@ def rerouted(
     router = _ROUTERS.setdefault(model, _Router())
     with ExitStack() as stack:
         for module in chosen:
-            processor: Any = module.processor
-            if not isinstance(processor, _StandIn):
-                module.processor = router.stand_in(processor)
-                stack.callback(setattr, module, "processor", processor)
+            router.enter(module)
+            stack.callback(router.leave, module)
         level = (attend, frozenset(map(id, chosen)))
-        router.levels.append(level)
-        stack.callback(router.levels.remove, level)
+        # A new list each time: another thread may be going through the old one.
+        router.levels = [*router.levels, level]
+        stack.callback(router.drop, level)
         yield
-
-
-class _StandIn:
-    """Marks processors that are stand-ins."""
 
 
 class _Router:
@@ -74,6 +70,28 @@ class _Router:
         self.levels: list[tuple[Attend, frozenset[int]]] = []
         self.module: nn.Module | None = None
         self.classes: dict[type, type] = {}
+        self.replaced: dict[int, tuple[Any, int]] = {}  # by module: its processor, contexts inside
+        self.lock = threading.Lock()
+
+    def enter(self, module: Any) -> None:
+        """Put a stand-in in the place of the module's processor, unless one is there."""
+        with self.lock:
+            processor, users = self.replaced.get(id(module), (module.processor, 0))
+            if not users:
+                module.processor = self.stand_in(processor)
+            self.replaced[id(module)] = processor, users + 1
+
+    def leave(self, module: Any) -> None:
+        """The last to leave puts the processor back, who need not be the first that entered."""
+        with self.lock:
+            processor, users = self.replaced.pop(id(module))
+            if users > 1:
+                self.replaced[id(module)] = processor, users - 1
+            else:
+                module.processor = processor
+
+    def drop(self, level: tuple[Attend, frozenset[int]]) -> None:
+        self.levels = [other for other in self.levels if other is not level]
 
     def stand_in(self, processor: Any) -> Any:
         """A processor that runs the given one's code and shares its attributes."""
@@ -114,7 +132,7 @@ class _Router:
 
         # Attention modules read from it which arguments the processor takes.
         call.__signature__ = inspect.signature(own)  # pyright: ignore[reportFunctionMemberAccess]
-        return type(kind.__name__, (kind, _StandIn), {"__call__": call})
+        return type(kind.__name__, (kind,), {"__call__": call})
 
     def _route(self, plain: Callable[..., Tensor], turn: Callable[[Tensor], Tensor]) -> Attend:
         def innermost(query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:

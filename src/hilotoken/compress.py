@@ -271,7 +271,7 @@ def attached(
     """Capture, plan and hook for the length of this context; nothing is left behind."""
     transformer, owner = pipe.transformer, threading.get_ident()
 
-    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
         if state.plan is None and threading.get_ident() == owner:
             _begin(pipe, method, state, seen, _bind_call(module, args, kwargs))
             for handle in state.adapter.inner_hooks(transformer) if state.adapter else ():
@@ -330,7 +330,8 @@ def _frame(pipe: Any, transformer: nn.Module, state: _State, owner: int) -> list
     """
     call: dict[str, Any] = {}
 
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    # While a hook is put in or taken out, PyTorch may leave `kwargs` out in another thread's call.
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> Any:
         if threading.get_ident() != owner:
             return None
         state.steps.add(_step(pipe.scheduler))
@@ -342,7 +343,7 @@ def _frame(pipe: Any, transformer: nn.Module, state: _State, owner: int) -> list
             call.update(state.reuse.before(call, _step(pipe.scheduler)))
         return (), state.adapter.shorten(call, _sigma(pipe.scheduler))
 
-    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    def after(module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> Any:
         if state.adapter is None or threading.get_ident() != owner:
             return None
         velocity = state.adapter.restore(output[0], call, _sigma(pipe.scheduler))
