@@ -18,6 +18,7 @@ from hilotoken.bench.fill import CLASSES
 from hilotoken.bench.rows import append_rows
 from hilotoken.bench.speed import bench_speed, cases, disc, graphs
 from hilotoken.cli import app
+from hilotoken.methods import FewerSteps
 from hilotoken.options import method_from
 
 SIDE, TOKENS, TEXT = 128, 64, 6
@@ -61,8 +62,26 @@ def test_flops_are_those_counted_by_hand(toy, size, text):
     subject = build(toy.arch, TOY, device=CPU, dtype=torch.float32, text=text)
     methods = {"hilo": HiLo(bucket=8, coarse=0)}  # coarse tokens are averaged by matrix products
     for row in bench_speed(subject, methods, cases("small", size), steps=2, repeats=1):
-        by_hand = flux_flops(subject.pipe.transformer.config, text, row.sequence_run)
+        by_hand = 2 * flux_flops(subject.pipe.transformer.config, text, row.sequence_run)
         assert row.dit_tflops * 1e12 == pytest.approx(by_hand, rel=1e-12)
+
+
+def test_making_coarse_tokens_is_not_counted_as_the_transformers_work(toy):
+    rows = list(bench_speed(toy, METHODS, cases("small", 256), steps=1, repeats=1))
+    assert rows[1].sequence_run < rows[0].sequence_run
+    for row in rows:  # averaging them costs a little; encoding them would be far beyond this
+        by_hand = flux_flops(toy.pipe.transformer.config, TEXT, row.sequence_run)
+        assert row.dit_tflops * 1e12 == pytest.approx(by_hand, rel=0.005)
+
+
+def test_steps_that_differ_are_all_counted(fill):
+    methods = {"hilo": HiLo(bucket=8), "reuse": HiLo(bucket=8, refresh=(0, 3))}
+    wanted = cases("small", 256)
+    _, every, some = bench_speed(fill, methods, wanted, steps=4, repeats=1)
+    assert some.tokens_run == every.tokens_run
+    assert some.dit_tflops < every.dit_tflops
+    _, fewer = bench_speed(fill, {"fewer": FewerSteps(0.5)}, wanted, steps=4, repeats=1)
+    assert fewer.flop_ratio == pytest.approx(2)
 
 
 def test_what_runs_twice_is_counted_twice(fill):

@@ -8,16 +8,24 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
-def count_flops(call: Callable[[], Any], module: nn.Module) -> int:
-    """FLOPs of all forward passes of `module`, which no other module contains, during `call()`.
+def count_flops(call: Callable[[], Any], module: nn.Module) -> float:
+    """FLOPs of a forward pass of `module` during `call()`, the mean of them all.
 
-    What its hooks do is counted with it, as the clock counts it. Compiled blocks run
-    eagerly meanwhile: a counter does not see into compiled code.
+    What shortens and restores its sequence is counted with it, as the clock counts it. Compiled
+    blocks run eagerly meanwhile: a counter does not see into compiled code.
     """
-    counter = FlopCounterMode(display=False, custom_mapping=_UNLISTED)
-    with torch.compiler.set_stance("force_eager"), counter:
-        call()
-    return sum(counter.get_flop_counts()[type(module).__name__].values())
+    counter, totals = FlopCounterMode(display=False, custom_mapping=_UNLISTED), []
+    handles = [
+        hook(lambda *_: totals.append(counter.get_total_flops()))
+        for hook in (module.register_forward_pre_hook, module.register_forward_hook)
+    ]
+    try:
+        with torch.compiler.set_stance("force_eager"), counter:
+            call()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return (sum(totals[1::2]) - sum(totals[::2])) / (len(totals) // 2)
 
 
 def _attention(

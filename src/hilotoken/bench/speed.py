@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from ..compress import Run, compress
-from ..methods import AnyMethod, Dense
+from ..methods import AnyMethod, Dense, HiLo
 from .arch import Subject
 from .fill import CLASSES
 from .flops import count_flops
@@ -43,7 +43,7 @@ class SpeedRow:
     processor_seconds, processor_speedup: of the DiT, on all cores of a CPU together: what other
                   work on the machine disturbs less than the clock; empty on a GPU
     peak_gib:     most memory allocated on the GPU, weights included; empty on a CPU
-    dit_tflops:   counted, for one call of the DiT
+    dit_tflops:   of the DiT in this edit, counted
     flop_ratio:   dense over this, counted
     realised:     dit_speedup / flop_ratio
     warm_graphs:  graphs this process compiled until the first mask was warmed up
@@ -128,20 +128,20 @@ def bench_speed(
     Speed depends on lengths alone, so neither photo nor weights matter to it.
     """
     everything = {"dense": Dense(), **methods}
-    dense_flops: dict[int, int] = {}  # by size: a dense edit is the same under every mask
+    dense_flops: dict[int, float] = {}  # by size: a dense edit is the same under every mask
     warm = None
     for case in cases:
         flops = {"dense": dense_flops[case.size]} if case.size in dense_flops else {}
         for name, method in everything.items():
             if name not in flops:
-                flops[name] = _warm_up(subject, case, method)
+                flops[name] = _warm_up(subject, case, method, steps)
         dense_flops[case.size] = flops["dense"]
         warm = graphs() if warm is None else warm
         for repeat in range(repeats):
             dense = None
             for name, method in everything.items():
                 edit = _edit(subject, case, method, steps)
-                edit.flops = flops[name]
+                edit.flops = flops[name] * edit.calls
                 dense = dense or edit
                 yield _row(subject, case, name, repeat, edit, dense, warm)
 
@@ -150,8 +150,7 @@ def bench_speed(
 class _Edit:
     """One edit.
 
-    calls: of its DiT; flops: of one of them; processor: seconds of all, on a CPU; peak: memory in
-    GiB, on a GPU
+    calls, flops: of its DiT; processor: its seconds, on a CPU; peak: memory in GiB, on a GPU
     """
 
     run: Run
@@ -159,17 +158,17 @@ class _Edit:
     calls: int
     processor: float | None = None
     peak: float | None = None
-    flops: int = 0
+    flops: float = 0.0
 
 
-def _warm_up(subject: Subject, case: Case, method: AnyMethod) -> int:
-    """One step; FLOPs of a call of the DiT, which guidance may call twice a step."""
-    edits = []
-    step = partial(_edit, subject, case, method, steps=1)
-    flops = count_flops(lambda: edits.append(step()), subject.pipe.transformer)
+def _warm_up(subject: Subject, case: Case, method: AnyMethod, steps: int) -> float:
+    """FLOPs of a call of the DiT: of one step's, or the mean where the steps differ."""
+    alike = isinstance(method, HiLo | Dense) and getattr(method, "refresh", None) is None
+    run = partial(_edit, subject, case, method, steps=1 if alike else steps)
+    flops = count_flops(run, subject.pipe.transformer)
     if subject.compiled:  # not warm yet: while counted, all runs eagerly
-        step()
-    return flops // edits[0].calls
+        run()
+    return flops
 
 
 def _edit(subject: Subject, case: Case, method: AnyMethod, steps: int) -> _Edit:
