@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..options import METHOD_HELP, method_from
+from . import evidence_cli
 
 if TYPE_CHECKING:
     from ..methods import AnyMethod
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 
 app = typer.Typer(help="Measure: quality and speed, as commands that anyone can repeat.")
+for _command in (evidence_cli.report, evidence_cli.plot, evidence_cli.table, evidence_cli.refresh):
+    app.command()(_command)
 
 Model = Annotated[str, typer.Option(help="`embedded`, a folder in diffusers format, or a hub id.")]
 Methods = Annotated[list[str] | None, typer.Option("--method", help=METHOD_HELP)]

@@ -1,0 +1,123 @@
+"""The commands that read rows: `hilo bench report`, `plot`, `table`, `refresh`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Rows = Annotated[Path, typer.Argument(help="A CSV that `hilo bench` has written.")]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option("--label", help='What a method is called: "LABEL: METHOD"; repeatable.'),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option("--only", help="A method to show, as the rows name it; repeatable."),
+]
+Skip = Annotated[
+    int, typer.Option(help="Leave out the first N photographs, which --limit N takes.", min=0)
+]
+PARTS = "Of fills `quality` or `paired`, of speeds `speed`, of ablations `ablate`."
+
+
+def report(
+    rows: Annotated[list[Path], typer.Argument(help="CSVs that `hilo bench` has written.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="An HTML file.")],
+    label: Labels = None,
+) -> None:
+    """Write plots and tables of measurements as one HTML file that needs nothing beside it."""
+    from .markdown import labels_from
+    from .readings import read_rows
+    from .report import html_report
+
+    text = html_report([read_rows(path) for path in rows], labels_from(label or []))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(text, encoding="utf-8")
+    print(f"wrote {output}", file=sys.stderr)
+
+
+def plot(
+    rows: Rows,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A picture: .png, .svg ...")],
+    cost: Annotated[str, typer.Option(help="Of fills: `tokens` or `seconds`.")] = "tokens",
+    only: Only = None,
+    skip: Skip = 0,
+    label: Labels = None,
+) -> None:
+    """Plot cost against quality, or of speeds the speed-up against the mask."""
+    from .markdown import labels_from
+    from .plots import plot_quality, plot_speed, save_plot
+    from .readings import narrowed, read_rows
+
+    readings, labels = narrowed(read_rows(rows), only or [], skip), labels_from(label or [])
+    if readings.kind == "ablate":
+        raise ValueError(f"{rows} holds an ablation, which has a table: hilo bench table {rows}")
+    picture = (
+        plot_quality(readings, labels, cost)
+        if readings.kind == "fill"
+        else plot_speed(readings, labels)
+    )
+    save_plot(picture, output)
+    print(f"wrote {output}", file=sys.stderr)
+
+
+def table(
+    rows: Rows,
+    part: Annotated[str | None, typer.Option(help=PARTS)] = None,
+    only: Only = None,
+    skip: Skip = 0,
+    label: Labels = None,
+) -> None:
+    """Print the Markdown tables of measurements, as documents hold them."""
+    print(_tables(rows, part, only, skip, label), end="")
+
+
+def refresh(
+    documents: Annotated[list[Path], typer.Argument(help="Markdown files.")],
+) -> None:
+    """Make the tables of documents anew.
+
+    A document holds them between `<!-- hilo bench table ARGUMENTS -->` and `<!-- end -->`; the CSVs
+    named in it are sought from the folder at hand.
+    """
+    from .markdown import refreshed
+
+    for document in documents:
+        text = document.read_text(encoding="utf-8")
+        again = refreshed(text, table_text)
+        if again != text:
+            document.write_text(again, encoding="utf-8")
+        print(f"{document}: {'made anew' if again != text else 'as it was'}", file=sys.stderr)
+
+
+def table_text(arguments: Sequence[str], root: Path | None = None) -> str:
+    """What `hilo bench table ARGUMENTS` prints; files are sought from `root`.
+
+    Raises:
+        ValueError: arguments that the command does not take.
+    """
+    app = typer.Typer()
+    app.command()(table)
+    command: Any = typer.main.get_command(app)
+    try:
+        given = command.make_context("hilo bench table", list(arguments)).params
+    except Exception as error:  # click's own errors have no common base that typer exports
+        raise ValueError(f"hilo bench table {' '.join(arguments)}: {error}") from error
+    given["rows"] = (root or Path()) / given["rows"]
+    return _tables(**given)
+
+
+def _tables(
+    rows: Path,
+    part: str | None,
+    only: Sequence[str] | None,
+    skip: int,
+    label: Sequence[str] | None,
+) -> str:
+    from .markdown import labels_from, tables
+    from .readings import narrowed, read_rows
+
+    readings = narrowed(read_rows(rows), only or [], skip)
+    return tables(readings, labels_from(label or []), part)

@@ -1,0 +1,199 @@
+"""Markdown tables made of committed rows, and the places in documents that hold them.
+
+A document holds a table between `<!-- hilo bench table ARGUMENTS -->` and `<!-- end -->`;
+`hilo bench refresh` makes it anew, and a test fails where it differs from the rows.
+"""
+
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from .readings import (
+    DENSE,
+    OPENCV,
+    Figure,
+    Readings,
+    difference,
+    figure,
+    groups_of,
+    tokens,
+    verdict,
+    with_best_classical,
+)
+from .rows import grouped
+
+Labels = Mapping[str, str]
+_MARKED = re.compile(r"(<!-- (hilo bench table .+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    rows = [list(header), ["---"] * len(header), *map(list, lines)]
+    return "".join(f"|{'|'.join(map(_cell, row))}|\n" for row in rows)
+
+
+def _cell(text: str) -> str:
+    if text == "---":
+        return text
+    text = text.replace("|", "\\|")
+    return f" {text} " if text else " "
+
+
+def spread(found: Figure | None, digits: int) -> str:
+    """`mean (low to high)`."""
+    if found is None:
+        return ""
+    mean, low, high = (_number(value, digits) for value in found)
+    return f"{mean} ({low} to {high})"
+
+
+def _number(value: float, digits: int) -> str:
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if not float(text) else text  # no minus before a zero
+
+
+def labels_from(texts: Sequence[str]) -> dict[str, str]:
+    """Labels by method, from texts `LABEL: METHOD`.
+
+    Raises:
+        ValueError: a text without the colon.
+    """
+    found = {}
+    for text in texts:
+        label, colon, method = text.partition(": ")
+        if not colon:
+            raise ValueError(f'a label is "LABEL: METHOD", got {text!r}')
+        found[method.strip()] = label.strip()
+    return found
+
+
+def quality_table(readings: Readings, labels: Labels) -> str:
+    """Of fills: tokens, LPIPS and PSNR in the mask against the truth."""
+    full = max(row.tokens_full for row in readings.rows)
+    lines = []
+    for mask_class, methods in groups_of(readings.rows).items():
+        for name, group in with_best_classical(methods).items():
+            share = sum(row.mask_share for row in group) / len(group)
+            first = f"{mask_class}, {share:.1%}".replace("%", " %") if not _seen(lines) else ""
+            count = "" if name == OPENCV else f"{tokens(group):.0f}"
+            figures = spread(figure(group, "lpips"), 3), spread(figure(group, "psnr"), 1)
+            lines.append([first, labels.get(name, name), count, *figures])
+        lines.append([])
+    return markdown(
+        ["mask", "method", f"tokens of {full}", "LPIPS", "PSNR, dB"], [row for row in lines if row]
+    )
+
+
+def _seen(lines: list[list[str]]) -> bool:
+    """Whether the class at hand has a line already; an empty one ends a class."""
+    return bool(lines and lines[-1])
+
+
+def paired_table(readings: Readings, labels: Labels) -> str:
+    """Of fills: what each method loses or gains over dense, photograph by photograph."""
+    lines = []
+    for mask_class, methods in groups_of(readings.rows).items():
+        dense = methods[DENSE]
+        for name, group in methods.items():
+            change = difference(group, dense, "lpips")
+            if name == DENSE or not group[0].tokens_run:
+                continue
+            same = sum(row.lpips_dense == 0 for row in group)
+            lines.append(
+                [
+                    mask_class,
+                    labels.get(name, name),
+                    spread(change, 4),
+                    verdict(change),
+                    spread(difference(group, dense, "psnr"), 2),
+                    spread(figure(group, "psnr_dense"), 1),
+                    f"{same} of {len(group)}",
+                ]
+            )
+    header = ["mask", "method", "LPIPS over dense's", "difference", "PSNR over dense's, dB"]
+    return markdown([*header, "PSNR to dense, dB", "the same as dense"], lines)
+
+
+def speed_table(readings: Readings, labels: Labels) -> str:
+    """Of speeds: medians, and from the least to the greatest, a table for each set-up."""
+    kinds = [name for name in ("arch", "scale", "dtype", "size", "steps") if _has(readings, name)]
+    setups = grouped(readings.rows, *kinds)
+    parts = []
+    for setup, rows in setups.items():
+        named = dict(zip(kinds, setup, strict=True))
+        words = [str(named[name]) for name in ("arch", "scale", "dtype") if name in named]
+        caption = ", ".join([*words, f"{named['size']} px, {named['steps']} steps"])
+        parts.append(f"{caption}\n\n" * (len(setups) > 1) + _one_setup(rows, labels))
+    return "\n".join(parts)
+
+
+def _has(readings: Readings, name: str) -> bool:
+    return hasattr(readings.rows[0], name)
+
+
+def _one_setup(rows: Sequence[Any], labels: Labels) -> str:
+    names = [name for (name,) in grouped(rows, "method") if name != DENSE]
+    several, lines = len(names) > 1, []
+    for methods in groups_of(rows).values():
+        dense = methods[DENSE]
+        for name, group in methods.items():
+            if name == DENSE:
+                continue
+            label = labels.get(name, name)
+            lines.append(
+                [
+                    f"{group[0].mask_share:.2%}".replace("%", " %"),
+                    *[label] * several,
+                    f"{group[0].tokens_run} of {group[0].tokens_full}",
+                    f"{median(row.dit_seconds for row in dense):.2f} s",
+                    f"{median(row.dit_seconds for row in group):.2f} s",
+                    _times([row.dit_speedup for row in group], bold=True),
+                    _times([row.speedup for row in group]),
+                ]
+            )
+    mine = "DiT" if several else f"DiT, {labels.get(str(names[0]), names[0])}"
+    header = ["mask", *["method"] * several, "tokens run", "DiT, dense", mine]
+    return markdown([*header, "DiT speed-up", "whole edit"], lines)
+
+
+def _times(values: Sequence[float], bold: bool = False) -> str:
+    middle = f"{median(values):.2f}x"
+    middle = f"**{middle}**" if bold else middle
+    return f"{middle} ({min(values):.2f} to {max(values):.2f})"
+
+
+Part = Callable[[Readings, Labels], str]
+PARTS: dict[str, dict[str, Part]] = {
+    "fill": {"quality": quality_table, "paired": paired_table},
+    "speed": {"speed": speed_table},
+}
+
+
+def tables(readings: Readings, labels: Labels, part: str | None = None) -> str:
+    """The tables of rows of this kind, or one of them, with an empty line between two.
+
+    Raises:
+        ValueError: a part that this kind does not have.
+    """
+    parts = PARTS[readings.kind]
+    if part is not None and part not in parts:
+        raise ValueError(f"{readings.kind} rows have no part {part!r}; choose from {list(parts)}")
+    chosen = parts if part is None else {part: parts[part]}
+    return "\n".join(make(readings, labels) for make in chosen.values())
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """The arguments of the tables that a document holds."""
+    return [shlex.split(command)[3:] for _, command, _ in _MARKED.findall(text)]
+
+
+def refreshed(text: str, make: Callable[[list[str]], str]) -> str:
+    """The document with every table that it holds made anew from its arguments."""
+
+    def again(match: re.Match[str]) -> str:
+        begin, command, end = match.groups()
+        return f"{begin}{make(shlex.split(command)[3:])}{end}"
+
+    return _MARKED.sub(again, text)

@@ -1,0 +1,219 @@
+"""Rows read back, and the report, plots and tables made of them."""
+
+import csv
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from hilotoken.bench.evidence_cli import plot, report, table_text
+from hilotoken.bench.markdown import commands_in, labels_from, refreshed, tables
+from hilotoken.bench.readings import (
+    OPENCV,
+    cost,
+    difference,
+    figure,
+    groups_of,
+    narrowed,
+    read_rows,
+    verdict,
+    with_best_classical,
+)
+
+CLASSES = {"small": 0.06, "large": 0.35}
+# What LPIPS each is made to have over dense's, and the tokens it runs of 256.
+METHODS = {"telea": (0.2, 0), "dense": (0, 256), "hilo": (0, 100), "random_keep": (0.05, 100)}
+ORIGIN = {"command": "hilo bench fill <photos>", "commit": "1234567", "machine": "a CPU"}
+
+
+def _write(path, rows):
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def _fill(photo, mask_class, method, seed, rng):
+    worse, tokens = METHODS[method]
+    hard = photo / 10  # photographs differ far more than methods do
+    return {
+        "photo": f"{photo}.jpg", "mask_class": mask_class, "mask_share": CLASSES[mask_class],
+        "method": method, "seed": seed, "tokens_full": 256 if tokens else 0, "tokens_run": tokens,
+        "dit_seconds": tokens / 100, "psnr": 20 - hard,
+        "lpips": 0.3 + hard + worse + rng.normal(0, 0.001),
+        "psnr_dense": 168.13 if method == "dense" else 40.0,
+        "lpips_dense": 0.0 if method == "dense" else 0.1, "ssim": 0.5, **ORIGIN,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def fills(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [
+        _fill(photo, mask_class, method, seed, rng)
+        for photo in range(8)
+        for seed in (1, 2)
+        for mask_class in CLASSES
+        for method in METHODS
+    ]
+    return _write(tmp_path / "fill.csv", rows)
+
+
+@pytest.fixture
+def speeds(tmp_path):
+    rows = [
+        {
+            "mask_class": name, "mask_share": share, "method": method, "repeat": i, "size": 512,
+            "steps": 8, "tokens_full": 1024, "tokens_run": 1024 if method == "dense" else 384,
+            "dit_seconds": 1.2 if method == "dense" else 0.4 + i / 100,
+            "dit_speedup": 1 if method == "dense" else 3 - i / 10,
+            "speedup": 1 if method == "dense" else 2, **ORIGIN,
+        }
+        for i in range(3) for name, share in CLASSES.items() for method in ("dense", "hilo")
+    ]  # fmt: skip
+    return _write(tmp_path / "speed.csv", rows)
+
+
+def test_a_csv_is_known_by_its_columns(fills, speeds, tmp_path):
+    assert read_rows(fills).kind == "fill"
+    assert read_rows(speeds).kind == "speed"
+    assert read_rows(fills).origin["commit"] == ["1234567"]
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="no known kind"):
+        read_rows(tmp_path / "other.csv")
+    (tmp_path / "empty.csv").write_text(fills.read_text().partition("\n")[0] + "\n")
+    with pytest.raises(ValueError, match="no rows"):
+        read_rows(tmp_path / "empty.csv")
+
+
+def test_a_small_loss_is_seen_pairwise_where_plain_intervals_overlap(fills):
+    methods = groups_of(read_rows(fills).rows)["small"]
+    dense, worse = methods["dense"], methods["random_keep"]
+    (_, _, high), (_, low, _) = figure(dense, "lpips"), figure(worse, "lpips")
+    assert low < high
+    change = difference(worse, dense, "lpips")
+    assert change[1] < 0.05 < change[2]
+    assert verdict(change) == "worse"
+    assert verdict(change, lower_is_better=False) == "better"
+    assert verdict(difference(methods["hilo"], dense, "psnr")) == "none shown"
+
+
+def test_seeds_of_a_photograph_are_not_several_photographs(fills, tmp_path):
+    lines = fills.read_text().splitlines(keepends=True)
+    twice = tmp_path / "twice.csv"
+    twice.write_text("".join([*lines, *lines[1:]]))
+    once, again = (groups_of(read_rows(path).rows)["small"]["hilo"] for path in (fills, twice))
+    assert figure(once, "lpips") == pytest.approx(figure(again, "lpips"))
+
+
+def test_costs_are_shares_of_dense(fills):
+    methods = groups_of(read_rows(fills).rows)["large"]
+    for kind in ("tokens", "seconds"):
+        assert cost(methods["hilo"], methods["dense"], kind)[0] == pytest.approx(100 / 256)
+        assert cost(methods["dense"], methods["dense"], kind)[0] == 1
+    with pytest.raises(ValueError, match="unknown cost"):
+        cost(methods["hilo"], methods["dense"], "euros")
+
+
+def test_opencv_is_the_better_of_two(fills):
+    methods = groups_of(read_rows(fills).rows)["small"]
+    both = {"navier-stokes": methods["dense"], **methods}
+    assert with_best_classical(both)[OPENCV] is both["navier-stokes"]
+    assert "telea" not in with_best_classical(both)
+
+
+def test_what_equals_dense_has_no_distance_to_it_in_decibels(fills):
+    group = groups_of(read_rows(fills).rows)["small"]
+    assert figure(group["dense"], "psnr_dense") is None
+    assert figure(group["dense"] + group["hilo"], "psnr_dense")[0] == 40
+
+
+def test_rows_are_narrowed_to_methods_and_photographs(fills, speeds):
+    readings = read_rows(fills)
+    few = narrowed(readings, ["hilo"], skip=3)
+    assert {row.method for row in few.rows} == {"hilo", "dense", "telea"}
+    assert len({row.photo for row in few.rows}) == 5
+    with pytest.raises(ValueError, match="choose from"):
+        narrowed(readings, ["tome"])
+    with pytest.raises(ValueError, match="skip fewer"):
+        narrowed(readings, skip=8)
+    with pytest.raises(ValueError, match="none to skip"):
+        narrowed(read_rows(speeds), skip=1)
+
+
+def test_tables_hold_what_the_rows_say(fills, speeds):
+    text = tables(read_rows(speeds), {"hilo": "HiLo"})
+    assert "| DiT, HiLo |" in text
+    assert "| 6.00 % | 384 of 1024 | 1.20 s | 0.41 s | **2.90x** (2.80 to 3.00) |" in text
+    text = tables(read_rows(fills), {"hilo": "ours"})
+    assert text.count("| ours |") == 4  # two classes, two tables
+    assert "| small, 6.0 % | OpenCV, the better of two | | 0.85" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("| large | random_keep |")]
+    assert "| worse | 0.00 (0.00 to 0.00) | 40.0 (40.0 to 40.0) | 0 of 16 |" in line
+    with pytest.raises(ValueError, match="no part"):
+        tables(read_rows(fills), {}, "speed")
+
+
+def test_labels_are_label_colon_method():
+    assert labels_from(["ours: hilo bucket=16"]) == {"hilo bucket=16": "ours"}
+    with pytest.raises(ValueError, match="LABEL: METHOD"):
+        labels_from(["ours=hilo"])
+
+
+def test_a_document_is_made_anew_and_then_stays(fills):
+    start = f'<!-- hilo bench table {fills.name} --only hilo --label "our own: hilo" -->'
+    before = f"# A\n\n{start}\n| old |\n<!-- end -->\n\nthe rest\n"
+    assert commands_in(before)[0][:2] == [fills.name, "--only"]
+    make = lambda arguments: table_text(arguments, fills.parent)  # noqa: E731
+    after = refreshed(before, make)
+    assert after.startswith(f"# A\n\n{start}\n| mask | method | tokens of 256 |")
+    assert after.endswith("|\n<!-- end -->\n\nthe rest\n")
+    assert "old" not in after
+    assert refreshed(after, make) == after
+    with pytest.raises(ValueError, match="hilo bench table"):
+        table_text([fills.name, "--nonsense"], fills.parent)
+
+
+class _Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.opened, self.sources, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "img"):
+            self.opened.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.opened.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_report_is_one_file_with_wins_and_losses(fills, speeds, tmp_path):
+    pytest.importorskip("matplotlib")
+    report([fills, speeds], tmp_path / "out" / "r.html", ["ours: hilo"])
+    html = (tmp_path / "out" / "r.html").read_text()
+    page = _Page()
+    page.feed(html)
+    assert page.opened == []
+    assert len(page.sources) == 3
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
+    assert not re.search(r"(src|href)=.http", html)
+    for said in ("hilo bench fill <photos>", "a CPU", "1234567", "worse", "none shown", "ssim"):
+        assert said in page.text
+    report([fills, speeds], tmp_path / "again.html", ["ours: hilo"])
+    assert (tmp_path / "again.html").read_text() == html
+
+
+@pytest.mark.parametrize("cost", ["tokens", "seconds"])
+def test_a_plot_is_written_for_either_kind_of_rows(fills, speeds, tmp_path, cost):
+    pytest.importorskip("matplotlib")
+    for rows in (fills, speeds):
+        plot(rows, tmp_path / "p.png", cost, None, 0, None)
+        assert (tmp_path / "p.png").stat().st_size > 5000
+    with pytest.raises(ValueError, match="name a file"):
+        plot(fills, tmp_path / "p.txt", cost, None, 0, None)
