@@ -11,18 +11,17 @@ from diffusers import FluxTransformer2DModel
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import make_photo
-from toys import curve, interrupt_at, training_photos
+from toys import curve, interrupt_at, small_transformer, some_distance, training_photos
 
 from hilotoken import Dense, HiLo, compress, load_model
 from hilotoken.adapters.coarse import Coarse
 from hilotoken.grid import touch
-from hilotoken.model import LABELS, REGISTERS
+from hilotoken.model import REGISTERS
 from hilotoken.plan import gather
 from hilotoken.train import autoencoder, data, refine, run, transformer, views
 from hilotoken.train.autoencoder import AutoencoderOptions, train_autoencoder
 from hilotoken.train.checkpoint import Average, load_if_any
 from hilotoken.train.data import random_crop, read_manifest
-from hilotoken.train.lpips import LPIPS
 from hilotoken.train.refine import RefineOptions
 from hilotoken.train.run import TrainOptions, train
 from hilotoken.train.transformer import TransformerOptions, train_transformer
@@ -34,32 +33,8 @@ OPTIONS = TrainOptions(
     AutoencoderOptions(samples=16, batch=4, crop=32, checkpoint_seconds=0),
     ViewOptions(groups=3, photos=2, masks=2),
     TransformerOptions(samples=48, mosaic=0.5, checkpoint_seconds=0),
-    RefineOptions(samples=24, batches=1, mosaic=0.2, checkpoint_seconds=0),
+    RefineOptions(samples=24, batches=1, mosaic=0.5, checkpoint_seconds=0),
 )
-
-
-def small_transformer() -> FluxTransformer2DModel:
-    return FluxTransformer2DModel(
-        in_channels=2 * 4 * 8 + 4 * 64,
-        out_channels=4 * 8,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=64,
-        num_attention_heads=1,
-        joint_attention_dim=REGISTERS,
-        pooled_projection_dim=LABELS,
-        axes_dims_rope=(8, 28, 28),
-    )
-
-
-def some_distance() -> LPIPS:
-    """LPIPS over features of random weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LPIPS().requires_grad_(False)
-    for head in model.heads:
-        head.weight.abs_()
-    return model
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -317,12 +292,14 @@ def test_the_plan_is_that_of_an_edit(one_photo):
 )
 def test_the_transformer_is_given_what_an_edit_gives_it(one_photo, monkeypatch, method):
     pipe, given, batch = one_photo
-    calls, forward = [], FluxTransformer2DModel.forward
-    monkeypatch.setattr(
-        FluxTransformer2DModel,
-        "forward",
-        lambda m, **call: calls.append(call) or forward(m, **call),
-    )
+    calls, answers, forward = [], [], FluxTransformer2DModel.forward
+
+    def noted(model, **call):
+        calls.append(call)
+        answers.append(forward(model, **call))
+        return answers[-1]
+
+    monkeypatch.setattr(FluxTransformer2DModel, "forward", noted)
     fast = compress(pipe, method)
     fast(**given)
     plan = None if isinstance(method, Dense) else fast.last_run.plan
@@ -338,9 +315,14 @@ def test_the_transformer_is_given_what_an_edit_gives_it(one_photo, monkeypatch, 
     assert near(*condition)
     assert torch.equal(*(part[:, :native, 32:] for part in condition))  # the mask
     if plan is not None:
-        bias = [c["joint_attention_kwargs"]["attention_mask"].float() for c in (edit, trained)]
-        assert torch.allclose(*bias, rtol=0.01)
-        assert bias[0].max() > 1
+        bias = trained["joint_attention_kwargs"]["attention_mask"].float()
+        counts = torch.cat([torch.ones(REGISTERS), plan.count_S])
+        assert torch.allclose(bias, counts.log(), rtol=0.01)
+        assert bias.max() > 1
+        exact = {"joint_attention_kwargs": {"attention_mask": counts.log()[None, None, None]}}
+        plain, masked = (forward(pipe.transformer, **edit | more)[0] for more in ({}, exact))
+        torch.testing.assert_close(answers[0][0], masked)  # weights, whatever way they come about
+        assert not torch.allclose(plain, masked)
 
 
 # The loss

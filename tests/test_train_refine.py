@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from tiny import make_photo
+from toys import curve, small_transformer, some_distance
 
 from hilotoken import HiLo
 from hilotoken.grid import touch
 from hilotoken.train import refine, views
 from hilotoken.train.autoencoder import new_autoencoder, to_model
-from hilotoken.train.lpips import LPIPS
 from hilotoken.train.refine import RefineOptions
 from hilotoken.train.transformer import pack
 from hilotoken.train.views import GRID, Batch, ViewOptions, Views, group_crops, make_views
@@ -103,10 +103,6 @@ def test_a_mask_that_was_cut_off_counts_nothing():
 def refiner(monkeypatch):
     """A refiner whose decoder shows three channels of a latent as a flat square of 8 x 8 pixels."""
     photos = [np.asarray(make_photo(256, 256, seed=seed)) for seed in range(2)]
-    torch.manual_seed(0)
-    distance = LPIPS().requires_grad_(False)
-    for head in distance.heads:
-        head.weight.abs_()
 
     def decode(latents, return_dict):
         return (latents[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3),)
@@ -114,7 +110,7 @@ def refiner(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *args: torch.enable_grad())  # all in float32
     parts = SimpleNamespace(decode=decode)
     options = RefineOptions(crop=32, clean=0)
-    return refine._Refiner(None, parts, None, photos, 2.0, distance, options, CPU)
+    return refine._Refiner(None, parts, None, photos, 2.0, some_distance(), options, CPU)
 
 
 def test_only_pixels_in_the_mask_are_compared(refiner):
@@ -143,3 +139,37 @@ def test_the_views_are_of_the_crops_drawn_again(tmp_path):
         crops = group_crops(photos, group, 3)
         assert np.array_equal(encode(to_model(crops)), made.latents[group])
     assert not np.array_equal(group_crops(photos, 0, 3), group_crops(photos, 1, 3))
+
+
+@pytest.mark.parametrize("batches", [1, 2, 4, 8])
+@pytest.mark.parametrize("share", [0.0, 0.15, 0.5, 1.0])
+def test_mosaics_have_their_share_of_the_samples(batches, share):
+    steps = refine._mosaic_steps(RefineOptions(batches=batches, mosaic=share))
+    groups = {1: batches, 2: 4 * max(1, batches // 4)}
+    samples = steps * groups[2] / (steps * groups[2] + (1 - steps) * groups[1])
+    assert samples == pytest.approx(share)
+
+
+@pytest.mark.parametrize("name", ["own", "elastic", "mosaic"])
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_share_is_a_share(name, share):
+    with pytest.raises(ValueError, match=rf"{name} .* \[0, 1\], got {share}"):
+        RefineOptions(**{name: share})
+
+
+def test_refining_learns_and_leaves_the_encoder_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("hilotoken.train.log.EVERY_SECONDS", 0)
+    monkeypatch.setattr("hilotoken.train.autoencoder.WIDTH", 8)
+    photos = [np.asarray(make_photo(256, 256, seed=seed)) for seed in range(2)]
+    model = new_autoencoder().requires_grad_(False)
+    made = Views.open(tmp_path, ViewOptions(1, 2, 1), 8)
+    make_views(made, photos, [], model, tmp_path, CPU)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    torch.manual_seed(0)
+    transformer = small_transformer()
+    options = RefineOptions(samples=120, batches=1, rate=2e-3, decoder=1, mosaic=0, crop=8)
+    refine.refine(transformer, model, made, photos, 1.0, some_distance(), tmp_path, options, CPU)
+    losses = curve(tmp_path / "refine.csv", "l1", "l1_own")
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
+    changed = {n.split(".")[0] for n, w in model.state_dict().items() if not w.equal(before[n])}
+    assert changed == {"decoder"}

@@ -8,13 +8,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from diffusers import FluxTransformer2DModel
 from PIL import Image, ImageCms
 from tiny import make_photo, make_pipe
 from torch import nn
 
-from hilotoken.model import new_transformer
+from hilotoken.model import LABELS, REGISTERS, new_transformer
 from hilotoken.photo import Photo
 from hilotoken.train.autoencoder import new_autoencoder
+from hilotoken.train.lpips import LPIPS
 from hilotoken.train.run import export
 
 _folders: list[tempfile.TemporaryDirectory] = []  # removed at exit
@@ -163,3 +165,28 @@ def interrupt_at(patch, owner, name: str, call: int) -> None:
 def curve(path: Path, *names: str) -> list[float]:
     rows = [line.split(",") for line in path.read_text().splitlines()]
     return [float(value) for _, _, name, value in rows if name in names]
+
+
+def small_transformer() -> FluxTransformer2DModel:
+    """The embedded model's in kind, a hundred times smaller."""
+    return FluxTransformer2DModel(
+        in_channels=2 * 4 * 8 + 4 * 64,
+        out_channels=4 * 8,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=64,
+        num_attention_heads=1,
+        joint_attention_dim=REGISTERS,
+        pooled_projection_dim=LABELS,
+        axes_dims_rope=(8, 28, 28),
+    )
+
+
+def some_distance() -> LPIPS:
+    """LPIPS over features of random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LPIPS().requires_grad_(False)
+    for head in model.heads:
+        head.weight.abs_()
+    return model

@@ -41,10 +41,10 @@ LATENT = 8  # pixels a side of a latent
 
 @dataclass(frozen=True)
 class RefineOptions:
-    """How long, on how much, how fast."""
+    """How long, on how much, how fast. Raises ValueError for a share outside [0, 1]."""
 
     samples: int = 45_000
-    batches: int = 4  # groups whose gradients make one step
+    batches: int = 2  # groups whose gradients make one step
     rate: float = 7e-4
     decoder: float = 0.3  # the decoder's rate, as a share of it
     cooldown: float = 0.5  # share of the samples over which the rate falls to nothing
@@ -57,6 +57,13 @@ class RefineOptions:
     outside: float = 0.05  # weight of a token that the mask does not touch
     decay: float = 0.9995
     checkpoint_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        for name in ("own", "elastic", "mosaic"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"{name} is a share and must lie in [0, 1], got {getattr(self, name)}"
+                )
 
 
 def refine(
@@ -110,7 +117,7 @@ class _Refiner:
         """Gradients of a few batches; what is drawn depends on `done` alone, so a run resumes."""
         options, count = self.options, 0
         rng, generator = np.random.default_rng((5, done)), torch.Generator().manual_seed(done)
-        tiles = 2 if rng.random() < options.mosaic else 1
+        tiles = 2 if rng.random() < _mosaic_steps(options) else 1
         rounds = max(1, options.batches // tiles**2)
         sums: dict[str, list[float]] = {}
         for _ in range(rounds):
@@ -193,6 +200,13 @@ class _Refiner:
         loss = loss_B[:B].mean() + (loss_B[B:].mean() if clean else 0)
         figures = {"lpips": lpips_B[:B].mean().item(), "l1": l1_B[:B].mean().item()}
         return loss, figures | ({"lpips_clean": lpips_B[B:].mean().item()} if clean else {})
+
+
+def _mosaic_steps(options: RefineOptions) -> float:
+    """The share of the steps that makes mosaics their share of the samples."""
+    plain, four = options.batches, 4 * max(1, options.batches // 4)  # groups a step
+    mosaic = options.mosaic * plain
+    return mosaic / (mosaic + (1 - options.mosaic) * four)
 
 
 def _own_way(
