@@ -102,6 +102,16 @@ def test_the_sheet_shows_edits_and_where_they_differ(compared):
     assert AMPLIFIED > 1
 
 
+def test_a_method_unsuited_is_left_out_with_its_reason(hilo, given):
+    done = hilo("compare", *given, "--methods", "todo factor=99,tome", "--json")
+    found = json.loads(done.out)
+    assert [row["method"] for row in found["rows"]] == ["dense", "tome"]
+    assert list(found["refused"]) == ["todo factor=99"]
+    assert "factor must lie in [1, 8]" in found["refused"]["todo factor=99"]
+    done = hilo("compare", *given, "--methods", "todo factor=99,tome")
+    assert "left out todo factor=99: factor must lie in" in done.err
+
+
 def test_methods_are_named_between_commas_with_their_options():
     text = "hilo, tome stride=(2,4)  ratio=0.7 ,hilo bucket=8 + todo factor=3,"
     names = method_names(text)

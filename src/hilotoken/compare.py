@@ -62,20 +62,30 @@ def compare(
     photo: str,
     steps: int,
     seed: int,
+    refused: dict[str, str] | None = None,
 ) -> Iterator[Compared]:
     """Edit by dense, then by each method, each warmed up by a step of its own.
+
+    A method that is unsuited to the model or the grid is left out.
 
     Args:
         run: edits by a method in so many steps, labelled by the last argument
         methods: by name, "dense" not among them
         photo: its name, for the rows
         seed: that `run` uses, for the rows
+        refused: takes the reason of each method that is left out, by name
     """
     from .methods import Dense
 
     dense: Edit | None = None
     for name, method in {"dense": Dense(), **methods}.items():
-        run(method, 1, "warm-up")
+        try:
+            run(method, 1, "warm-up")
+        except (ValueError, TypeError) as error:
+            if dense is None or refused is None:
+                raise
+            refused[name] = str(error)
+            continue
         edit = run(method, steps, name)
         dense = dense or edit
         yield Compared(_row(edit, dense, photo, name, seed), edit)
@@ -111,27 +121,18 @@ def _difference(edit: Edit, dense: Edit) -> np.ndarray:
 
 def compare_table(rows: list[CompareRow]) -> Table:
     """A row a method."""
-    table = Table(
-        Column("method", no_wrap=True),
-        "tokens",
-        "queries",
-        "keys",
-        "MLP",
-        "DiT s",
-        "DiT",
-        "whole",
-        "to dense",
-    )
+    names = ("method", "tokens", "q / k / mlp", "DiT s", "DiT", "whole", "dB to dense")
+    table = Table(*(Column(name, no_wrap=True) for name in names))
     for row in rows:
         dense = row.method == "dense"
         table.add_row(
             row.method,
             str(row.tokens_run),
-            *(f"{share:.0%}" for share in (row.queries, row.keys, row.feed_forward)),
+            " ".join(f"{share:4.0%}" for share in (row.queries, row.keys, row.feed_forward)),
             f"{row.dit_seconds:.2f}",
             "" if dense else f"{row.dit_speedup:.2f}x",
             "" if dense else f"{row.speedup:.2f}x",
-            "" if dense else f"{row.psnr_dense:.1f} dB",
+            "" if dense else f"{row.psnr_dense:.1f}",
         )
     return table
 
@@ -141,15 +142,13 @@ def compare_sheet(compared: list[Compared]) -> Image.Image:
     dense = compared[0].edit
     whole = _scaled(outlined(dense.before, dense.mask))
     box = _around(dense.mask)
-    panels = [_panel(["photo and mask"], [whole])]
+    note = ["below each edit: its difference", f"from dense in the mask, {AMPLIFIED} times"]
+    panels = [_panel(["photo and mask", *note], [whole])]
     for one in compared:
         pictures = [_scaled(one.edit.after.convert("RGB").crop(box))]
-        lines = _lines(one.row)
-        if one is compared[0]:
-            lines.append(f"below the others: difference from it, {AMPLIFIED} times")
-        else:
+        if one is not compared[0]:
             pictures.append(_scaled(_heat(one.edit, dense).crop(box)))
-        panels.append(_panel(lines, pictures))
+        panels.append(_panel(_lines(one.row), pictures))
     return _grid(panels)
 
 

@@ -69,15 +69,20 @@ def compare(
         pipe = load_model(model, device=device)
         arguments = {"size": size, "prompt": prompt, "seed": seed, "match": False}
         run = runner(pipe, original, painted, arguments)
-        compared = list(compare_all(run, chosen, photo=photo.name, steps=steps, seed=seed))
+        refused: dict[str, str] = {}
+        made = compare_all(run, chosen, photo=photo.name, steps=steps, seed=seed, refused=refused)
+        compared = list(made)
     rows = [one.row for one in compared]
     write_picture(compare_sheet(compared), output)
     if csv:
         append_rows(csv, rows)
     written = [output, *([csv] if csv else [])]
     if as_json:
-        print(json.dumps({"rows": [asdict(r) for r in rows], "written": [str(p) for p in written]}))
+        found = {"rows": [asdict(row) for row in rows], "refused": refused}
+        print(json.dumps(found | {"written": [str(path) for path in written]}))
         return
     Console().print(compare_table(rows))
+    for name, reason in refused.items():
+        print(f"left out {name}: {reason}", file=sys.stderr)
     for path in written:
         print(f"wrote {path}", file=sys.stderr)
