@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from hilotoken.bench.evidence_cli import plot, report, table_text
+from hilotoken.bench.difficulty import divided
+from hilotoken.bench.evidence_cli import difficulty, plot, report, table_text
 from hilotoken.bench.markdown import commands_in, labels_from, refreshed, tables
 from hilotoken.bench.readings import (
     OPENCV,
@@ -217,3 +218,45 @@ def test_a_plot_is_written_for_either_kind_of_rows(fills, speeds, tmp_path, cost
         assert (tmp_path / "p.png").stat().st_size > 5000
     with pytest.raises(ValueError, match="name a file"):
         plot(fills, tmp_path / "p.txt", cost, None, 0, None)
+
+
+@pytest.fixture
+def hard(fills, tmp_path):
+    """The same, with downsampling that solves the first three photographs under small masks."""
+    with fills.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in [row for row in rows if row["method"] == "dense"]:
+        solved = row["mask_class"] == "small" and int(row["photo"][0]) < 3
+        worse = 0.001 if solved else 0.1
+        lpips = float(row["lpips"]) + worse
+        rows.append(row | {"method": "downsample", "lpips": lpips, "tokens_run": 64})
+    return _write(tmp_path / "hard.csv", rows)
+
+
+def test_downsampling_divides_the_photographs(hard, fills):
+    parts = divided(read_rows(hard))
+    photos = {
+        mask_class: [{row.photo for row in part.get("hilo", [])} for part in both.rows.values()]
+        for mask_class, both in parts.items()
+    }
+    assert photos["small"][0] == {"0.jpg", "1.jpg", "2.jpg"}
+    assert photos["small"][0] | photos["small"][1] == {f"{i}.jpg" for i in range(8)}
+    assert not photos["small"][0] & photos["small"][1]
+    assert not photos["large"][0]
+    assert len(photos["large"][1]) == 8
+    everything = divided(read_rows(hard), margin=0.2)
+    assert not any(both.rows["open"] for both in everything.values())
+    with pytest.raises(ValueError, match="--method downsample"):
+        divided(read_rows(fills))
+    with pytest.raises(ValueError, match="margin"):
+        divided(read_rows(hard), -1)
+
+
+def test_every_method_is_reported_on_each_part(hard, speeds, capsys):
+    difficulty(hard, 0.01, None, 0, ["ours: hilo"])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("| ours |" in line for line in lines) == 3  # no large mask is solved
+    assert "| small | downsampling solves: 3 |" in lines[2]
+    assert sum(line.endswith("| divides |") for line in lines) == 3
+    with pytest.raises(ValueError, match="those of fills"):
+        difficulty(speeds, 0.01, None, 0, None)

