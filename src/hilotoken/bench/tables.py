@@ -19,7 +19,7 @@ LIMIT_METHOD = HiLo(dilate=0, detail=0, coarse=0, bucket=1)
 
 
 def speed_table(rows: Sequence[SpeedRow]) -> Table:
-    """Medians over the repeats; in brackets the least and the greatest."""
+    """Medians over the repeats; after a ratio its least and greatest."""
     return _table(
         rows,
         {
@@ -28,7 +28,6 @@ def speed_table(rows: Sequence[SpeedRow]) -> Table:
             "DiT faster": lambda group: _ratio(group, "dit_speedup"),
             "FLOPs": lambda group: _ratio(group, "flop_ratio", spread=False),
             "realised": lambda group: f"{_middle(group, 'realised'):.0%}",
-            "edit s": lambda group: f"{_middle(group, 'total_seconds'):.2f}",
             "edit faster": lambda group: _ratio(group, "speedup"),
         },
     )
@@ -38,15 +37,16 @@ def parts_table(rows: Sequence[SpeedRow]) -> Table:
     """Where time and memory go, medians; graphs compiled until the warm-up's end, and after."""
     columns = {
         "DiT least": lambda group: f"{min(row.dit_seconds for row in group):.2f}",
+        "edit s": lambda group: f"{_middle(group, 'total_seconds'):.2f}",
         "VAE s": lambda group: f"{_middle(group, 'vae_seconds'):.2f}",
         "rest s": lambda group: f"{_middle(group, 'rest_seconds'):.2f}",
         "plan ms": lambda group: f"{1000 * _middle(group, 'plan_seconds'):.1f}",
-        "of dense DiT": lambda group: f"{_middle(group, 'plan_share'):.2%}",
+        "of DiT": lambda group: f"{_middle(group, 'plan_share'):.2%}",
     }
     if rows[0].peak_gib is not None:
         columns["peak GiB"] = lambda group: f"{_middle(group, 'peak_gib'):.1f}"
     if rows[0].processor_seconds is not None:
-        columns["DiT by CPU time"] = lambda group: _ratio(group, "processor_speedup")
+        columns["CPU time"] = lambda group: _ratio(group, "processor_speedup")
     if rows[-1].warm_graphs:
         columns["graphs"] = lambda group: f"{group[-1].warm_graphs} + {group[-1].new_graphs}"
     return _table(rows, columns)
@@ -69,7 +69,7 @@ def _ratio(group: list[SpeedRow], name: str, spread: bool = True) -> str:
     if group[0].method == "dense":
         return ""
     values = [getattr(row, name) for row in group]
-    between = f" [{min(values):.2f}, {max(values):.2f}]" if spread and len(values) > 1 else ""
+    between = f" {min(values):.2f}-{max(values):.2f}" if spread and len(values) > 1 else ""
     return f"{median(values):.2f}x{between}"
 
 
@@ -88,7 +88,7 @@ def curve_cases(curve: str, first: Case) -> list[Case]:
 
 
 def plot_curve(rows: Sequence[SpeedRow], curve: str, path: Path) -> None:
-    """The DiT's seconds for each method: medians, shaded from the least to the greatest."""
+    """The DiT's seconds, of a CPU its CPU time: medians, shaded from the least to the greatest."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -99,14 +99,15 @@ def plot_curve(rows: Sequence[SpeedRow], curve: str, path: Path) -> None:
         seconds: dict[float, list[float]] = {}
         for row in group:
             x = row.size if curve == "size" else 100 * row.mask_share
-            seconds.setdefault(x, []).append(row.dit_seconds)
+            seconds.setdefault(x, []).append(row.processor_seconds or row.dit_seconds)
         style = {"dense": "k-o", LIMIT: "k--"}.get(str(method), "-o")
         middle = [median(each) for each in seconds.values()]
         (line,) = axis.plot(list(seconds), middle, style, label=str(method), markersize=3)
         low, high = ([pick(each) for each in seconds.values()] for pick in (min, max))
         axis.fill_between(list(seconds), low, high, alpha=0.15, color=line.get_color())
     row = rows[0]
-    axis.set_ylabel(f"DiT seconds, {row.steps} step{'s' * (row.steps > 1)}")
+    clock = "CPU seconds" if row.processor_seconds else "seconds"
+    axis.set_ylabel(f"DiT, {clock}, {row.steps} step{'s' * (row.steps > 1)}")
     if curve == "size":
         sizes = sorted({row.size for row in rows})
         axis.set(xscale="log", yscale="log", xlabel="pixels a side")
