@@ -25,7 +25,9 @@ from .readings import (
 from .rows import grouped
 
 Labels = Mapping[str, str]
-_MARKED = re.compile(r"(<!-- (hilo bench table .+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_MARKED = re.compile(
+    r"^(<!-- (hilo bench table .+?) -->\n).*?^(<!-- end -->)$", re.DOTALL | re.MULTILINE
+)
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
