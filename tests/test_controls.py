@@ -1,5 +1,8 @@
 """The controls: the photo's own pixels outside the mask, and what each says it does."""
 
+import family_flux
+import family_qwen
+import family_sd3
 import numpy as np
 import pytest
 import torch
@@ -20,6 +23,11 @@ from tiny import (
 from hilotoken import Dense, HiLo, compress, plan_tokens
 from hilotoken.methods import CropStitch, Downsample, FewerSteps, RandomKeep
 
+FAMILIES = {
+    "StableDiffusion3InpaintPipeline": family_sd3,
+    "QwenImageInpaintPipeline": family_qwen,
+    "FluxKontextInpaintPipeline": family_flux,
+}
 MASKS = {"middle": (70, 90, 150, 160), "corner": (0, 200, 40, 256), "point": (128, 128, 129, 129)}
 CONTROLS = [
     RandomKeep(bucket=8),
@@ -48,6 +56,30 @@ def test_pixels_outside_the_mask_are_the_photos_in_every_form(control, kind):
         photo = np.asarray(make_photo(), np.float32) / 255
         assert np.array_equal(image[~inside(mask)], photo[~inside(mask)])
     assert torch.equal(latents(pipe), plain)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_they_work_on_other_pipelines_with_a_mask(name):
+    pipe = FAMILIES[name].make(name)
+    for control in (RandomKeep(bucket=8), FewerSteps(), Downsample(), CropStitch()):
+        fast, given = compress(pipe, control), FAMILIES[name].arguments(name, output_type="pil")
+        image, mask = np.asarray(fast(**given).images[0]), inside(make_mask())
+        assert np.array_equal(image[~mask], np.asarray(make_photo())[~mask]), control
+        assert (image[mask] != np.asarray(make_photo())[mask]).mean() > 0.5
+        whole = isinstance(control, FewerSteps)
+        assert (fast.last_run.tokens_run == TOKENS) is whole
+        assert fast.last_run.steps == (2 if whole else 3)
+
+
+def test_where_the_mask_is_our_own_steps_can_be_fewer_but_sizes_stay():
+    name = "FluxKontextPipeline"
+    pipe = family_flux.make(name)
+    given = family_flux.arguments(name, output_type="pil")
+    image, mask = compress(pipe, FewerSteps())(**given).images[0], inside(make_mask())
+    assert np.array_equal(np.asarray(image)[~mask], np.asarray(make_photo())[~mask])
+    for control in (Downsample(), CropStitch()):
+        with pytest.raises(ValueError, match="needs a pipeline that takes mask_image"):
+            compress(pipe, control)(**given)
 
 
 @pytest.mark.parametrize("control", CONTROLS, ids=repr)

@@ -229,8 +229,9 @@ class CropStitch(_Resized):
 
 
 def _named(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by their names."""
-    bound = inspect.signature(pipe.__call__).bind(*args, **kwargs).arguments
+    """The arguments of a call by their names; a mask too that only `compress` takes."""
+    own = {name: value for name, value in kwargs.items() if name != "mask_image"}
+    bound = inspect.signature(pipe.__call__).bind(*args, **own).arguments
     return {name: value for name, value in bound.items() if name not in ("args", "kwargs")} | kwargs
 
 
