@@ -101,7 +101,7 @@ def bench_fill(
                     name,
                     seed,
                     run.tokens_full if run else 0,
-                    run.tokens_run if run else 0,
+                    round(run.mean_tokens_run) if run else 0,  # over the steps
                     run.dit_seconds if run else 0.0,
                     *_distances(perceptual, filled, truth, mask),
                     *_distances(perceptual, filled, compressed["dense"][0], mask),
