@@ -172,10 +172,10 @@ def test_an_interrupted_ablation_goes_on_where_it_was(photos, tmp_path, monkeypa
 
 
 def test_the_winner_is_named_and_told_from_chance(tmp_path):
-    def write(gap, noise):
+    def write(gap, noise, photos=20):
         lines = ["photo,mask_class,group,variant,default,velocity,"
                  "mean_tokens_run,psnr_dense,lpips_over_dense"]  # fmt: skip
-        for i in range(20):
+        for i in range(photos):
             for name, usual, error in (("laplacian", True, 1.03), ("random", False, 1.03 - gap)):
                 value = error + i / 100 + (name == "random") * noise * (-1) ** i
                 lines.append(f"{i},small,score,{name},{usual},{value},100,,")
@@ -188,3 +188,4 @@ def test_the_winner_is_named_and_told_from_chance(tmp_path):
     assert sure.endswith("| leaves 0 out |")
     assert "no reason to change" in write(0.001, 0.01)
     assert "it is the default" in write(-0.01, 0.001)
+    assert "of 3 photographs: too few to tell" in write(0.01, 0.001, photos=3)

@@ -15,6 +15,7 @@ from .readings import (
     OPENCV,
     Figure,
     Readings,
+    by_photo,
     difference,
     figure,
     groups_of,
@@ -25,6 +26,7 @@ from .readings import (
 from .rows import grouped
 
 Labels = Mapping[str, str]
+FEWEST = 8  # photographs: drawn from fewer, a bootstrap interval is far too narrow
 _MARKED = re.compile(
     r"^(<!-- (hilo bench table .+?) -->\n).*?^(<!-- end -->)$", re.DOTALL | re.MULTILINE
 )
@@ -218,6 +220,8 @@ def _winner(
         return [group, best, judge, "it is the default", ""]
     low, high = change[1:]
     said = "leaves 0 out" if low > 0 or high < 0 else "holds 0: no reason to change"
+    if (count := len(by_photo(variants[best], judge))) < FEWEST:
+        said = f"of {count} photographs: too few to tell"
     amount = spread(change, 2) + " dB" if sign < 0 else _percent(change) + " points"
     return [group, best, judge, amount, said]
 
