@@ -4,11 +4,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny import make_photo
+from toys import saved_model
 
+from hilotoken import Dense, load_model
 from hilotoken.bench.datasets import LAYOUTS, load_layout
+from hilotoken.bench.fill import bench_fill
 from hilotoken.bench.samples import Outline, Runs, Sample
+from hilotoken.train.lpips import LPIPS
 
 HEIGHT, WIDTH, BOX = 40, 60, (10, 5, 30, 25)  # left, top, right, bottom
 
@@ -202,3 +207,41 @@ def test_runs_and_counts_there_and_back():
     assert (Outline({"counts": counts}, mask.shape).read() == mask).all()
     with pytest.raises(ValueError, match="packed into a string"):
         Outline({"counts": "abc"}, mask.shape).read()
+
+
+def test_a_square_holds_the_mask_and_fits_its_photo(tmp_path):
+    box = (400, 20, 440, 60)  # left, top, right, bottom, far from the middle
+    photo = np.zeros((100, 500, 3), np.uint8)
+    photo[20:60, 400:440] = (250, 0, 0)
+    Image.fromarray(photo).save(tmp_path / "a.png")
+    _mask(tmp_path / "a_mask.png", box, size=(100, 500))
+    (sample,) = load_layout("plain", tmp_path)
+    cut, truth, mask = sample.square(50)
+    assert cut.shape == truth.shape == (50, 50, 3)
+    assert mask.sum() == 20 * 20
+    assert (cut[mask].mean(0) > (200, -1, -1)).all()
+    assert (cut == truth).all()
+    _mask(tmp_path / "a_mask.png", (9, 9, 10, 10), size=(100, 500))
+    with pytest.raises(ValueError, match="lost at 16 pixels"):
+        sample.square(16)
+
+
+def test_fills_of_a_data_set_have_a_row_a_method_and_its_own_truth(tmp_path):
+    _photo(tmp_path / "images" / "a.png", (128, 128))
+    _mask(tmp_path / "masks" / "a.png", (20, 20, 80, 90), size=(128, 128))
+    Image.new("RGB", (128, 128)).save(tmp_path / "black.png")
+    torch.manual_seed(0)
+    pipe, perceptual = load_model(saved_model()), LPIPS().requires_grad_(False)
+    pipe.set_progress_bar_config(disable=True)
+    rows = {}
+    for truth in (None, tmp_path / "black.png"):
+        (sample,) = load_layout("plain", tmp_path)
+        sample = Sample(sample.name, sample.photo, sample.mask, truth)
+        rows[truth] = list(
+            bench_fill(pipe, [sample], {"dense": Dense()}, perceptual, size=128, steps=1)
+        )
+        assert [row.method for row in rows[truth]] == ["telea", "navier-stokes", "dense"]
+        assert {row.mask_class for row in rows[truth]} == {"large"}  # 25.6 %
+    hidden, removed = (each[-1] for each in rows.values())
+    assert hidden.lpips_dense == removed.lpips_dense == 0
+    assert hidden.psnr != removed.psnr

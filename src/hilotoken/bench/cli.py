@@ -1,7 +1,7 @@
 """The command line of the benchmarks: `hilo bench fill`, `hilo bench speed`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -44,10 +44,14 @@ def fill(
     sheet: Annotated[
         Path | None, typer.Option(help="A picture of the fills of these photographs, and no rows.")
     ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="PHOTOS is a data set with masks of its own: `plain`, `rord`, `coco` ..."
+        ),
+    ] = None,
 ) -> None:
     """Fill hidden parts of photographs, and compare with the truth, with dense, and with OpenCV."""
-    import hashlib
-
     from rich.console import Console
     from rich.progress import track
 
@@ -55,12 +59,17 @@ def fill(
     from ..model import load_model
     from ..train.data import read_manifest
     from ..train.lpips import load_lpips
+    from .datasets import load_layout
     from .fill import bench_fill, fill_sheet, fill_table
+    from .readings import by_hash
     from .rows import append_rows
 
     methods = {"dense": Dense(), **_methods(method)}
-    files = [entry.file for entry in read_manifest(photos)]
-    files.sort(key=lambda file: hashlib.sha256(file.name.encode()).digest())
+    if layout and sheet:
+        raise ValueError("--sheet draws random masks of its own: leave out --layout")
+    files: list[Any] = by_hash(
+        load_layout(layout, photos) if layout else [entry.file for entry in read_manifest(photos)]
+    )
     perceptual, pipe = load_lpips(lpips), load_model(model, device=device)
     pipe.set_progress_bar_config(disable=True)
     if sheet:

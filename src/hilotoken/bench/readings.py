@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 from .rows import grouped, interval
 
+Named = TypeVar("Named", bound=Any)  # a Path, or what else has a `name`
 Figure = tuple[float, float, float]  # mean, and the ends of its 95 % interval
 
 CLASSICAL = ("telea", "navier-stokes")
@@ -111,8 +112,8 @@ def narrowed(readings: Readings, only: Sequence[str] = (), skip: int = 0) -> Rea
     return replace(readings, rows=rows)
 
 
-def by_hash(files: Sequence[Path]) -> list[Path]:
-    """Files in an order that their names decide, but not the alphabet: any first N are a sample."""
+def by_hash(files: Sequence[Named]) -> list[Named]:
+    """In an order that names decide, but not by the alphabet: any first N are a sample."""
     return sorted(files, key=lambda file: _place(file.name))
 
 

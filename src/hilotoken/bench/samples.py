@@ -100,6 +100,38 @@ class Sample:
             raise ValueError(f"the mask of {self.name} is empty: leave that photo out")
         return mask
 
+    def square(self, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Photo, truth [size, size, 3] uint8 and mask [size, size] bool: a square of the whole
+        short side, as near to the middle of the mask as the photo allows.
+
+        Raises:
+            ValueError: the mask is empty, or of another shape than the photo.
+        """
+        mask = Image.fromarray(self.read_mask().view(np.uint8) * 255)
+        left, top, right, bottom = mask.getbbox() or (0, 0, *mask.size)
+        side = min(mask.size)
+        ends = (mask.width - side, mask.height - side)
+        middle = ((left + right - side) // 2, (top + bottom - side) // 2)
+        x, y = (min(max(0, m), end) for m, end in zip(middle, ends, strict=True))
+        cut = [
+            np.asarray(
+                picture.convert(mode)
+                .resize(mask.size)
+                .crop((x, y, x + side, y + side))
+                .resize((size, size), Image.Resampling.LANCZOS)
+            )
+            for picture, mode in (
+                (Image.open(self.photo), "RGB"),
+                (Image.open(self.truth or self.photo), "RGB"),
+                (mask, "L"),
+            )
+        ]
+        if not (cut[2] > 127).any():
+            raise ValueError(
+                f"the mask of {self.name} is lost at {size} pixels: take a larger size"
+            )
+        return cut[0], cut[1], cut[2] > 127
+
     def values(self) -> np.ndarray:
         """The mask in its own pixels, bool [H, W]."""
         if not isinstance(self.mask, Path):
