@@ -93,6 +93,7 @@ def plot_curve(rows: Sequence[SpeedRow], curve: str, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     figure, axis = plt.subplots(figsize=(6, 4))
     for (method,), group in grouped(rows, "method").items():
@@ -113,6 +114,8 @@ def plot_curve(rows: Sequence[SpeedRow], curve: str, path: Path) -> None:
         axis.set(xscale="log", yscale="log", xlabel="pixels a side")
         axis.set_xticks(sizes, [str(size) for size in sizes])
         axis.minorticks_off()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
     else:
         axis.set(ylim=(0, None), xlabel="mask, % of the picture")
     under = f"mask of {row.mask_share:.1%}" if curve == "size" else f"{row.size} px"
