@@ -10,6 +10,7 @@ import pytest
 from hilotoken.bench.difficulty import divided
 from hilotoken.bench.evidence_cli import difficulty, plot, report, table_text
 from hilotoken.bench.markdown import commands_in, labels_from, refreshed, tables
+from hilotoken.bench.plots import plot_quality
 from hilotoken.bench.readings import (
     OPENCV,
     cost,
@@ -260,3 +261,24 @@ def test_every_method_is_reported_on_each_part(hard, speeds, capsys):
     assert sum(line.endswith("| divides |") for line in lines) == 3
     with pytest.raises(ValueError, match="those of fills"):
         difficulty(speeds, 0.01, None, 0, None)
+
+
+def test_all_marks_lie_within_their_panels(fills):
+    """Panels share an axis, and methods cost more under some masks than under others."""
+    pytest.importorskip("matplotlib")
+    with fills.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:
+        if row["mask_class"] == "large" and row["method"] == "hilo":
+            row["tokens_run"] = 240
+    picture = plot_quality(read_rows(_write(fills, rows)), {})
+    marks = 0
+    for axis in picture.axes:
+        (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+        assert left == 0
+        for container in axis.containers:
+            x, y = (float(values[0]) for values in container.lines[0].get_data())
+            assert left <= x <= right
+            assert low <= y <= high
+            marks += 1
+    assert marks == 2 * 2 * 2  # classes, rows, methods

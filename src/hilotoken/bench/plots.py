@@ -60,7 +60,8 @@ def plot_quality(readings: Readings, labels: Mapping[str, str], kind: str = "tok
         axes[0, column].set_title(f"{mask_class} masks, {share:.1%}", fontsize=10)
         for row, quality in enumerate(QUALITIES):
             _panel(axes[row, column], methods, quality, kind, styles, labels)
-        axes[1, column].set(xlabel=COSTS[kind], xlim=(0, None))
+        axes[1, column].set_xlabel(COSTS[kind])
+    axes[0, 0].set_xlim(left=0)  # of all panels, and last: it ends their fitting to what is drawn
     for row, said in enumerate(QUALITIES.values()):
         axes[row, 0].set_ylabel(said)
     lines, said = axes[0, 0].get_legend_handles_labels()

@@ -95,24 +95,32 @@ def _origin(readings: Readings) -> str:
 
 
 def _outcomes(readings: Readings, labels: Mapping[str, str]) -> str:
-    """Every method in every class: its cost, and whether LPIPS shows a loss, a gain or neither."""
+    """Every method in every class: its cost, and whether a loss shows, a gain or neither."""
     lines = []
     for mask_class, methods in groups_of(readings.rows).items():
         dense = methods[DENSE]
         for name, group in methods.items():
-            change = difference(group, dense, "lpips")
-            if name == DENSE or change is None:
+            if name == DENSE:
                 continue
             share = None if name in CLASSICAL else cost(group, dense, "tokens")
-            word = verdict(change)
             lines.append(
                 f"<tr><td>{escape(mask_class)}</td><td>{escape(labels.get(name, name))}</td>"
                 f"<td>{f'{share[0]:.0%}' if share else ''}</td>"
-                f"<td>{change[0]:+.4f} [{change[1]:+.4f}, {change[2]:+.4f}]</td>"
-                f"<td class='{word}'>{word}</td></tr>"
+                f"{_change(group, dense, 'lpips', 4)}{_change(group, dense, 'psnr', 2)}</tr>"
             )
-    head = "<tr><th>mask</th><th>method</th><th>tokens</th><th>LPIPS less dense's</th><th></th>"
-    return f"<table>{head}</tr>{''.join(lines)}</table>"
+    names = ("mask", "method", "tokens", "LPIPS less dense's", "", "PSNR less dense's, dB", "")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def _change(group: Sequence[Any], dense: Sequence[Any], name: str, digits: int) -> str:
+    """Two cells: the difference with its interval, and the verdict."""
+    change = difference(group, dense, name)
+    if change is None:
+        return "<td></td><td></td>"
+    mean, low, high = (f"{value:+.{digits}f}" for value in change)
+    word = verdict(change, lower_is_better=name == "lpips")
+    return f"<td>{mean} [{low}, {high}]</td><td class='{word}'>{word}</td>"
 
 
 def _others(readings: Readings) -> list[str]:
