@@ -7,10 +7,11 @@ tokens that matter, and the user's pixels outside the mask stay as they are.
     image = fast(prompt, image=photo, mask_image=mask).images[0]
 """
 
-from .compress import Compressed, Run, compress
+from .compress import Compressed, compress
 from .methods import METHODS, Dense, HiLo
 from .model import load_model
 from .plan import TokenPlan, plan_tokens
+from .record import Run
 
 __version__ = "0.1.0"
 __all__ = [

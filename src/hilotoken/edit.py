@@ -14,9 +14,10 @@ from diffusers import FluxFillPipeline
 from PIL import Image
 
 from .composite import feather_weight, match_border
-from .compress import Run, compress
+from .compress import compress
 from .methods import AnyMethod
 from .photo import Photo
+from .record import Run
 
 TOKEN = 16  # pixels a side of a token of every FLUX-shaped pipeline
 SMALLEST = 128  # a smaller working picture gives the model nothing to go by

@@ -20,9 +20,10 @@ from PIL import Image
 from rich.table import Table
 
 from ..composite import match_border
-from ..compress import Run, compress
+from ..compress import compress
 from ..methods import Method
 from ..picture import sheet
+from ..record import Run
 from ..train.autoencoder import to_model
 from ..train.lpips import LPIPS
 from ..train.masks import random_mask

@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ..compress import Run, compress
+from ..compress import compress
 from ..methods import AnyMethod, Dense, HiLo
+from ..record import Run
 from .arch import Subject
 from .fill import CLASSES
 from .flops import count_flops

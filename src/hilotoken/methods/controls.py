@@ -107,7 +107,7 @@ class _Resized(Control):
         raise NotImplementedError
 
     def run(self, compressed: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        from ..compress import _exact_photo
+        from ..arguments import exact_photo
 
         started, pipe = time.perf_counter(), compressed.pipe
         given = _named(pipe, args, kwargs)
@@ -124,7 +124,7 @@ class _Resized(Control):
         whole_B3HW = self.back(output.images.float().cpu(), photo_B3HW / 2 + 0.5, plan, token)
         images = composite_images(
             _as(kind, whole_B3HW),
-            _exact_photo(given["image"], photo_B3HW),
+            exact_photo(given["image"], photo_B3HW),
             mask_B1HW,
             compressed.feather,
         )
