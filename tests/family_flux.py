@@ -8,7 +8,7 @@ import torch
 from diffusers import FluxControlNetModel, FluxTransformer2DModel
 from diffusers.utils import logging
 from family import Family
-from tiny import SIZE, TEXT, make_mask, make_photo, make_vae, widen
+from tiny import SIZE, TEXT, basics, make_mask, make_photo, make_vae, widen
 from torch import Tensor
 
 BESIDE = {"FluxFillPipeline": 4 * 4 + 8 * 8 * 4, "FluxControlInpaintPipeline": 4 * 4}  # channels
@@ -63,15 +63,7 @@ def embeds(count: int, dtype: torch.dtype, seed: int = 1, prefix: str = "") -> d
 def arguments(
     name: str, *, count: int = 1, dtype: torch.dtype = torch.float32, **changes: Any
 ) -> dict[str, Any]:
-    given = {
-        "image": make_photo(),
-        "mask_image": make_mask(),
-        "height": SIZE,
-        "width": SIZE,
-        "num_inference_steps": 3,
-        "generator": torch.Generator().manual_seed(7),
-        "output_type": "latent",
-    }
+    given = basics()
     if "Img2Img" in name or name.endswith("InpaintPipeline"):
         given["strength"] = 0.6 if "Img2Img" in name else 1.0
     if "Kontext" in name:

@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from diffusers.utils import logging
 from family import Family
-from tiny import SIZE, TEXT, make_mask, make_photo, make_vae, widen
+from tiny import TEXT, basics, make_mask, make_photo, make_vae, widen
 from torch import Tensor
 from torch.nn.functional import pixel_unshuffle
 
@@ -64,16 +64,9 @@ def embeds(count: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
 def arguments(
     name: str, count: int = 1, dtype: torch.dtype = torch.float32, **changes: Any
 ) -> dict[str, Any]:
-    given = {
-        "image": make_photo(),
-        "mask_image": make_mask(),
-        "height": SIZE,
-        "width": SIZE,
+    given = basics() | {
         "strength": 1.0,
         "guidance_scale": 3.0,
-        "num_inference_steps": 3,
-        "generator": torch.Generator().manual_seed(7),
-        "output_type": "latent",
     }
     if "Img2Img" in name:  # at full strength it starts from noise alone
         given |= {"strength": 0.6, "num_inference_steps": 5}

@@ -7,7 +7,7 @@ import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
 from family import Family
-from tiny import SIZE, make_mask, make_photo, make_vae, widen
+from tiny import basics, make_mask, make_photo, make_vae, widen
 from torch import Tensor, nn
 from torch.nn.functional import pixel_unshuffle
 
@@ -54,16 +54,9 @@ def embeds(lengths: list[int], dtype: torch.dtype = torch.float32) -> dict[str, 
 def arguments(
     name: str, lengths: tuple[int, ...] = (6,), dtype: torch.dtype = torch.float32, **changes: Any
 ) -> dict[str, Any]:
-    given = {
-        "image": make_photo(),
-        "mask_image": make_mask(),
-        "height": SIZE,
-        "width": SIZE,
+    given = basics() | {
         "strength": 1.0,
         "guidance_scale": 3.0,
-        "num_inference_steps": 3,
-        "generator": torch.Generator().manual_seed(7),
-        "output_type": "latent",
     }
     if "Img2Img" in name:  # at full strength it starts from noise alone
         given |= {"strength": 0.6, "num_inference_steps": 5}

@@ -143,9 +143,9 @@ def prompt(count: int = 1, dtype: torch.dtype = torch.float32) -> dict[str, Tens
     }
 
 
-def arguments(**changes: Any) -> dict[str, Any]:
-    """The arguments of a small edit; a fresh generator each time."""
-    given = {
+def basics() -> dict[str, Any]:
+    """What every small edit is given; a fresh generator each time."""
+    return {
         "image": make_photo(),
         "mask_image": make_mask(),
         "height": SIZE,
@@ -154,7 +154,11 @@ def arguments(**changes: Any) -> dict[str, Any]:
         "generator": torch.Generator().manual_seed(7),
         "output_type": "latent",
     }
-    return prompt() | given | changes
+
+
+def arguments(**changes: Any) -> dict[str, Any]:
+    """The arguments of a small edit."""
+    return prompt() | basics() | changes
 
 
 def latents(pipe: Any, **changes: Any) -> Tensor:

@@ -214,8 +214,6 @@ def train(
         TransformerOptions(samples=samples, elastic=elastic),
         RefineOptions(samples=refine_samples, elastic=elastic),
     )
-    if lpips is None:
-        console.print("[yellow]without --lpips there is no refinement, and fills are blurred[/]")
     pipeline = run_training(photos, run, options, find_device(device), lpips)
     print(f"wrote {pipeline}, {run / 'curves.png'} and {run / 'samples.png'}", file=sys.stderr)
 

@@ -7,6 +7,7 @@ Each stage resumes from its checkpoint in the run's folder and is passed over on
 
 import hashlib
 import json
+import sys
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,6 +57,8 @@ def train(
     held_out = [entry for entry in entries if entry.split == "val"] or training
     if not training:
         raise FileNotFoundError(f"no photograph in {photos} has the split 'train'")
+    if lpips is None:
+        print("without --lpips there is no refinement, and fills are blurred", file=sys.stderr)
     perceptual = load_lpips(lpips).to(device) if lpips else None
     autoencoder = _autoencoder(training, run, options, device, perceptual)
     views = Views.open(run / "views", options.views, autoencoder.config["latent_channels"])
