@@ -74,7 +74,7 @@ def test_a_run_makes_a_pipeline_that_edits(whole_run):
 
 
 @pytest.fixture(scope="module")
-def broken_run(photos, tmp_path_factory) -> Path:
+def broken_run(photos, whole_run, tmp_path_factory) -> Path:
     """The same run, interrupted in every stage and started again each time."""
     folder = tmp_path_factory.mktemp("run")
     for owner, name, call in (
