@@ -106,10 +106,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(whole_run, broken_run, st
     assert whole["done"] == broken["done"] >= getattr(OPTIONS, stage).samples
     for part in ("model", "average"):
         left, right = (s[part].get("weights", s[part]) for s in (whole, broken))
-        # Refinement ends the same to the bit alone, but for the last bits of float32 in a process
-        # that ran other tests before; what is exported is the same, see below.
-        near = {"rtol": 1e-2, "atol": 1e-3} if stage == "refine" else {"rtol": 0, "atol": 0}
-        assert all(torch.allclose(left[name], right[name], **near) for name in left)
+        assert all(torch.equal(left[name], right[name]) for name in left)
 
 
 def test_an_interrupted_run_ends_with_the_same_views_and_files(whole_run, broken_run):
