@@ -2,9 +2,19 @@
 
 import pytest
 import torch
+from diffusers.models import attention_dispatch
 from tiny import make_pipe
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def the_backend_stays():
+    """`set_attention_backend` chooses for the whole process: the next test shall not hear of it."""
+    registry = attention_dispatch._AttentionBackendRegistry
+    before = registry._active_backend
+    yield
+    registry.set_active_backend(before)
 
 
 @pytest.fixture

@@ -107,6 +107,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(whole_run, broken_run, st
     for part in ("model", "average"):
         left, right = (s[part].get("weights", s[part]) for s in (whole, broken))
         assert all(torch.equal(left[name], right[name]) for name in left)
+        assert all(left[name].stride() == right[name].stride() for name in left)
 
 
 def test_an_interrupted_run_ends_with_the_same_views_and_files(whole_run, broken_run):

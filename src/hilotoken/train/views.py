@@ -131,7 +131,7 @@ def group_crops(photos: list[np.ndarray], group: int, count: int) -> np.ndarray:
 
 
 def _encoder(autoencoder: AutoencoderTiny, device: torch.device) -> Callable[[Tensor], np.ndarray]:
-    model = autoencoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = autoencoder.to(device)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def encode(photo: Tensor) -> np.ndarray:
