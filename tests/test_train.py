@@ -34,6 +34,7 @@ OPTIONS = TrainOptions(
     ViewOptions(groups=3, photos=2, masks=2),
     TransformerOptions(samples=48, mosaic=0.5, checkpoint_seconds=0),
     RefineOptions(samples=24, batches=1, mosaic=0.5, checkpoint_seconds=0),
+    labels="kind",
 )
 
 
@@ -87,7 +88,7 @@ def broken_run(photos, whole_run, tmp_path_factory) -> Path:
         (torch, "save", 2),
         (Average, "update", 2),  # in its second half, on mosaics
         (refine._Refiner, "_compare", 2),
-        (refine._Refiner, "_mosaic", 1),
+        (refine._Refiner, "_match", 1),
         (run, "write_checksums", 1),
     ):
         with pytest.MonkeyPatch.context() as patch:
@@ -165,7 +166,7 @@ def test_training_further_makes_the_views_anew(photos, tmp_path, monkeypatch):
 
 def test_nothing_to_train_on(tmp_path):
     make_photo(64, 64).save(tmp_path / "a.png")
-    (tmp_path / "manifest.csv").write_text("file,split\na.png,val\n")
+    (tmp_path / "manifest.csv").write_text("file,split,kind\na.png,val,owl\n")
     with pytest.raises(FileNotFoundError, match="split 'train'"):
         train(tmp_path, tmp_path / "run", OPTIONS, CPU, None)
 
@@ -388,7 +389,7 @@ def test_no_two_steps_draw_alike(whole_run, monkeypatch):
 
     monkeypatch.setattr(transformer, "_loss", note)
     for done in (0, 8, 16):
-        transformer._gradients(None, made, 1.0, OPTIONS.transformer, done, CPU)
+        transformer._gradients(None, made, 1.0, OPTIONS.transformer, done, CPU, None)
     assert len({tuple(numbers) for numbers in drawn}) == len(drawn) == 12
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny import make_photo
-from toys import curve, interrupt_at, training_photos
+from toys import KIND, curve, interrupt_at, training_photos
 
 from hilotoken.train import lpips
 from hilotoken.train.checkpoint import Average, load_if_any, save_atomically
@@ -32,6 +32,16 @@ def test_the_manifest(photos):
     assert [e.split for e in entries] == ["train", "train", "val", "train", "val", "train"]
     assert [e.enlarged for e in entries] == [False, True, False, False, False, False]
     assert [e.silhouette for e in entries] == [photos / "shape.png"] + 5 * [None]
+    assert {e.label for e in entries} == {""}
+    assert tuple(e.label for e in read_manifest(photos, "kind")) == KIND
+
+
+def test_labels_need_their_column(photos, tmp_path):
+    with pytest.raises(ValueError, match="no column 'sort'"):
+        read_manifest(photos, "sort")
+    make_photo(20, 20).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"column of .*manifest\.csv, which is not there"):
+        read_manifest(tmp_path, "sort")
 
 
 @pytest.mark.parametrize(("scale", "enlarged"), [("1.2", False), ("1.21", True), ("", False)])

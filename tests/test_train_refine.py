@@ -134,7 +134,7 @@ def test_the_views_are_of_the_crops_drawn_again(tmp_path):
     model = new_autoencoder().requires_grad_(False)
     made = Views.open(tmp_path, ViewOptions(2, 3, 1), 8)
     make_views(made, photos, [], model, tmp_path, CPU)
-    encode = views._encoder(model, CPU)
+    encode = views.encoder(model, CPU)
     for group in range(2):
         crops = group_crops(photos, group, 3)
         assert np.array_equal(encode(to_model(crops)), made.latents[group])

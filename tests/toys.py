@@ -134,12 +134,17 @@ def saved_reader() -> Path:
     return Path(_folders[-1].name)
 
 
+KIND = ("fish", "owl", "fish", "", "cow", "fish")  # cows are not trained on
+
+
 def training_photos(folder: Path) -> Path:
-    """Four photographs to train on, two held out, one of them with its silhouette."""
-    rows = ["file,split,scale,mask"]
+    """Four photographs to train on of three kinds, two held out; one with its silhouette."""
+    rows = ["file,split,scale,mask,kind"]
     for i, split in enumerate(("train", "train", "val", "train", "val", "")):
         make_photo(260, 270 + i, seed=i).save(folder / f"{i}.png")
-        rows.append(f"{i}.png,{split},{1.3 if i == 1 else ''},{'shape.png' if i == 0 else ''}")
+        rows.append(
+            f"{i}.png,{split},{1.3 if i == 1 else ''},{'shape.png' if i == 0 else ''},{KIND[i]}"
+        )
     shape = np.zeros((50, 60), np.uint8)
     shape[10:30, 20:50] = 255
     Image.fromarray(shape).save(folder / "shape.png")

@@ -79,6 +79,9 @@ def edit(
     prompt: Annotated[
         str, typer.Option(help="What to fill in; the embedded model reads none.")
     ] = "",
+    label: Annotated[
+        str, typer.Option(help="A kind of thing to fill with, of those that the model knows.")
+    ] = "",
     method: MethodName = "hilo",
     options: MethodOptions = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.", min=1)] = 8,
@@ -115,7 +118,7 @@ def edit(
         console.print(f"[yellow]{output.suffix} loses detail everywhere: .png keeps every pixel[/]")
     with quiet_libraries():
         pipe = load_model(model, device=device)
-        arguments = {"size": size, "prompt": prompt, "seed": seed}
+        arguments = {"size": size, "prompt": prompt, "label": label, "seed": seed}
         arguments |= {"feather": feather, "match": match}
         run = runner(pipe, original, painted, arguments)
         dense = _dense(run, chosen, steps) if compare else None
@@ -186,6 +189,9 @@ def train(
     refine_samples: Annotated[
         int, typer.Option(help="Pictures for refining both by what is seen; needs --lpips.", min=0)
     ] = 45_000,
+    labels: Annotated[
+        str, typer.Option(help="The manifest's column for `hilo edit --label`: kinds of things.")
+    ] = "",
     lpips: Annotated[
         Path | None,
         typer.Option(
@@ -213,6 +219,7 @@ def train(
         ViewOptions(groups=groups),
         TransformerOptions(samples=samples, elastic=elastic),
         RefineOptions(samples=refine_samples, elastic=elastic),
+        labels,
     )
     pipeline = run_training(photos, run, options, find_device(device), lpips)
     print(f"wrote {pipeline}, {run / 'curves.png'} and {run / 'samples.png'}", file=sys.stderr)

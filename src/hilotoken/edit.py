@@ -118,6 +118,7 @@ def edit_photo(
     *,
     size: int | None = None,
     prompt: str = "",
+    label: str = "",
     steps: int = 8,
     seed: int = 0,
     feather: int = 0,
@@ -130,11 +131,12 @@ def edit_photo(
         mask: bool [H, W], True where the photo is to change
         method: `HiLo()` unless given
         size: pixels of the working picture's longer side; unless given, the pipeline's own
+        label: the kind of thing to fill with, one of `pipe.labels`
         feather: pixels of the photo over which the edit is blended in, inside the mask
         match: lead the edit's colours to the photo's along the mask's border, see `match_border`
 
     Raises:
-        ValueError: an empty mask, a mask of another size, an option out of range.
+        ValueError: an empty mask, a mask of another size, an option out of range, an unknown label.
         TypeError: a pipeline that cannot be compressed.
     """
     if mask.shape != photo.pixels.shape[:2]:
@@ -146,13 +148,14 @@ def edit_photo(
         raise ValueError(f"steps must be 1 or more, got {steps}")
     if feather < 0:  # said now, not after the run
         raise ValueError(f"feather must be 0 pixels or more, got {feather}")
+    words = _words(pipe, prompt, label)
     if size is None:
         size = int(pipe.default_sample_size * pipe.vae_scale_factor)
     region = choose_region(mask, size)
     before, small = region.take_photo(photo), region.take_mask(mask)
     fast = compress(pipe, method)
     output: Any = fast(
-        prompt,
+        **words,
         image=before,
         mask_image=Image.fromarray(small.astype(np.uint8) * 255),
         height=region.height,
@@ -166,6 +169,17 @@ def edit_photo(
     assert fast.last_run is not None
     edited = _paste(photo, mask, region, after, feather)
     return Edit(edited, region, before, small, after, fast.last_run)
+
+
+def _words(pipe: Any, prompt: str, label: str) -> dict[str, Any]:
+    """What tells the pipeline what to fill in."""
+    if not label:
+        return {"prompt": prompt}
+    if prompt:
+        raise ValueError(f"give a prompt or a label, not both: {prompt!r}, {label!r}")
+    if not hasattr(pipe, "labels"):
+        raise ValueError(f"{type(pipe).__name__} knows no labels: give a prompt, not {label!r}")
+    return pipe.prompt(label=label)
 
 
 def _paste(

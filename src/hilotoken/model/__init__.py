@@ -27,10 +27,13 @@ class EmbeddedFillPipeline(FluxFillPipeline):
     """A `FluxFillPipeline` without text encoders, which needs no prompt.
 
     The prompt is the identity matrix: row i picks column i of the transformer's text embedding, so
-    the empty prompt is learned, and lies in the transformer's own weights. In all else this is the
-    pipeline that it derives from, and the saved folder loads as one, given None for the text
-    encoders and tokenizers.
+    the empty prompt is learned, and lies in the transformer's own weights. The pooled projection
+    takes a kind of thing, one of `labels`, or none. In all else this is the pipeline that it
+    derives from, and the saved folder loads as one, given None for the text encoders and
+    tokenizers.
     """
+
+    labels: tuple[str, ...] = ()  # kinds of things that it was trained to tell apart
 
     def __init__(
         self,
@@ -47,15 +50,26 @@ class EmbeddedFillPipeline(FluxFillPipeline):
         )
         self.default_sample_size = 64  # latents: 512 pixels a side
 
-    def prompt(self, count: int = 1) -> dict[str, torch.Tensor]:
-        """The empty prompt, `count` times: the two arguments that stand for it."""
+    def prompt(self, count: int = 1, label: str = "") -> dict[str, torch.Tensor]:
+        """The empty prompt, or a label, `count` times: the two arguments that stand for it.
+
+        Raises ValueError for a label that the model was not trained on.
+        """
         weight = self.transformer.context_embedder.weight
         eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
-        labels = self.transformer.config.pooled_projection_dim
+        pooled = torch.zeros(count, self.transformer.config.pooled_projection_dim)
+        if label:
+            pooled[:, self._index(label)] = 1
         return {
             "prompt_embeds": eye.expand(count, -1, -1),
-            "pooled_prompt_embeds": torch.zeros(count, labels).to(eye),
+            "pooled_prompt_embeds": pooled.to(eye),
         }
+
+    def _index(self, label: str) -> int:
+        if label not in self.labels:
+            known = f"choose from {list(self.labels)}" if self.labels else "this model has none"
+            raise ValueError(f"unknown label {label!r}: {known}")
+        return self.labels.index(label)
 
     @wraps(FluxFillPipeline.__call__)
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -63,7 +77,10 @@ class EmbeddedFillPipeline(FluxFillPipeline):
     ) -> Any:
         given = inspect.signature(FluxFillPipeline.__call__).bind(self, *args, **kwargs).arguments
         if given.pop("prompt", None):
-            raise ValueError("the embedded model does not read a prompt: omit it")
+            raise ValueError(
+                "the embedded model does not read a prompt: omit it, or give "
+                f"**pipe.prompt(label=...) one of {list(self.labels)}"
+            )
         if "prompt_embeds" not in given:
             given |= self.prompt(_batch(given.get("image")))
         given.setdefault("num_inference_steps", 8)
@@ -142,6 +159,8 @@ def _load_embedded(folder: Path, device: torch.device) -> EmbeddedFillPipeline:
         transformer=FluxTransformer2DModel.from_pretrained(folder / "transformer", **weights),
         **none,
     )
+    if (folder / "labels.json").is_file():  # which models of before have not
+        pipe.labels = tuple(json.loads((folder / "labels.json").read_text()))
     # Channels last: the convolutions of the autoencoder take two thirds of the time on a CPU.
     pipe.vae.to(memory_format=torch.channels_last)
     return pipe.to(device)

@@ -21,25 +21,32 @@ class Entry:
     split: str
     enlarged: bool
     silhouette: Path | None
+    label: str = ""
 
 
-def read_manifest(folder: Path) -> list[Entry]:
+def read_manifest(folder: Path, labels: str = "") -> list[Entry]:
     """The photographs of `folder`, by its `manifest.csv` or, without one, every image below it.
 
     The manifest needs a column `file`; `split` (only `train` is trained on; default `train`),
-    `scale` (how much the photo was enlarged) and `mask` (a silhouette image) are optional.
+    `scale` (how much the photo was enlarged) and `mask` (a silhouette image) are optional, and
+    `labels` names one that says what kind of thing is on the photo.
 
     Raises:
         FileNotFoundError: no folder, or no photograph in it.
-        ValueError: a manifest without the column `file`, or a scale that is no number.
+        ValueError: a manifest without the column `file` or `labels`, or a scale that is no number.
     """
     manifest = folder / "manifest.csv"
     if manifest.is_file():
         with manifest.open(newline="", encoding="utf-8") as stream:
             rows = csv.DictReader(stream)
-            if "file" not in (rows.fieldnames or ()):
-                raise ValueError(f"{manifest} has no column 'file': name the columns in line 1")
-            entries = [_entry(folder, row) for row in rows]
+            for column in ("file", labels or "file"):
+                if column not in (rows.fieldnames or ()):
+                    raise ValueError(
+                        f"{manifest} has no column {column!r}: name the columns in line 1"
+                    )
+            entries = [_entry(folder, row, labels) for row in rows]
+    elif labels:
+        raise ValueError(f"labels are read from a column of {manifest}, which is not there")
     else:
         files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         entries = [Entry(file, "train", False, None) for file in files]
@@ -48,13 +55,14 @@ def read_manifest(folder: Path) -> list[Entry]:
     return entries
 
 
-def _entry(folder: Path, row: dict[str, str]) -> Entry:
+def _entry(folder: Path, row: dict[str, str], labels: str) -> Entry:
     silhouette = row.get("mask") or None
     return Entry(
         folder / row["file"],
         row.get("split") or "train",
         float(row.get("scale") or 1) > ENLARGED,
         folder / silhouette if silhouette else None,
+        (row[labels] or "") if labels else "",
     )
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..plan import TokenPlan, gather
 from .autoencoder import to_model
+from .labels import Labels
 from .loop import train_loop
 from .lpips import LPIPS
 from .transformer import (
@@ -76,6 +77,7 @@ def refine(
     run: Path,
     options: RefineOptions,
     device: torch.device,
+    labels: Labels | None = None,
 ) -> None:
     """Train both in place, or resume, to `options.samples` pictures; leaves the averaged weights.
 
@@ -85,7 +87,9 @@ def refine(
     models.requires_grad_(True).train().to(device)
     decoder = {"params": list(autoencoder.decoder.parameters()), "share": options.decoder}
     optimizers = [*new_optimizers(transformer), torch.optim.AdamW([decoder], weight_decay=1e-3)]
-    refiner = _Refiner(transformer, autoencoder, views, photos, scale, perceptual, options, device)
+    refiner = _Refiner(
+        transformer, autoencoder, views, photos, scale, perceptual, options, device, labels
+    )
     train_loop(
         models,
         optimizers,
@@ -112,6 +116,7 @@ class _Refiner:
     perceptual: LPIPS
     options: RefineOptions
     device: torch.device
+    labels: Labels | None = None
 
     def gradients(self, done: int) -> tuple[int, dict[str, float]]:
         """Gradients of a few batches; what is drawn depends on `done` alone, so a run resumes."""
@@ -122,9 +127,11 @@ class _Refiner:
         sums: dict[str, list[float]] = {}
         for _ in range(rounds):
             batch = read_batch(self.views, rng, tiles, self.scale)
+            if self.labels:
+                batch = self.labels.give(batch, self.scale, rng)
             plan = draw_plan(batch, rng) if rng.random() < options.elastic else None
-            if tiles > 1:
-                loss, figures = self._mosaic(batch, plan, generator)
+            if tiles > 1 or batch.mask.all():  # LPIPS of what nobody could know teaches blur
+                loss, figures = self._match(batch, plan, generator)
             else:
                 loss, figures = self._loss(batch, plan, rng, generator)
             (loss / rounds).backward()
@@ -133,7 +140,7 @@ class _Refiner:
             count += len(batch.latents) * tiles**2
         return count, {key: sum(values) / len(values) for key, values in sums.items()}
 
-    def _mosaic(
+    def _match(
         self, batch: Batch, plan: TokenPlan | None, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         sigma_B, x0_BNC, noise_BNC = draw(batch, generator)
@@ -141,7 +148,7 @@ class _Refiner:
         coarse_BMC = coarse_noise(batch, plan, generator)
         velocity = predict(self.transformer, batch, plan, x_BNC, sigma_B, coarse_BMC, self.device)
         loss = flow_loss(velocity, noise_BNC - x0_BNC, batch, plan, self.options.outside)
-        return loss, {"flow_mosaic": loss.item()}
+        return loss, {f"flow_{'mosaic' if len(batch.groups) > 1 else 'hidden'}": loss.item()}
 
     def _loss(
         self,

@@ -20,6 +20,7 @@ from ..model import new_scheduler
 from .autoencoder import AutoencoderOptions, new_autoencoder, train_autoencoder
 from .checkpoint import load_if_any
 from .data import Entry, decode, read_manifest, silhouettes
+from .labels import Labels, find_labels
 from .log import plot
 from .lpips import load_lpips
 from .refine import RefineOptions, refine
@@ -36,6 +37,7 @@ class TrainOptions:
     views: ViewOptions = field(default_factory=ViewOptions)
     transformer: TransformerOptions = field(default_factory=TransformerOptions)
     refine: RefineOptions = field(default_factory=RefineOptions)
+    labels: str = ""  # the column of the manifest that says what kind of thing is on a photograph
 
 
 def train(
@@ -52,7 +54,7 @@ def train(
     """
     if not find_spec("matplotlib"):
         raise ImportError("training draws its curves: pip install 'hilotoken[train]'")
-    entries = read_manifest(photos)
+    entries = read_manifest(photos, options.labels)
     training = [entry for entry in entries if entry.split == "train"]
     held_out = [entry for entry in entries if entry.split == "val"] or training
     if not training:
@@ -64,17 +66,16 @@ def train(
     views = Views.open(run / "views", options.views, autoencoder.config["latent_channels"])
     if views.done[0] < len(views.latents):
         make_views(views, decode(training, SIZE), silhouettes(training), autoencoder, run, device)
-    scale = latent_scale(views)
+    scale, labels = latent_scale(views), find_labels(training, autoencoder, device)
     if _done(run / "transformer.pt") < options.transformer.samples:
         (run / "refine.pt").unlink(missing_ok=True)  # of a transformer less trained
-    transformer = train_transformer(views, scale, run, options.transformer, device)
+    transformer = train_transformer(views, scale, run, options.transformer, device, labels)
     if perceptual:
         left = _done(run / "refine.pt") < options.refine.samples
         again = decode(training, SIZE) if left else []
-        refine(
-            transformer, autoencoder, views, again, scale, perceptual, run, options.refine, device
-        )
-    pipeline = export(autoencoder, transformer, scale, run / "pipeline")
+        pictures, tools = (views, again, scale), (perceptual, run, options.refine, device, labels)
+        refine(transformer, autoencoder, *pictures, *tools)
+    pipeline = export(autoencoder, transformer, scale, run / "pipeline", labels)
     plot(run)
     sample_sheet(pipeline, decode(held_out[:8], SIZE), run / "samples.png")
     return pipeline
@@ -104,7 +105,11 @@ def _autoencoder(
 
 
 def export(
-    autoencoder: AutoencoderTiny, transformer: FluxTransformer2DModel, scale: float, folder: Path
+    autoencoder: AutoencoderTiny,
+    transformer: FluxTransformer2DModel,
+    scale: float,
+    folder: Path,
+    labels: Labels | None = None,
 ) -> Path:
     """Write a `FluxFillPipeline` in diffusers format: bfloat16 safetensors, with checksums."""
     autoencoder.register_to_config(scaling_factor=scale)
@@ -126,6 +131,8 @@ def export(
         "vae": ["diffusers", "AutoencoderTiny"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    names = labels.names if labels else ()
+    (folder / "labels.json").write_text(json.dumps(names, indent=2) + "\n")
     write_checksums(folder)
     return folder
 

@@ -21,6 +21,7 @@ from ..grid import touch
 from ..methods import HiLo
 from ..model import LABELS, REGISTERS, new_transformer
 from ..plan import TokenPlan, gather, token_positions
+from .labels import Labels
 from .loop import train_loop
 from .views import STRIDE, Batch, Views, read_batch
 
@@ -50,7 +51,12 @@ class TransformerOptions:
 
 
 def train_transformer(
-    views: Views, scale: float, run: Path, options: TransformerOptions, device: torch.device
+    views: Views,
+    scale: float,
+    run: Path,
+    options: TransformerOptions,
+    device: torch.device,
+    labels: Labels | None = None,
 ) -> FluxTransformer2DModel:
     """Train, or resume, to `options.samples` pictures; returns the averaged weights."""
     torch.manual_seed(0)
@@ -59,7 +65,7 @@ def train_transformer(
     model.to(device)  # type: ignore[call-overload]
 
     def gradients(done: int) -> tuple[int, dict[str, float]]:
-        return _gradients(model, views, scale, options, done, device)
+        return _gradients(model, views, scale, options, done, device, labels)
 
     return train_loop(
         model,
@@ -82,6 +88,7 @@ def _gradients(
     options: TransformerOptions,
     done: int,
     device: torch.device,
+    labels: Labels | None,
 ) -> tuple[int, dict[str, float]]:
     """Gradients of a few batches; what was drawn depends on `done` alone, so a run resumes."""
     rng, count, sums = np.random.default_rng((3, done)), 0, {}
@@ -90,10 +97,14 @@ def _gradients(
     tiles = 2 if late and rng.random() < 2 * options.mosaic else 1
     for _ in range(max(1, options.batches // tiles**2)):
         batch = read_batch(views, rng, tiles, scale)
+        if labels:
+            batch = labels.give(batch, scale, rng)
         plan = draw_plan(batch, rng) if rng.random() < options.elastic else None
         loss = _loss(model, batch, plan, options.outside, generator, device)
         (loss / max(1, options.batches // tiles**2)).backward()
-        kind = f"{'dense' if plan is None else 'compressed'}{'_mosaic' if tiles > 1 else ''}"
+        kind = "dense" if plan is None else "compressed"
+        if tiles > 1 or batch.mask.all():
+            kind += "_mosaic" if tiles > 1 else "_hidden"
         sums.setdefault(kind, []).append(loss.item())
         count += len(batch.latents) * tiles**2
     return count, {key: sum(values) / len(values) for key, values in sums.items()}
@@ -161,7 +172,9 @@ def predict(
     B, _, H, W = batch.latents.shape
     hidden_BSD = torch.cat([x_BNC, pack(batch.masked), _pack_mask(batch.mask, B)], -1)
     ids_S3 = FluxFillPipeline._prepare_latent_image_ids(B, H // 2, W // 2, "cpu", torch.float32)
-    attention = None
+    attention, label_BL = None, batch.label_BL
+    if label_BL is None:
+        label_BL = torch.zeros(B, LABELS)
     if plan is not None:
         hidden_BSD = gather(hidden_BSD, plan)
         ids_S3 = F.pad(token_positions(plan), (1, 0))
@@ -176,7 +189,7 @@ def predict(
             hidden_states=hidden_BSD.to(device),
             timestep=sigma_B.to(device),
             encoder_hidden_states=torch.eye(REGISTERS, device=device).expand(B, -1, -1),
-            pooled_projections=torch.zeros(B, LABELS, device=device),
+            pooled_projections=label_BL.to(device),
             img_ids=ids_S3.to(device),
             txt_ids=torch.zeros(REGISTERS, 3, device=device),
             joint_attention_kwargs=attention,

@@ -87,7 +87,7 @@ def make_views(
 ) -> None:
     """Fill the views that are not filled yet."""
     log, done = Log(run, "views"), int(views.done[0])
-    encode = _encoder(autoencoder, device)
+    encode = encoder(autoencoder, device)
     with log.progress(len(views.latents), done) as advance:
         for g in range(done, len(views.latents)):
             _make_group(views, g, photos, silhouettes, encode, device)
@@ -121,8 +121,17 @@ def _make_group(
 
 def draw_crops(photos: list[np.ndarray], count: int, rng: np.random.Generator) -> np.ndarray:
     """Squares of `count` photographs, [count, 256, 256, 3] uint8."""
-    chosen = rng.choice(len(photos), count, replace=len(photos) < count)
+    chosen = _choose(len(photos), count, rng)
     return np.stack([random_crop(photos[i], SIZE, rng) for i in chosen])
+
+
+def _choose(photos: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.choice(photos, count, replace=photos < count)
+
+
+def group_photos(photos: int, group: int, count: int) -> np.ndarray:
+    """Which of so many photographs a group's `count` pictures are from."""
+    return _choose(photos, count, np.random.default_rng((2, group)))
 
 
 def group_crops(photos: list[np.ndarray], group: int, count: int) -> np.ndarray:
@@ -130,7 +139,8 @@ def group_crops(photos: list[np.ndarray], group: int, count: int) -> np.ndarray:
     return draw_crops(photos, count, np.random.default_rng((2, group)))
 
 
-def _encoder(autoencoder: AutoencoderTiny, device: torch.device) -> Callable[[Tensor], np.ndarray]:
+def encoder(autoencoder: AutoencoderTiny, device: torch.device) -> Callable[[Tensor], np.ndarray]:
+    """From pictures [B, 3, H, W] in [-1, 1] to latents as the views keep them."""
     model = autoencoder.to(device)  # type: ignore[arg-type]
 
     @torch.no_grad()
@@ -158,6 +168,7 @@ class Batch:
     mask: Tensor  # [1, 1, 16h, 16w]
     score_N: Tensor
     groups: tuple[int, ...]  # one; or those of a mosaic, row by row
+    label_BL: Tensor | None = None  # one-hot, or nothing
 
 
 def read_batch(views: Views, rng: np.random.Generator, tiles: int, scale: float) -> Batch:
