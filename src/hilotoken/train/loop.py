@@ -1,7 +1,8 @@
 """The loop that both trainings run: gradients, a step, the average, a checkpoint now and then."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from .checkpoint import Average, load_if_any, save_atomically
 from .log import Log
+from .parallel import average_gradients, processes
 
 Model = TypeVar("Model", bound=nn.Module)
 # From the samples done: how many more, and figures for the log. Leaves the gradients on the model.
@@ -32,6 +34,8 @@ def train_loop(
 ) -> Model:
     """Train, or resume, to `samples`; returns the model with its averaged weights.
 
+    Started by `accelerate launch`, all processes together do.
+
     Args:
         run, name: the checkpoint is `<run>/<name>.pt`, the log `<run>/<name>.csv`
         rate: of learning; constant, then down to nothing over the last `cooldown` of the samples.
@@ -39,23 +43,29 @@ def train_loop(
         decay: of the moving average
     """
     average, path, done = Average(model, decay), run / f"{name}.pt", 0
+    crew = processes(next(model.parameters()).device)
     if state := load_if_any(path):
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         for optimizer, saved_state in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved_state)
         done = state["done"]
+    crew.wait_for_everyone()  # to have read it before anyone writes the next
 
     def checkpoint() -> None:
+        if not crew.is_main_process:
+            return
         state = {"model": model.state_dict(), "average": average.state_dict(), "done": done}
         save_atomically(state | {"optimizers": [o.state_dict() for o in optimizers]}, path)
 
     saved = time.monotonic()
-    with Log(run, name).progress(samples, done) as advance:
+    log = Log(run, name).progress(samples, done) if crew.is_main_process else _silence()
+    with log as advance:
         while done < samples:
             _set_rate(optimizers, rate * _schedule(done / samples, cooldown))
             model.zero_grad()
-            count, figures = gradients(done)
+            count, figures = gradients(done + crew.process_index)  # fewer than any step's pictures
+            count = average_gradients(model, count, crew)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
                 optimizer.step()
@@ -66,8 +76,15 @@ def train_loop(
                 checkpoint()
                 saved = time.monotonic()
     checkpoint()
+    crew.wait_for_everyone()
     model.load_state_dict(average.weights)
     return model.requires_grad_(False).eval()
+
+
+@contextmanager
+def _silence() -> Iterator[Callable[..., None]]:
+    """What a log yields, for processes that do not keep one."""
+    yield lambda count, **figures: None
 
 
 def _schedule(share: float, cooldown: float) -> float:

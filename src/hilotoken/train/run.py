@@ -23,6 +23,7 @@ from .data import Entry, decode, read_manifest, silhouettes
 from .labels import Labels, find_labels
 from .log import plot
 from .lpips import load_lpips
+from .parallel import own_device, processes
 from .refine import RefineOptions, refine
 from .sheet import sample_sheet
 from .transformer import TransformerOptions, train_transformer
@@ -38,6 +39,15 @@ class TrainOptions:
     transformer: TransformerOptions = field(default_factory=TransformerOptions)
     refine: RefineOptions = field(default_factory=RefineOptions)
     labels: str = ""  # the column of the manifest that says what kind of thing is on a photograph
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for compressed batches with attention that needs a whole grid."""
+        elastic = max(self.transformer.elastic, self.refine.elastic)
+        if self.transformer.phases > 1 and elastic:
+            raise ValueError(
+                f"phases={self.transformer.phases} needs a whole grid, and elastic={elastic} runs "
+                "parts of it: set elastic to 0"
+            )
 
 
 def train(
@@ -61,11 +71,15 @@ def train(
         raise FileNotFoundError(f"no photograph in {photos} has the split 'train'")
     if lpips is None:
         print("without --lpips there is no refinement, and fills are blurred", file=sys.stderr)
+    device, crew = own_device(device), processes(device)
     perceptual = load_lpips(lpips).to(device) if lpips else None
     autoencoder = _autoencoder(training, run, options, device, perceptual)
-    views = Views.open(run / "views", options.views, autoencoder.config["latent_channels"])
-    if views.done[0] < len(views.latents):
-        make_views(views, decode(training, SIZE), silhouettes(training), autoencoder, run, device)
+    with crew.main_process_first():
+        views = Views.open(run / "views", options.views, autoencoder.config["latent_channels"])
+        if views.done[0] < len(views.latents):
+            make_views(
+                views, decode(training, SIZE), silhouettes(training), autoencoder, run, device
+            )
     scale, labels = latent_scale(views), find_labels(training, autoencoder, device)
     if _done(run / "transformer.pt") < options.transformer.samples:
         (run / "refine.pt").unlink(missing_ok=True)  # of a transformer less trained
@@ -75,10 +89,12 @@ def train(
         again = decode(training, SIZE) if left else []
         pictures, tools = (views, again, scale), (perceptual, run, options.refine, device, labels)
         refine(transformer, autoencoder, *pictures, *tools)
-    pipeline = export(autoencoder, transformer, scale, run / "pipeline", labels)
-    plot(run)
-    sample_sheet(pipeline, decode(held_out[:8], SIZE), run / "samples.png")
-    return pipeline
+    if crew.is_main_process:
+        export(autoencoder, transformer, scale, run / "pipeline", labels)
+        plot(run)
+        sample_sheet(run / "pipeline", decode(held_out[:8], SIZE), run / "samples.png")
+    crew.wait_for_everyone()
+    return run / "pipeline"
 
 
 def _done(checkpoint: Path) -> int:

@@ -1,6 +1,7 @@
 """A sheet of fills by a pipeline in training: photo under its mask, dense, HiLo, the truth."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from PIL import Image
 
 from ..compress import compress
 from ..methods import Dense, HiLo
+from ..methods.udit import phases_of
 from ..model import load_model
 from ..picture import sheet
 from .masks import random_mask
@@ -27,15 +29,16 @@ def sample_sheet(pipeline: Path, photos: list[np.ndarray], path: Path, steps: in
     result.save(path)
 
 
-def _row(pipe: object, photo: np.ndarray, index: int, steps: int) -> Image.Image:
+def _row(pipe: Any, photo: np.ndarray, index: int, steps: int) -> Image.Image:
     area = AREAS[index % len(AREAS)]
     rng = np.random.default_rng((4, index))
     mask = random_mask(rng, photo.shape[:2], area=(0.95 * area, 1.05 * area))
     truth, painted = Image.fromarray(photo), Image.fromarray(mask.astype(np.uint8) * 255)
     hidden = Image.fromarray(np.where(mask[..., None], np.uint8(127), photo))
     pictures = [("photo", hidden)]
-    for name, method in (("dense", Dense()), ("HiLo", HiLo(bucket=16))):
-        fast = compress(pipe, method)  # type: ignore[arg-type]
+    hilo = {} if phases_of(pipe.transformer) > 1 else {"HiLo": HiLo(bucket=16)}
+    for name, method in {"dense": Dense(), **hilo}.items():
+        fast = compress(pipe, method)
         generator = torch.Generator().manual_seed(index)
         output = fast(image=truth, mask_image=painted, height=SIZE, width=SIZE,
                       num_inference_steps=steps, generator=generator)  # fmt: skip

@@ -19,18 +19,20 @@ from torch import Tensor, nn
 from ..adapters.coarse import Coarse
 from ..grid import touch
 from ..methods import HiLo
-from ..model import LABELS, REGISTERS, new_transformer
+from ..methods.sites import check_whole
+from ..methods.udit import as_trained
+from ..model import LABELS, REGISTERS, new_scheduler, new_transformer
 from ..plan import TokenPlan, gather, token_positions
 from .labels import Labels
 from .loop import train_loop
-from .views import STRIDE, Batch, Views, read_batch
+from .views import GRID, STRIDE, Batch, Views, read_batch
 
 
 @dataclass(frozen=True)
 class TransformerOptions:
     """How long, on how much, how fast. `elastic` 0 trains dense only.
 
-    Raises ValueError for a share outside [0, 1].
+    Raises ValueError for a share outside [0, 1], or phases that do not divide the grid.
     """
 
     samples: int = 100_000
@@ -39,6 +41,7 @@ class TransformerOptions:
     elastic: float = 0.65
     mosaic: float = 0.25  # share of the samples in 2 x 2 mosaics, after the first half
     outside: float = 0.05  # weight of a token that the mask does not touch
+    phases: int = 1  # a side, within which image tokens attend (U-DiT); 1: all to all
     decay: float = 0.9995
     checkpoint_seconds: float = 120.0
 
@@ -48,6 +51,11 @@ class TransformerOptions:
                 raise ValueError(
                     f"{name} is a share and must lie in [0, 1], got {getattr(self, name)}"
                 )
+        check_whole("phases", self.phases, 1)
+        if GRID[0] % self.phases:
+            raise ValueError(
+                f"phases must divide the {GRID[0]} tokens a side of a view, got {self.phases}"
+            )
 
 
 def train_transformer(
@@ -58,9 +66,15 @@ def train_transformer(
     device: torch.device,
     labels: Labels | None = None,
 ) -> FluxTransformer2DModel:
-    """Train, or resume, to `options.samples` pictures; returns the averaged weights."""
+    """Train, or resume, to `options.samples` pictures; returns the averaged weights.
+
+    Raises ValueError for a run that began with other phases.
+    """
+    _keep_phases(run, options.phases)
     torch.manual_seed(0)
     model = new_transformer()
+    if options.phases > 1:
+        model.register_to_config(phases=options.phases)
     _start(model)
     model.to(device)  # type: ignore[call-overload]
 
@@ -79,6 +93,19 @@ def train_transformer(
         decay=options.decay,
         checkpoint_seconds=options.checkpoint_seconds,
     )
+
+
+def _keep_phases(run: Path, phases: int) -> None:
+    """Note the phases of a run: its checkpoint would go on under others, and mean nothing."""
+    noted = run / "phases.txt"
+    began = int(noted.read_text()) if noted.is_file() else 1
+    if (run / "transformer.pt").is_file() and began != phases:
+        raise ValueError(
+            f"{run} holds a transformer of phases={began}, got {phases}: name another folder, and "
+            "copy autoencoder.pt and views into it to train the transformer alone"
+        )
+    run.mkdir(parents=True, exist_ok=True)
+    noted.write_text(f"{phases}\n")
 
 
 def _gradients(
@@ -184,7 +211,7 @@ def predict(
         if plan.weighted:
             bias_S = F.pad(plan.count_S.log(), (REGISTERS, 0)).to(device)
             attention = {"attention_mask": bias_S[None, None, None].bfloat16()}
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16), as_trained(model, new_scheduler()):
         velocity_BSC = model(
             hidden_states=hidden_BSD.to(device),
             timestep=sigma_B.to(device),

@@ -1,0 +1,103 @@
+"""Several processes at one training: the same weights as one process that has all their batches."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from hilotoken.train.checkpoint import load_if_any
+from hilotoken.train.loop import train_loop
+from hilotoken.train.parallel import own_device
+
+OPTIONS = {"samples": 40, "rate": 0.1, "cooldown": 0.5, "decay": 0.9, "checkpoint_seconds": 0.0}
+
+
+def new_model() -> nn.ModuleList:
+    torch.manual_seed(0)
+    return nn.ModuleList((nn.Linear(3, 2), nn.Linear(3, 1)))
+
+
+def gradients(model: nn.ModuleList, done: int) -> tuple[int, dict[str, float]]:
+    """Three or four pictures; some batches leave a part of the model without a gradient."""
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(done))
+    used = [layer(x).square().mean() for i, layer in enumerate(model) if i == 0 or done % 2]
+    sum(used, torch.zeros(())).backward()
+    return 3 + done % 2, {"loss": used[0].item()}
+
+
+def trained(run: Path, drawn: list[int] | None = None) -> nn.ModuleList:
+    model = new_model()
+    optimizer = torch.optim.SGD(model.parameters())
+
+    def draw(done: int) -> tuple[int, dict[str, float]]:
+        if drawn is not None:
+            drawn.append(done)
+        return gradients(model, done)
+
+    return train_loop(model, [optimizer], draw, run, "toy", **OPTIONS)
+
+
+def expected(run: Path) -> nn.ModuleList:
+    """One process that takes the batches of two, and their mean."""
+    model = new_model()
+
+    def both(done: int) -> tuple[int, dict[str, float]]:
+        count = sum(gradients(model, done + rank)[0] for rank in (0, 1))
+        for weight in model.parameters():
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad / 2
+        return count, {}
+
+    return train_loop(model, [torch.optim.SGD(model.parameters())], both, run, "toy", **OPTIONS)
+
+
+def start(rank: int, folder: Path, port: int) -> subprocess.Popen:
+    env = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    env |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    env |= {"ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, __file__, str(folder)]
+    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_processes_are_one_with_the_batches_of_both(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path / "two"
+    both = [start(rank, folder, port) for rank in (0, 1)]
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    one = expected(tmp_path / "one").state_dict()
+    ranks = [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
+    for name, weight in one.items():
+        assert torch.equal(ranks[0]["model"][name], ranks[1]["model"][name])
+        torch.testing.assert_close(ranks[0]["model"][name], weight)
+    assert not set(ranks[0]["drawn"]) & set(ranks[1]["drawn"])
+    assert [said.count("toy") > 0 for said in said] == [True, False]  # the first alone speaks
+    done = [load_if_any(tmp_path / name / "toy.pt")["done"] for name in ("one", "two")]
+    assert done[0] == done[1] >= OPTIONS["samples"]
+
+
+def test_alone_nothing_is_averaged(tmp_path, monkeypatch):
+    monkeypatch.setattr("hilotoken.train.parallel.reduce", None)
+    drawn: list[int] = []
+    trained(tmp_path, drawn)
+    assert drawn[:3] == [0, 3, 7]
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda:1"])
+def test_a_device_that_is_named_stays(name):
+    assert own_device(torch.device(name)) == torch.device(name)
+
+
+if __name__ == "__main__":
+    folder, drawn = Path(sys.argv[1]), []
+    model = trained(folder, drawn)
+    rank = PartialState().process_index
+    torch.save({"model": model.state_dict(), "drawn": drawn}, folder / f"rank{rank}.pt")
+    PartialState().destroy_process_group()
