@@ -186,6 +186,12 @@ def train(
     elastic: Annotated[
         float, typer.Option(help="Share of batches that run compressed; 0 trains dense only.")
     ] = 0.65,
+    phases: Annotated[
+        int,
+        typer.Option(
+            help="Attend within N x N phases of the grid, as U-DiT does; needs --elastic 0.", min=1
+        ),
+    ] = 1,
     refine_samples: Annotated[
         int, typer.Option(help="Pictures for refining both by what is seen; needs --lpips.", min=0)
     ] = 45_000,
@@ -217,7 +223,7 @@ def train(
     options = TrainOptions(
         AutoencoderOptions(samples=autoencoder_samples),
         ViewOptions(groups=groups),
-        TransformerOptions(samples=samples, elastic=elastic),
+        TransformerOptions(samples=samples, elastic=elastic, phases=phases),
         RefineOptions(samples=refine_samples, elastic=elastic),
         labels,
     )

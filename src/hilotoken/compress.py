@@ -29,6 +29,7 @@ from .methods import BlockMethod, Control, Dense, HiLo, Method, check_inside
 from .methods.blocks import placed
 from .methods.dense import whole_plan
 from .methods.layout import layout_of
+from .methods.udit import check_phases
 from .record import Run
 from .timing import Stopwatch
 
@@ -75,6 +76,7 @@ def compress(
             ) from None
     if inside or isinstance(method, BlockMethod):
         layout_of(pipe.transformer)
+    check_phases(pipe.transformer, method, inside)
     return Compressed(pipe, method, inside, feather)
 
 

@@ -6,12 +6,17 @@ a model that was not. B batch, N grid tokens (row-major), P = factor^2 phases, L
 sequence, H heads, D channels a head.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .blocks import placed
+from .controls import Control
+from .dense import Dense
 from .sites import BlockMethod, Session, Site, Tokens, check_whole
 
 
@@ -73,6 +78,32 @@ class UDiTSession(Session):
         others = original(others, key, value, attn_mask=mask, **kwargs)
         first, last = others.split([before.shape[1], after.shape[1]], 1)
         return torch.cat([first, seen, last], 1)
+
+
+def phases_of(transformer: nn.Module) -> int:
+    """Phases a side that the transformer was trained with, as its config says; 1: all to all."""
+    config: Any = getattr(transformer, "config", {})
+    return config.get("phases", 1)
+
+
+@contextmanager
+def as_trained(transformer: nn.Module, scheduler: Any) -> Iterator[None]:
+    """For this context, attention within the phases that the transformer was trained with."""
+    factor = phases_of(transformer)
+    if factor == 1:
+        yield
+        return
+    with placed(transformer, UDiTAttention(factor=factor), scheduler):
+        yield
+
+
+def check_phases(transformer: nn.Module, method: Any, inside: Any) -> None:
+    """Raise ValueError for a method that a transformer trained within phases cannot take."""
+    if phases_of(transformer) > 1 and (inside or not isinstance(method, Dense | Control)):
+        raise ValueError(
+            "this transformer was trained with attention within phases of the whole grid, which "
+            f"{type(inside or method).__name__} would break: use Dense(), as in --method dense"
+        )
 
 
 def _joint(x_BLHD: Tensor, image: slice, grid: tuple[int, int], factor: int) -> Tensor:

@@ -18,6 +18,8 @@ from huggingface_hub import model_info
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 
+from ..methods.udit import as_trained
+
 WEIGHTS = Path(__file__).parent / "weights"
 REGISTERS = 8  # learned vectors in place of a text
 LABELS = 32  # room for a kind of thing, one-hot, through the pooled projection
@@ -85,7 +87,8 @@ class EmbeddedFillPipeline(FluxFillPipeline):
             given |= self.prompt(_batch(given.get("image")))
         given.setdefault("num_inference_steps", 8)
         del given["self"]
-        return super().__call__(**given)
+        with as_trained(self.transformer, self.scheduler):
+            return super().__call__(**given)
 
 
 def _batch(image: Any) -> int:
