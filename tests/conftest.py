@@ -1,9 +1,14 @@
 """Fixtures shared by all tests; what they build is in `tiny.py`."""
 
+import sys
+
 import pytest
 import torch
 from diffusers.models import attention_dispatch
 from tiny import make_pipe
+from toys import Outcome
+
+from hilotoken import cli
 
 torch.set_num_threads(1)
 
@@ -27,3 +32,19 @@ def pipe():
 def any_pipe(request):
     """The same, once with each kind of VAE, and a FluxInpaintPipeline."""
     return make_pipe(request.param)
+
+
+@pytest.fixture
+def hilo(monkeypatch, capfd):
+    """Runs the command as `hilo ARGUMENTS` does."""
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["hilo", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        code = end.value.code or 0
+        assert isinstance(code, int)
+        return Outcome(code, *capfd.readouterr())
+
+    return run

@@ -2,43 +2,19 @@
 
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from diffusers import FluxTransformer2DModel
 from PIL import Image
-from toys import KINDS, as_bytes, saved_model, saved_reader, write_mask, write_photo
+from toys import KINDS, Outcome, as_bytes, saved_model, saved_reader, write_mask, write_photo
 
 from hilotoken import cli
 from hilotoken.photo import load_mask, load_photo
 
 BOX = (60, 50, 110, 90)
 FEW = ("--set", "bucket=8", "--set", "dilate=0", "--set", "detail=0.05")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def hilo(monkeypatch, capfd):
-    """Runs the command as `hilo ARGUMENTS` does."""
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["hilo", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        code = end.value.code or 0
-        assert isinstance(code, int)
-        return Outcome(code, *capfd.readouterr())
-
-    return run
 
 
 @pytest.fixture

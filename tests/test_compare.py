@@ -2,15 +2,13 @@
 
 import csv
 import json
-import sys
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from PIL import Image
 from toys import saved_model, write_mask, write_photo
 
-from hilotoken import Dense, HiLo, cli
+from hilotoken import Dense, HiLo
 from hilotoken.compare import AMPLIFIED, PANEL, compare, compare_sheet
 from hilotoken.edit import edit_photo
 from hilotoken.methods import METHODS, CropStitch, FewerSteps, ToDo, ToMe
@@ -153,25 +151,6 @@ def test_one_inside_another_is_what_compress_makes_of_both():
     assert (latents(one) == latents(other)).all()
     assert one.last_run.method == Within(FEW, ToDo())
     assert one.last_run.inside == other.last_run.inside
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def hilo(monkeypatch, capfd):
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["hilo", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return Outcome(int(end.value.code or 0), *capfd.readouterr())
-
-    return run
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import io
 import tempfile
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,16 @@ from hilotoken.photo import Photo
 from hilotoken.train.autoencoder import new_autoencoder
 from hilotoken.train.lpips import LPIPS
 from hilotoken.train.run import export
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
 
 _folders: list[tempfile.TemporaryDirectory] = []  # removed at exit
 

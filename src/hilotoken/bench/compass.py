@@ -11,6 +11,7 @@ B batch, N tokens of the grid, C channels of x_t.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -52,10 +53,17 @@ class Compass:
         sigma = float(pipe.scheduler.sigmas[0])
         x_BNC = seen.calls[0]["hidden_states"][..., : self.x0_BNC.shape[-1]]
         self.noise_BNC = (x_BNC - (1 - sigma) * self.x0_BNC) / sigma
-        self.dense = self.errors(Dense())
+
+    @cached_property
+    def dense(self) -> list[float]:
+        return self.errors(Dense())
 
     def errors(self, method: AnyMethod) -> list[float]:
-        """The mean squared error of the velocity in the mask, at each noise level.
+        """The mean squared error of the velocity in the mask, at each noise level."""
+        return self.errors_by_picture(method).mean(1).tolist()
+
+    def errors_by_picture(self, method: AnyMethod) -> Tensor:
+        """The same of each picture of the batch, [calls, B].
 
         Raises:
             ValueError: the transformer is not called once a step.
@@ -68,10 +76,12 @@ class Compass:
                 "second prompt"
             )
         wanted_BNC = self.noise_BNC - self.x0_BNC
-        return [
-            float((v_BNC - wanted_BNC)[:, self.inside_N].float().square().mean())
-            for v_BNC in seen.velocities
-        ]
+        return torch.stack(
+            [
+                (v_BNC - wanted_BNC)[:, self.inside_N].float().square().mean((1, 2))
+                for v_BNC in seen.velocities
+            ]
+        )
 
     def ratio(self, method: AnyMethod) -> float:
         """The error over the dense one, a mean over the noise levels: 1 where nothing is lost."""

@@ -19,7 +19,7 @@ Only = Annotated[
 Skip = Annotated[
     int, typer.Option(help="Leave out the first N photographs, which --limit N takes.", min=0)
 ]
-PARTS = "Of fills `quality` or `paired`, of speeds `speed`, of ablations `ablate`."
+PARTS = "Of fills `quality` or `paired`; of others their kind: `speed`, `ablate`, `classify`."
 
 
 def report(
@@ -52,8 +52,8 @@ def plot(
     from .readings import narrowed, read_rows
 
     readings, labels = narrowed(read_rows(rows), only or [], skip), labels_from(label or [])
-    if readings.kind == "ablate":
-        raise ValueError(f"{rows} holds an ablation, which has a table: hilo bench table {rows}")
+    if readings.kind not in ("fill", "speed"):
+        raise ValueError(f"{rows} holds no cost to plot: see its table by hilo bench table {rows}")
     picture = (
         plot_quality(readings, labels, cost)
         if readings.kind == "fill"
@@ -165,7 +165,7 @@ def ablate(
     from .readings import by_hash, read_rows
     from .rows import append_rows
 
-    done = _done(output)
+    done = _done(output, "ablate", ("photo", "mask_class", "group", "variant"))
     chosen = [name.strip() for name in groups.split(",")] if groups else list(GROUPS)
     files = by_hash([entry.file for entry in read_manifest(photos)])[:limit]
     cases = ablate_cases(files, size, chosen, steps)
@@ -179,16 +179,16 @@ def ablate(
             print(tables(read_rows(output), {}), end="")
 
 
-def _done(output: Path) -> set[tuple[str, str, str, str]]:
-    """The rows that need not be measured again; refuses rows of another kind."""
+def _done(output: Path, kind: str, names: Sequence[str]) -> set[tuple[Any, ...]]:
+    """The rows that need not be measured again, by these fields; refuses rows of another kind."""
     from .readings import read_rows
 
     if not output.exists():
         return set()
     readings = read_rows(output)
-    if readings.kind != "ablate":
+    if readings.kind != kind:
         raise ValueError(f"{output} holds rows of {readings.kind}: name a new file")
-    return {(row.photo, row.mask_class, row.group, row.variant) for row in readings.rows}
+    return {tuple(getattr(row, name) for name in names) for row in readings.rows}
 
 
 def difficulty(
@@ -212,4 +212,56 @@ def difficulty(
     print(difficulty_table(readings, labels_from(label or []), margin), end="")
 
 
-COMMANDS = (ablate, difficulty, report, plot, table, refresh)
+def classify(
+    photos: Annotated[Path, typer.Argument(help="A folder with a manifest; its `val` is taken.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="A CSV to append to; what is in it is not redone."),
+    ],
+    labels: Annotated[str, typer.Option(help="The manifest's column of labels.")],
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help="Beside dense; repeatable.")
+    ] = None,
+    per_label: Annotated[int, typer.Option(help="Photographs of each label.", min=1)] = 10,
+    calls: Annotated[int, typer.Option(help="Noise levels.", min=1)] = 4,
+    model: Annotated[
+        str, typer.Option(help="`embedded`, or a folder that `hilo train --labels` has written.")
+    ] = "embedded",
+    size: Annotated[int, typer.Option(help="Pixels a side.", min=128)] = 256,
+    limit: Annotated[int | None, typer.Option(help="Only the first N, by hash.", min=1)] = None,
+    device: Annotated[str, typer.Option(help="`cpu`, `cuda` ...")] = "cpu",
+) -> None:
+    """Tell what is on photographs by the model itself, dense and under methods inside blocks.
+
+    The label whose velocity is nearest to the truth, at the same noise for all. Interrupt it at any
+    moment and give the same command again: it goes on.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from ..model import EmbeddedFillPipeline, load_model
+    from ..options import method_from
+    from ..train.data import read_manifest
+    from .classify import bench_classify, choose
+    from .markdown import tables
+    from .readings import read_rows
+    from .rows import append_rows
+
+    done = _done(output, "classify", ("photo", "method"))
+    methods = {text: method_from(*text.split()) for text in method or []}
+    pipe = load_model(model, device=device)
+    if not isinstance(pipe, EmbeddedFillPipeline):
+        raise ValueError(f"{model} was not trained by `hilo train --labels`: it has no labels")
+    pipe.set_progress_bar_config(disable=True)
+    chosen = choose(read_manifest(photos, labels), pipe.labels, per_label)
+    names = sorted({entry.label for entry in chosen})
+    try:
+        for entry in track(chosen[:limit], "telling apart", console=Console(stderr=True)):
+            rows = bench_classify(pipe, entry, names, methods, size=size, calls=calls, done=done)
+            append_rows(output, list(rows))
+    finally:
+        if output.exists():
+            print(tables(read_rows(output), {}), end="")
+
+
+COMMANDS = (ablate, classify, difficulty, report, plot, table, refresh)

@@ -23,7 +23,7 @@ from .readings import (
     verdict,
     with_best_classical,
 )
-from .rows import grouped
+from .rows import grouped, interval
 
 Labels = Mapping[str, str]
 FEWEST = 8  # photographs: drawn from fewer, a bootstrap interval is far too narrow
@@ -200,11 +200,11 @@ def ablate_table(readings: Readings, labels: Labels) -> str:
     return f"{markdown(header, lines)}\n{markdown(best, winners)}"
 
 
-def _percent(found: Figure | None, less: float = 0) -> str:
+def _percent(found: Figure | None, less: float = 0, digits: int = 2) -> str:
     if found is None:
         return ""
     mean, low, high = (100 * (value - less) for value in found)
-    return spread((mean, low, high), 2)
+    return spread((mean, low, high), digits)
 
 
 def _winner(
@@ -226,11 +226,32 @@ def _winner(
     return [group, best, judge, amount, said]
 
 
+def classify_table(readings: Readings, labels: Labels) -> str:
+    """Of a classification: accuracy, what it loses on dense photo by photo, and how fast it is."""
+    methods = {str(name): rows for (name,), rows in grouped(readings.rows, "method").items()}
+    dense, lines = methods[DENSE], []
+    times = by_photo(dense, "seconds")
+    for name, rows in methods.items():
+        accuracy = _percent(figure(rows, "correct"), digits=1)
+        cells = [labels.get(name, name), str(len(by_photo(rows, "correct"))), accuracy]
+        if name != DENSE:
+            change = difference(rows, dense, "correct")
+            mine = by_photo(rows, "seconds")
+            faster = interval([times[photo] / mine[photo] for photo in mine if photo in times])
+            cells += [_percent(change, digits=1), verdict(change, lower_is_better=False)]
+            cells += [spread(faster, 2)]
+        lines.append([*cells, "", "", ""][:6])
+    header = ["method", "photographs", "accuracy, %", "over dense's, points", "difference"]
+    chance = f"By chance {100 / dense[0].labels:.1f} %, of {dense[0].labels} labels.\n"
+    return f"{markdown([*header, 'times as fast'], lines)}\n{chance}"
+
+
 Part = Callable[[Readings, Labels], str]
 PARTS: dict[str, dict[str, Part]] = {
     "fill": {"quality": quality_table, "paired": paired_table},
     "speed": {"speed": speed_table},
     "ablate": {"ablate": ablate_table},
+    "classify": {"classify": classify_table},
 }
 
 

@@ -26,6 +26,7 @@ ORIGIN = ("command", "commit", "machine", "torch", "diffusers", "date")
 # The columns that tell one kind of row from another, the most particular first.
 KINDS = {
     "ablate": ("group", "variant", "velocity"),
+    "classify": ("photo", "label", "predicted", "correct"),
     "speed": ("mask_class", "method", "dit_speedup", "dit_seconds"),
     "fill": ("photo", "mask_class", "method", "lpips", "psnr", "psnr_dense"),
 }
@@ -73,7 +74,7 @@ def read_rows(path: Path) -> Readings:
 
 def _value(name: str, text: str) -> Any:
     # A commit of digits alone is no number, nor is a photograph that is named by one.
-    if name in (*ORIGIN, "photo", "method", "mask_class", "group", "variant"):
+    if name in (*ORIGIN, "photo", "method", "mask_class", "group", "variant", "label", "predicted"):
         return text
     for kind in (int, float):
         try:

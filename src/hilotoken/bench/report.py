@@ -30,6 +30,8 @@ th, td { padding: .25em .8em; text-align: left; border-bottom: 1px solid #ddd; w
 img { max-width: 100% } code { background: #f3f3f3; padding: .1em .3em; overflow-wrap: anywhere }
 .better { color: #11652f } .worse { color: #a11 }
 """
+_TITLES = {"fill": "Quality of fills", "speed": "Speed"}
+_TITLES |= {"ablate": "Ablation", "classify": "Classification"}
 _ABOUT = {
     "fill": "Means over photographs of what is in the mask, with 95 % bootstrap intervals over "
     "photographs; differences are paired, photograph by photograph. Distance from the truth "
@@ -39,6 +41,8 @@ _ABOUT = {
     "greatest. Ratios are within one round.",
     "ablate": "Variants of HiLo at equal token counts within each group. The velocity error is of "
     "one call of the transformer at fixed noise, in the mask, over the dense one's.",
+    "classify": "What is on a photograph, by the label whose velocity is nearest to the truth. The "
+    "whole photograph is hidden, and noise is the same for all labels.",
 }
 # Not figures but what a row is of, or figures that have a table of their own.
 _IDENTITY = {"mask_share", "seed", "tokens_full", "tokens_run", "lpips", "psnr", "psnr_dense"}
@@ -60,7 +64,7 @@ def html_report(readings: Sequence[Readings], labels: Mapping[str, str]) -> str:
 
 
 def _section(readings: Readings, labels: Mapping[str, str]) -> str:
-    title = {"fill": "Quality of fills", "speed": "Speed", "ablate": "Ablation"}[readings.kind]
+    title = _TITLES[readings.kind]
     parts = [
         f"<h2>{title}: <code>{escape(readings.path.name)}</code></h2>",
         f"<p>{len(readings.rows)} rows. {_ABOUT[readings.kind]}</p>",
