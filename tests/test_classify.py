@@ -136,5 +136,5 @@ def test_the_command(hilo, folder, photos, tmp_path):
     assert rows.read_text().startswith(first)
     assert len(read_rows(rows).rows) == 6
     said = hilo("bench", "plot", rows, "-o", tmp_path / "plot.png")
-    assert said.code == 1
+    assert said.code == 2
     assert "no cost to plot" in said.err
