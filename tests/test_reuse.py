@@ -8,7 +8,7 @@ from test_families import FAMILIES, arguments, plain_steps, steps
 from tiny import TOKENS
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from hilotoken import HiLo, compress
+from hilotoken import HiLo, compress, reuse
 from hilotoken.attention import rerouted
 from hilotoken.methods import ToDo
 from hilotoken.reuse import refresh_steps
@@ -45,19 +45,25 @@ def test_a_refresh_at_every_step_is_no_reuse(family, options):
     assert all(torch.equal(a[1], b[1]) for a, b in zip(every, plain, strict=True))
 
 
-@pytest.mark.parametrize("call", ["plain", "true CFG"])
+@pytest.mark.parametrize(
+    ("call", "blocks"), [("plain", "all"), ("true CFG", "all"), ("plain", "1")]
+)
 @every_class
-def test_a_reuse_step_is_dense_attention_to_context_of_the_refresh(family, call):
-    """Dense, the keys and values of context overwritten by those of step 0, branch by branch."""
+def test_a_reuse_step_is_dense_attention_to_context_of_the_refresh(family, call, blocks):
+    """Dense, the keys and values of context overwritten by those of step 0, branch by branch.
+
+    Where a block keeps none, its context is not seen at all.
+    """
     if call != "plain" and call not in family.calls:
         pytest.skip("no second prompt")
     pipe = family.make(torch.float32)
-    found, record = run(family, pipe, call, refresh=(0,), **METHODS["all"])
+    options = METHODS["all"] | {"refresh": (0,), "reuse_blocks": blocks}
+    found, record = run(family, pipe, call, **options)
     assert record.refreshed == (0,)
     edit_N, full = record.plan.edit_N, record.sequence[0]
     context_T = torch.cat([~edit_N, torch.ones(full - TOKENS, dtype=torch.bool)])
     context_X = context_T.nonzero().flatten()
-    kept, calls = {}, []
+    kept, calls, passed = {}, [], passed_over(pipe.transformer) if blocks != "all" else set()
 
     def attend(module, query, key, value, original, **kwargs):
         extra = key.shape[1] - full
@@ -65,6 +71,11 @@ def test_a_reuse_step_is_dense_attention_to_context_of_the_refresh(family, call)
             return original(query, key, value, **kwargs)
         rows = context_X if family.image_first else context_X + extra
         place = (branch(), id(module))
+        if id(module) in passed and place in kept:
+            seen = torch.ones(key.shape[1], dtype=torch.bool).index_fill(0, rows, False)
+            if kwargs.get("attn_mask") is not None:
+                kwargs["attn_mask"] = kwargs["attn_mask"][..., seen]
+            return original(query, key[:, seen], value[:, seen], **kwargs)
         if place not in kept:
             kept[place] = key[:, rows], value[:, rows]
         key, value = (
@@ -89,6 +100,12 @@ def test_a_reuse_step_is_dense_attention_to_context_of_the_refresh(family, call)
         assert worst(a, b) <= 2e-6 * max(1, b.abs().max())
     everywhere = plain_steps(family, pipe, arguments(family, call))
     assert worst(found[1][0][:, edit], everywhere[1][0][:, edit]) > 1e-4
+
+
+def passed_over(model) -> set[int]:
+    """Attention modules of the first block."""
+    named = [(n.rpartition(".")[0], m) for n, m in model.named_modules() if hasattr(m, "processor")]
+    return {id(module) for block, module in named if block == named[0][0]}
 
 
 @every_class
@@ -194,6 +211,29 @@ def test_keys_and_values_may_be_kept_smaller(store, share, bound):
     assert 0 < worst(small[-1][1], whole[-1][1]) < bound
 
 
+def test_blocks_that_keep_nothing_take_no_memory():
+    family = BY_NAME["FluxFillPipeline"]
+    pipe = family.make(torch.float32)
+    kept = [run(family, pipe, refresh=1, reuse_blocks=b)[1].kept_bytes for b in ("all", "0-1", 0)]
+    assert kept[0] == kept[1] == 2 * kept[2] > 0
+    with pytest.raises(ValueError, match=r"reuse_blocks must lie in \[0, 1\] and rise, got '1-2'"):
+        run(family, pipe, refresh=1, reuse_blocks="1-2")
+
+
+@pytest.mark.parametrize("options", [{}, {"reuse_blocks": "1"}, {"store": "bfloat16"}], ids=str)
+def test_too_little_memory_is_said_before_the_first_refresh(options, monkeypatch):
+    family = BY_NAME["FluxFillPipeline"]
+    pipe, ran = family.make(torch.float32), []
+    _, record = run(family, pipe, refresh=2, **options)
+    monkeypatch.setattr(reuse, "_free_memory", lambda device: record.kept_bytes)
+    run(family, pipe, refresh=2, **options)
+    monkeypatch.setattr(reuse, "_free_memory", lambda device: record.kept_bytes - 1)
+    pipe.transformer.transformer_blocks[0].register_forward_hook(lambda *_: ran.append(1))
+    with pytest.raises(MemoryError, match="use store='float8', reuse_blocks, a smaller context"):
+        run(family, pipe, refresh=2, **options)
+    assert not ran
+
+
 @pytest.mark.parametrize(("drift", "expected"), [(0.0, (0, 2, 3, 4)), (1e9, (0,))])
 def test_auto_refreshes_by_drift(drift, expected):
     """The first look at the context is at the step after the refresh, where it is remembered."""
@@ -241,7 +281,10 @@ def test_what_is_no_schedule_is_refused(refresh):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"positions": "aligned"}, "aligned"), ({"store": "int4"}, "unknown store"),
+    [({"reuse_blocks": "5-1"}, "reuse_blocks must be 0 or more and rise"),
+     ({"reuse_blocks": "x"}, 'reuse_blocks must be "all" or like'),
+     ({"reuse_blocks": "0", "refresh_text": True}, "leave out one of the two"),
+     ({"positions": "aligned"}, "aligned"), ({"store": "int4"}, "unknown store"),
      ({"drift": -1}, "drift"), ({"refresh_text": 1}, "refresh_text")],
 )  # fmt: skip
 def test_bad_options_are_refused(options, message):

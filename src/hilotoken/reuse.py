@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from .adapters.base import Adapter, Span
 from .attention import rerouted, weighted
+from .kept import in_blocks, restored, stored
 from .methods.hilo import HiLo
-
-EIGHT_BITS = torch.float8_e4m3fn
 
 
 def refresh_steps(refresh: int | Sequence[int], sigmas: Sequence[float]) -> set[int]:
@@ -69,7 +68,9 @@ class Reuse:
         self.adapter, self.method, self.pipe = adapter, method, pipe
         self.owner = threading.get_ident()
         model: Any = getattr(transformer, "_orig_mod", transformer)
-        self.model, self.modules = model, adapter.attentions(model)
+        self.model = model
+        # The others attend as ever: at the steps between, edit tokens to themselves and to text.
+        self.modules = in_blocks(model, adapter.attentions(model), method.reuse_blocks)
         self.faces = {True: dict(vars(adapter)), False: _edit_face(adapter)}
         self.context_X = (~_edited(adapter)).nonzero().flatten()
         self.counts_S = adapter.counts_S  # its length, as a tensor's, is no constant to a compiler
@@ -144,14 +145,14 @@ class Reuse:
             if rows is not None:
                 pair = key.index_select(1, rows), value.index_select(1, rows)
                 module.kept_context = tuple(
-                    part for x in pair for part in _stored(x, self.method.store)
+                    part for x in pair for part in stored(x, self.method.store)
                 )
             return original(query, key, value, **kw)
         kept = module.kept_context
         if kept is None:
             return original(query, key, value, **kw)
         half = len(kept) // 2
-        kept_key, kept_value = (_restored(part, key) for part in (kept[:half], kept[half:]))
+        kept_key, kept_value = (restored(part, key) for part in (kept[:half], kept[half:]))
         own = key.shape[1]
         key, value = torch.cat([key, kept_key], 1), torch.cat([value, kept_value], 1)
         if kw.get("attn_mask") is not None:
@@ -212,17 +213,22 @@ class Reuse:
         tokens = self.adapter.tokens(call)
         config = getattr(self.model, "config", {})
         heads, width = config.get("num_attention_heads"), config.get("attention_head_dim")
-        if self.branches or not tokens.is_cuda or not heads or not width:
+        free = _free_memory(tokens.device)
+        if self.branches or free is None or not heads or not width:
             return
         size = {"float8": 1, "bfloat16": 2}.get(self.method.store or "", tokens.element_size())
         needed = 2 * len(tokens) * len(self.context_X) * heads * width * size * len(self.modules)
-        free = torch.cuda.mem_get_info(tokens.device)[0]
         if needed > free:
             raise MemoryError(
                 f"the context's keys and values take {needed / 2**30:.1f} GiB and "
-                f"{free / 2**30:.1f} GiB are free: use store='float8', a smaller context, or "
-                "leave refresh out"
+                f"{free / 2**30:.1f} GiB are free: use store='float8', reuse_blocks, a smaller "
+                "context, or leave refresh out"
             )
+
+
+def _free_memory(device: torch.device) -> int | None:
+    """Bytes free on a GPU; None elsewhere."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
 class _Handle:
@@ -274,21 +280,6 @@ def _signature(call: dict[str, Any]) -> tuple[Any, ...]:
             if isinstance(text, Tensor):
                 found.append((text.data_ptr(), tuple(text.shape), text._version))
     return tuple(found)
-
-
-def _stored(x_BXHD: Tensor, store: str | None) -> tuple[Tensor, ...]:
-    if store is None:
-        return (x_BXHD,)
-    if store == "bfloat16":
-        return (x_BXHD.bfloat16(),)
-    largest = x_BXHD.abs().amax((1, 3), keepdim=True).clamp_min(1e-12)
-    scale = largest.float() / torch.finfo(EIGHT_BITS).max
-    return (x_BXHD / scale).to(EIGHT_BITS), scale
-
-
-def _restored(parts: tuple[Tensor, ...], like: Tensor) -> Tensor:
-    x_BXHD = parts[0].to(like.dtype)
-    return x_BXHD if len(parts) == 1 else (x_BXHD * parts[1]).to(like.dtype)
 
 
 def _of_any_length(tensors: Any) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..grid import dilate, touch
 from ..plan import POSITIONS, REFERENCES, TokenPlan, cells_of
 from ..scores import SCORES, check_score, score
+from .sites import block_numbers
 
 CONTEXTS = ("frequency", "sampled")
 COARSE_CELLS = ("open", "clear", "all")
@@ -46,6 +47,8 @@ class HiLo:
     refresh_text: whether text runs only with the context, its keys and values kept too
     drift:      for "auto": how far x_t of the context may move, relative to its norm
     store:      keys and values are kept as they are (None), in "bfloat16" or "float8"
+    reuse_blocks: the blocks whose keys and values are kept, "all" or like "0-18", numbered as they
+                run; in the others edit tokens see no context between refreshes
     bucket:     the length is rounded up to a multiple of this with the next-best detail tokens
     seed:       of the random choices
 
@@ -68,6 +71,7 @@ class HiLo:
     refresh_text: bool = False
     drift: float = 0.3
     store: str | None = None
+    reuse_blocks: str | int | tuple[int, ...] = "all"
     bucket: int = 64
     seed: int = 0
 
@@ -119,6 +123,12 @@ class HiLo:
             raise ValueError(
                 "refresh must be None, a count of 1 or more, steps that begin with 0, or 'auto', "
                 f"got {self.refresh!r}"
+            )
+        block_numbers("reuse_blocks", self.reuse_blocks)
+        if self.refresh_text and self.reuse_blocks != "all":
+            raise ValueError(
+                f"refresh_text keeps text in every block, got reuse_blocks={self.reuse_blocks!r}: "
+                "leave out one of the two"
             )
         if self.refresh is not None and self.positions == "aligned":
             raise ValueError("refresh keeps one set of keys, and positions='aligned' has two")

@@ -172,7 +172,7 @@ class BlockMethod:
     takes_parts: ClassVar[bool] = True  # whether it works on part of a grid, inside HiLo
 
     def __post_init__(self) -> None:
-        self.chosen_blocks(10**9)
+        block_numbers("blocks", self.blocks)
         if not isinstance(self.weights, bool):
             raise ValueError(f"weights must be True or False, got {self.weights!r}")
 
@@ -185,23 +185,7 @@ class BlockMethod:
 
     def chosen_blocks(self, blocks: int) -> frozenset[int]:
         """The numbers that `blocks` names. Raises ValueError for ones beyond the last block."""
-        given = self.blocks
-        if given == "all":
-            return frozenset(range(blocks)) if blocks < 10**6 else frozenset()
-        if isinstance(given, tuple):
-            given = ",".join(map(str, given))
-        found: set[int] = set()
-        for part in str(given).split(","):
-            numbers = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-            if isinstance(self.blocks, bool) or not numbers:
-                raise ValueError(f'blocks must be "all" or like "1-5,7-11", got {self.blocks!r}')
-            first, last = int(numbers[1]), int(numbers[2] or numbers[1])
-            if last < first or last >= blocks:
-                raise ValueError(
-                    f"blocks must lie in [0, {blocks - 1}] and rise, got {self.blocks!r}"
-                )
-            found.update(range(first, min(last, first + 10**5) + 1))
-        return frozenset(found)
+        return block_numbers("blocks", self.blocks, blocks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,6 +251,27 @@ class MergingSession(Session):
 def identity(tokens: int, like: Tensor) -> Match:
     """The match that merges nothing."""
     return match_targets(torch.arange(tokens, device=like.device).expand(len(like), -1), tokens)
+
+
+def block_numbers(name: str, given: object, blocks: int | None = None) -> frozenset[int]:
+    """Numbers of blocks, of "all" or such as "1-5,7-11"; `blocks` is how many there are, if known.
+
+    Raises ValueError, which calls them `name`, for any other text and for blocks beyond the last.
+    """
+    if given == "all":
+        return frozenset(range(blocks or 0))
+    text = ",".join(map(str, given)) if isinstance(given, tuple) else str(given)
+    found: set[int] = set()
+    for part in text.split(","):
+        numbers = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if isinstance(given, bool) or not numbers:
+            raise ValueError(f'{name} must be "all" or like "1-5,7-11", got {given!r}')
+        first, last = int(numbers[1]), int(numbers[2] or numbers[1])
+        if last < first or (blocks is not None and last >= blocks):
+            known = "be 0 or more" if blocks is None else f"lie in [0, {blocks - 1}]"
+            raise ValueError(f"{name} must {known} and rise, got {given!r}")
+        found.update(range(first, min(last, first + 10**5) + 1))
+    return frozenset(found)
 
 
 def check_share(name: str, value: object, most: float = 1.0) -> None:
