@@ -9,9 +9,9 @@ from toys import interrupt_at, saved_model
 from hilotoken import Dense, HiLo, load_model
 from hilotoken.bench import ablate as ablation
 from hilotoken.bench.ablate import GROUPS, ablate_cases, bench_ablate
+from hilotoken.bench.cases import CLASSES
 from hilotoken.bench.compass import Compass
 from hilotoken.bench.evidence_cli import ablate
-from hilotoken.bench.fill import CLASSES
 from hilotoken.bench.markdown import tables
 from hilotoken.bench.readings import read_rows
 from hilotoken.bench.rows import append_rows

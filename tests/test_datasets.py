@@ -9,9 +9,11 @@ from PIL import Image
 from tiny import make_photo
 from toys import saved_model
 
-from hilotoken import Dense, load_model
+from hilotoken import load_model
+from hilotoken.bench.cases import cases_of
 from hilotoken.bench.datasets import LAYOUTS, load_layout
 from hilotoken.bench.fill import bench_fill
+from hilotoken.bench.matched import Costs
 from hilotoken.bench.samples import Outline, Runs, Sample
 from hilotoken.train.lpips import LPIPS
 
@@ -233,13 +235,15 @@ def test_fills_of_a_data_set_have_a_row_a_method_and_its_own_truth(tmp_path):
     torch.manual_seed(0)
     pipe, perceptual = load_model(saved_model()), LPIPS().requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
-    rows = {}
+    rows, costs = {}, Costs(pipe, 1)
     for truth in (None, tmp_path / "black.png"):
         (sample,) = load_layout("plain", tmp_path)
         sample = Sample(sample.name, sample.photo, sample.mask, truth)
-        rows[truth] = list(
-            bench_fill(pipe, [sample], {"dense": Dense()}, perceptual, size=128, steps=1)
-        )
+        rows[truth] = [
+            row
+            for case in cases_of(sample, 128)
+            for row, _ in bench_fill(pipe, case, {"dense": "dense"}, perceptual, costs)
+        ]
         assert [row.method for row in rows[truth]] == ["telea", "navier-stokes", "dense"]
         assert {row.mask_class for row in rows[truth]} == {"large"}  # 25.6 %
     hidden, removed = (each[-1] for each in rows.values())

@@ -14,7 +14,7 @@ from hilotoken import HiLo, load_model, plan_tokens
 from hilotoken.bench import arch as archs
 from hilotoken.bench import speed, tables
 from hilotoken.bench.arch import ARCHS, SCALES, Scale, build, scale_from, subject_of
-from hilotoken.bench.fill import CLASSES
+from hilotoken.bench.cases import CLASSES
 from hilotoken.bench.rows import append_rows
 from hilotoken.bench.speed import bench_speed, cases, disc, graphs
 from hilotoken.cli import app

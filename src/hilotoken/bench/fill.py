@@ -1,215 +1,255 @@
 """`hilo bench fill`: how well masked photographs with a hidden truth are filled.
 
 Every photograph is filled under a mask of each class by every method, from the same noise. OpenCV's
-inpainting is the bar that a model must clear. PSNR and LPIPS are taken of the raw fill, in the mask
-alone, against the truth and against dense. The seam is taken of what `hilo edit` makes of it:
-colours led to the photo's, and the photo's own pixels outside the mask.
+inpainting is the bar that a model must clear. In the mask, a fill is compared with the truth and
+with dense. Around the mask and outside it, what is compared is the raw picture that the model
+gives, before the photo's own pixels are put back: it differs there by what the autoencoder loses
+and by what the method does to tokens that nobody edits. The seam is taken of what `hilo edit`
+makes of a fill: colours led to the photo's, and the photo's own pixels outside the mask.
 """
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from PIL import Image
-from rich.table import Table
 
 from ..composite import match_border
 from ..compress import compress
-from ..methods import Method
+from ..options import method_from
 from ..picture import sheet
 from ..record import Run
-from ..train.autoencoder import to_model
 from ..train.lpips import LPIPS
-from ..train.masks import random_mask
-from .rows import grouped, interval
-from .samples import Sample
+from .cases import CLASSES, Case, cases_of
+from .matched import Costs
+from .measures import Distances, Seen, distances, pooled, psnr, ring, seam, see, sharpness
+from .readings import DENSE
+from .sets import TRUTH, Key
 
-# The mean mask shares of the three classes of arXiv 2606.13898.
-CLASSES = {"small": 0.0638, "medium": 0.1592, "large": 0.3536}
 CLASSICAL = {"telea": cv2.INPAINT_TELEA, "navier-stokes": cv2.INPAINT_NS}
+Settings = Mapping[str, str]  # by the name of a method, what `--method` takes
 
 
 @dataclass(frozen=True)
 class FillRow:
-    """One fill. psnr in dB and lpips, in the mask: against the truth, and against dense.
+    """One fill. Distances are to the truth, those with `_dense` to dense from the same noise:
+    psnr in dB, ssim (1 where equal) and lpips, in the mask.
 
-    The seam's jumps are in levels of 255; those with `_photo` are the untouched photo's own.
+    method, setting: its name, and the options that it ran with
+    tokens_run: the mean over the steps
+    flop_share: FLOPs of the DiT over dense's, counted
+    sharpness:  log2 of the gradient energy in the mask over the truth's: see `measures`
+    ring_:      of the raw picture, within 16 pixels around the mask: to the photo, and to dense
+    outside_:   of the raw picture, everywhere outside the mask
+    outside_equal: whether the finished edit is the photo there, bit for bit
+    step, colour: the seam's jumps in levels of 255; those with `_photo` are the untouched photo's
+
+    Empty are figures of the raw picture for methods that run no model, or on another size.
     """
 
     photo: str
     mask_class: str
     mask_share: float
     method: str
+    setting: str
     seed: int
+    size: int
+    steps: int
     tokens_full: int
     tokens_run: int
+    flop_share: float | None
     dit_seconds: float
     psnr: float
+    ssim: float
     lpips: float
     psnr_dense: float
+    ssim_dense: float
     lpips_dense: float
+    sharpness: float
+    ring_psnr: float | None
+    ring_ssim: float | None
+    ring_lpips: float | None
+    ring_psnr_dense: float | None
+    ring_ssim_dense: float | None
+    ring_lpips_dense: float | None
+    outside_psnr: float | None
+    outside_psnr_dense: float | None
+    outside_equal: bool
     step: float
     step_photo: float
     colour: float
     colour_photo: float
 
 
-def square(file: Path, size: int) -> np.ndarray:
-    """The middle of a photograph as [size, size, 3] uint8."""
-    photo = Image.open(file).convert("RGB")
-    scale = size / min(photo.size)
-    photo = photo.resize(
-        (max(size, round(photo.width * scale)), max(size, round(photo.height * scale))),
-        Image.Resampling.LANCZOS,
-    )
-    left, top = (photo.width - size) // 2, (photo.height - size) // 2
-    return np.asarray(photo.crop((left, top, left + size, top + size)))
+@dataclass(frozen=True, eq=False)
+class Fill:
+    """What a method made of a case: the finished edit, the raw picture, and the record."""
+
+    pixels: np.ndarray
+    raw: np.ndarray | None = None
+    run: Run | None = None
 
 
 def bench_fill(
     pipe: DiffusionPipeline,
-    files: Sequence[Path | Sample],
-    methods: Mapping[str, Method],
+    case: Case,
+    settings: Settings,
     perceptual: LPIPS,
+    costs: Costs,
     *,
-    size: int = 256,
-    steps: int = 8,
-) -> Iterator[FillRow]:
-    """Rows, photo by photo; `methods` must hold "dense", which the others are compared with too.
+    done: Container[Key] = (),
+) -> Iterator[tuple[FillRow, dict[Key, np.ndarray]]]:
+    """Rows of a case, but for those that are there already, each with the features of its fill.
 
-    The mask and the noise of a photo follow from its name, so that any subset of the photographs
-    gives the same rows. A sample has a mask of its own, and gives one case.
+    Args:
+        settings: methods; "dense" is run whether it is among them or not, for the comparison
+        costs: of this pipeline; its steps are those of the fills
+        done: photo, class, method and seed of rows that need not be measured again
     """
-    for file in files:
-        for mask_class, photo, truth, mask, seed in _cases(file, size):
-            compressed = _compressed(pipe, methods, photo, mask, seed, steps)
-            for name, (filled, run) in {**_classical(photo, mask), **compressed}.items():
-                led = match_border(photo, filled, mask) if run else filled
-                (step, colour), (own_step, own_colour) = (
-                    seam(led, photo, mask),
-                    seam(truth, truth, mask),
-                )
-                yield FillRow(
-                    file.name,
-                    mask_class,
-                    float(mask.mean()),
-                    name,
-                    seed,
-                    run.tokens_full if run else 0,
-                    round(run.mean_tokens_run) if run else 0,  # over the steps
-                    run.dit_seconds if run else 0.0,
-                    *_distances(perceptual, filled, truth, mask),
-                    *_distances(perceptual, filled, compressed["dense"][0], mask),
-                    *(step, own_step, colour, own_colour),
-                )
-
-
-def _cases(
-    file: Path | Sample, size: int
-) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray, int]]:
-    """Class of mask, photo, truth, mask, and the seed of the noise."""
-    if isinstance(file, Sample):
-        photo, truth, mask = file.square(size)
-        # The class that is nearest as a ratio: a share of 10 % is as near to 6.4 % as to 16 %.
-        near = min(CLASSES, key=lambda name: abs(np.log(CLASSES[name] / mask.mean())))
-        digest = hashlib.sha256(file.name.encode()).digest()
-        yield near, photo, truth, mask, int.from_bytes(digest[:4], "big")
+    wanted = {
+        name: setting
+        for name, setting in {
+            **(dict.fromkeys(CLASSICAL, "") if case.first else {}),
+            **settings,
+        }.items()
+        if _key(case, name) not in done
+    }
+    if not wanted:
         return
-    for mask_class in CLASSES:
-        truth, mask, seed = _case(file, mask_class, size)
-        yield mask_class, truth, truth, mask, seed
+    judge = _Judge(perceptual, case, _filled(pipe, case, DENSE, costs.steps))
+    truth = {(case.name, case.mask_class, TRUTH, 0): pooled(judge.truth, case.mask)}
+    for name, setting in wanted.items():
+        if name in CLASSICAL:
+            fill = _classical(case, CLASSICAL[name])
+        else:
+            fill = judge.dense if name == DENSE else _filled(pipe, case, setting, costs.steps)
+        share = costs.share(setting, case) if setting else None
+        row, features = judge.row(name, setting or name, fill, costs.steps, share)
+        yield row, {**truth, _key(case, name): features}
 
 
-def _case(file: Path, mask_class: str, size: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """The hidden truth, its mask, and the seed of the noise, which follow from the file's name."""
-    share = CLASSES[mask_class]
-    digest = hashlib.sha256(f"{file.name} {mask_class}".encode()).digest()
-    seed = int.from_bytes(digest[:4], "big")
-    rng = np.random.default_rng(seed)
-    mask = random_mask(rng, (size, size), area=(0.97 * share, 1.03 * share))
-    return square(file, size), mask, seed
+def _key(case: Case, method: str) -> Key:
+    return case.name, case.mask_class, method, case.seed
 
 
-def _classical(truth: np.ndarray, mask: np.ndarray) -> dict[str, tuple[np.ndarray, None]]:
-    holes = mask.astype(np.uint8)
-    hidden = np.where(mask[..., None], np.uint8(0), truth)
-    return {name: (cv2.inpaint(hidden, holes, 3, flag), None) for name, flag in CLASSICAL.items()}
+def _classical(case: Case, flag: int) -> Fill:
+    holes = case.mask.astype(np.uint8)
+    return Fill(
+        cv2.inpaint(np.where(case.mask[..., None], np.uint8(0), case.photo), holes, 3, flag)
+    )
 
 
-def _compressed(
-    pipe: DiffusionPipeline,
-    methods: Mapping[str, Method],
-    truth: np.ndarray,
-    mask: np.ndarray,
-    seed: int,
-    steps: int,
-) -> dict[str, tuple[np.ndarray, Run]]:
-    fills = {}
-    for name, method in methods.items():
-        fast = compress(pipe, method)
-        output = fast(
-            image=Image.fromarray(truth),
-            mask_image=Image.fromarray(mask.astype(np.uint8) * 255),
-            height=truth.shape[0],
-            width=truth.shape[1],
-            num_inference_steps=steps,
-            generator=torch.Generator().manual_seed(seed),
+def _filled(pipe: Any, case: Case, setting: str, steps: int) -> Fill:
+    fast = compress(pipe, method_from(*setting.split()))
+    with raw_pictures(pipe) as seen:
+        output = fast(**case.arguments, num_inference_steps=steps, generator=case.noise())
+    assert fast.last_run is not None
+    raw = seen[-1][0] if isinstance(seen[-1], list) else None  # else of a size of its own
+    return Fill(
+        np.asarray(output.images[0]), None if raw is None else np.asarray(raw), fast.last_run
+    )
+
+
+@contextmanager
+def raw_pictures(pipe: Any) -> Iterator[list[Any]]:
+    """What the pipeline gives in this context, before the photo's own pixels are put back."""
+    processor, seen = pipe.image_processor, []
+    original = processor.postprocess
+
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        seen.append(original(*args, **kwargs))
+        return seen[-1]
+
+    processor.postprocess = kept
+    try:
+        yield seen
+    finally:
+        del processor.postprocess
+
+
+class _Judge:
+    """Compares fills of one case with its truth and with dense."""
+
+    def __init__(self, perceptual: LPIPS, case: Case, dense: Fill) -> None:
+        self.perceptual, self.case, self.dense = perceptual, case, dense
+        self.ring = ring(case.mask)
+        self.truth, self.dense_seen = see(perceptual, case.truth), see(perceptual, dense.pixels)
+        self.photo = self.truth if case.photo is case.truth else see(perceptual, case.photo)
+        self.dense_around = self._around(dense)
+
+    def row(
+        self, name: str, setting: str, fill: Fill, steps: int, flop_share: float | None
+    ) -> tuple[FillRow, np.ndarray]:
+        """The row of a fill, and its pooled features."""
+        case, run, seen = self.case, fill.run, see(self.perceptual, fill.pixels)
+        true = distances(self.perceptual, seen, self.truth, case.mask)
+        near = distances(self.perceptual, seen, self.dense_seen, case.mask)
+        led = match_border(case.photo, fill.pixels, case.mask) if run else fill.pixels
+        step, colour = seam(led, case.photo, case.mask)
+        step_photo, colour_photo = seam(case.truth, case.truth, case.mask)
+        row = FillRow(
+            photo=case.name,
+            mask_class=case.mask_class,
+            mask_share=float(case.mask.mean()),
+            method=name,
+            setting=setting,
+            seed=case.seed,
+            size=case.photo.shape[0],
+            steps=steps,
+            tokens_full=run.tokens_full if run else 0,
+            tokens_run=round(run.mean_tokens_run) if run else 0,
+            flop_share=flop_share,
+            dit_seconds=run.dit_seconds if run else 0.0,
+            **_named(true),
+            **_named(near, end="_dense"),
+            sharpness=sharpness(fill.pixels, case.truth, case.mask),
+            **self._raw(fill),
+            outside_equal=bool((fill.pixels == case.photo)[~case.mask].all()),
+            step=step,
+            step_photo=step_photo,
+            colour=colour,
+            colour_photo=colour_photo,
         )
-        assert fast.last_run is not None
-        fills[name] = (np.asarray(output.images[0]), fast.last_run)
-    return fills
+        return row, pooled(seen, case.mask)
+
+    def _raw(self, fill: Fill) -> dict[str, Any]:
+        """Figures of the raw picture, around the mask and outside it; None where there are none."""
+        around, dense, outside = self._around(fill), self.dense_around, ~self.case.mask
+        if around is None or dense is None or not outside.any():
+            return dict.fromkeys(_RAW)
+        true = distances(self.perceptual, around, self.photo, self.ring)
+        near = distances(self.perceptual, around, dense, self.ring)
+        return {
+            **_named(true, "ring_"),
+            **_named(near, "ring_", "_dense"),
+            "outside_psnr": psnr(around.pixels, self.photo.pixels, outside),
+            "outside_psnr_dense": psnr(around.pixels, dense.pixels, outside),
+        }
+
+    def _around(self, fill: Fill) -> Seen | None:
+        """The raw picture with the photo in the mask, so that its fill counts for nothing there."""
+        if fill.raw is None or fill.raw.shape != self.case.photo.shape:
+            return None
+        pixels = np.where(self.case.mask[..., None], self.case.photo, fill.raw)
+        return see(self.perceptual, pixels)
 
 
-@torch.no_grad()
-def _distances(
-    perceptual: LPIPS, filled: np.ndarray, truth: np.ndarray, mask: np.ndarray
-) -> tuple[float, float]:
-    """PSNR in dB and LPIPS over the mask alone; outside it the pictures are the same."""
-    error = (filled[mask].astype(np.float64) - truth[mask]) ** 2
-    psnr = float(10 * np.log10(255**2 / max(error.mean(), 1e-12)))
-    pair = to_model(np.stack([filled, truth]))
-    weight = torch.from_numpy(mask)[None, None].float()
-    lpips = 0.0
-    for layer in perceptual.maps(pair[:1], pair[1:]):
-        height, width = layer.shape[-2:]
-        share = F.adaptive_avg_pool2d(weight, (height, width))
-        lpips += float((layer * share).sum() / share.sum())
-    return psnr, lpips
+_RAW = [name for name in FillRow.__dataclass_fields__ if name.startswith(("ring_", "outside_p"))]
 
 
-def seam(filled: np.ndarray, photo: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
-    """What jumps across the mask's border when the mask's pixels of `filled` are put into `photo`.
-
-    Returns two means over the border, in levels of 255: the step from a pixel to its neighbour on
-    the other side, and the difference between the mean colours near it of the two sides (Gaussian,
-    3 px). Both are 0 for a mask without a border.
-    """
-    image = np.where(mask[..., None], filled, photo).astype(np.float32)
-    steps = [
-        np.abs(np.diff(image, axis=axis)).mean(-1)[np.diff(mask, axis=axis)] for axis in (0, 1)
-    ]
-    rim = mask & (cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1) == 0)
-    if not rim.any():
-        return 0.0, 0.0
-    sides = []
-    for side in (mask, ~mask):
-        weight = side.astype(np.float32)
-        total = cv2.GaussianBlur(image * weight[..., None], (0, 0), 3.0)
-        sides.append(total / np.maximum(cv2.GaussianBlur(weight, (0, 0), 3.0), 1e-6)[..., None])
-    colour = np.abs(sides[0] - sides[1])[rim].mean()
-    return float(np.concatenate(steps).mean()), float(colour)
+def _named(found: Distances, start: str = "", end: str = "") -> dict[str, Any]:
+    return {f"{start}{name}{end}": value for name, value in vars(found).items()}
 
 
 def fill_sheet(
     pipe: DiffusionPipeline,
     files: Sequence[Path],
-    methods: Mapping[str, Method],
+    settings: Mapping[str, Settings],
     path: Path,
     *,
     size: int = 256,
@@ -220,44 +260,24 @@ def fill_sheet(
     """Write what the rows are taken from, as `hilo edit` would show it, as one picture.
 
     The classes of masks take turns. A case shows the photo without what is hidden, a fill by each
-    method, and the photo; `columns` cases stand side by side, each picture `height` pixels high.
+    method of that class, and the photo; `columns` cases stand side by side, each picture `height`
+    pixels high.
     """
     rows = []
     for i, file in enumerate(files):
-        truth, mask, seed = _case(file, list(CLASSES)[i % len(CLASSES)], size)
-        pictures = [("photo", np.where(mask[..., None], np.uint8(127), truth))]
-        for name, (filled, run) in _compressed(pipe, methods, truth, mask, seed, steps).items():
-            led = match_border(truth, filled, mask)
-            caption = f"{name.split()[0]}: {run.tokens_run} tokens"
-            pictures.append((caption, np.where(mask[..., None], led, truth)))
-        shown = [(caption, Image.fromarray(p)) for caption, p in [*pictures, ("truth", truth)]]
+        case = list(cases_of(file, size))[i % len(CLASSES)]
+        hole = case.mask[..., None]
+        pictures = [("photo", np.where(hole, np.uint8(127), case.photo))]
+        for name, setting in settings[case.mask_class].items():
+            fill = _filled(pipe, case, setting, steps)
+            assert fill.run is not None
+            led = match_border(case.photo, fill.pixels, case.mask)
+            caption = f"{name.split()[0]}: {fill.run.tokens_run} tokens"
+            pictures.append((caption, np.where(hole, led, case.photo)))
+        shown = [(caption, Image.fromarray(p)) for caption, p in [*pictures, ("truth", case.truth)]]
         rows.append(sheet(shown, height))
     width, tall = max(row.width for row in rows), rows[0].height
-    whole = Image.new("RGB", (width * columns, tall * -(-len(rows) // columns)), (255, 255, 255))
+    page = Image.new("RGB", (width * columns, tall * -(-len(rows) // columns)), (255, 255, 255))
     for i, row in enumerate(rows):
-        whole.paste(row, (i % columns * width, i // columns * tall))
-    whole.save(path, quality=85)
-
-
-def fill_table(rows: Sequence[FillRow]) -> Table:
-    """Means over the photographs with their 95 % bootstrap intervals.
-
-    The seam is the step, and the jump in colour, as multiples of the untouched photos' own.
-    """
-    table = Table("mask", "method", "tokens", "LPIPS", "PSNR", "PSNR to dense", "seam")
-    for (mask_class, method), group in grouped(rows, "mask_class", "method").items():
-        tokens = sum(row.tokens_run for row in group) / len(group)
-        figures = [
-            "{:.3f} [{:.3f}, {:.3f}]".format(*interval([getattr(row, name) for row in group]))
-            for name in ("lpips", "psnr", "psnr_dense")
-        ]
-        if method == "dense":
-            figures[-1] = ""
-        ratios = [
-            sum(getattr(row, name) for row in group)
-            / max(sum(getattr(row, f"{name}_photo") for row in group), 1e-9)
-            for name in ("step", "colour")
-        ]
-        figures.append("{:.2f}, {:.2f}".format(*ratios))
-        table.add_row(str(mask_class), str(method), f"{tokens:.0f}", *figures)
-    return table
+        page.paste(row, (i % columns * width, i // columns * tall))
+    page.save(path, quality=85)

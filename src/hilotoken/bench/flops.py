@@ -1,15 +1,24 @@
 """FLOPs counted as they are done: two for each multiply-add of matrix products and attention."""
 
 from collections.abc import Callable
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from ..methods import SDTM, AnyMethod, FewerSteps
+from ..methods.within import Within
+
 
 def count_flops(call: Callable[[], Any], module: nn.Module) -> float:
-    """FLOPs of a forward pass of `module` during `call()`, the mean of them all.
+    """FLOPs of a forward pass of `module` during `call()`, the mean of them all."""
+    return fmean(flops_by_pass(call, module))
+
+
+def flops_by_pass(call: Callable[[], Any], module: nn.Module) -> list[int]:
+    """FLOPs of every forward pass of `module` during `call()`.
 
     What shortens and restores its sequence is counted with it, as the clock counts it. Compiled
     blocks run eagerly meanwhile: a counter does not see into compiled code.
@@ -25,7 +34,15 @@ def count_flops(call: Callable[[], Any], module: nn.Module) -> float:
     finally:
         for handle in handles:
             handle.remove()
-    return (sum(totals[1::2]) - sum(totals[::2])) / (len(totals) // 2)
+    return [after - before for before, after in zip(totals[::2], totals[1::2], strict=True)]
+
+
+def steps_alike(method: AnyMethod) -> bool:
+    """Whether every step of an edit costs the same, so that one needs counting."""
+    if isinstance(method, Within):
+        return steps_alike(method.outer) and steps_alike(method.inside)
+    seldom = getattr(method, "refresh", None) is not None or getattr(method, "reuse", 1) > 1
+    return not seldom and not isinstance(method, SDTM | FewerSteps)
 
 
 def _attention(

@@ -10,52 +10,24 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
+from .cells import Labels, markdown, spread
+from .fill_tables import paired_table, quality_table, regions_table, sets_table
 from .readings import (
     DENSE,
-    OPENCV,
     Figure,
     Readings,
     by_photo,
     difference,
     figure,
     groups_of,
-    tokens,
     verdict,
-    with_best_classical,
 )
 from .rows import grouped, interval
 
-Labels = Mapping[str, str]
 FEWEST = 8  # photographs: drawn from fewer, a bootstrap interval is far too narrow
 _MARKED = re.compile(
     r"^(<!-- (hilo bench table .+?) -->\n).*?^(<!-- end -->)$", re.DOTALL | re.MULTILINE
 )
-
-
-def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    rows = [list(header), ["---"] * len(header), *map(list, lines)]
-    return "".join(f"|{'|'.join(map(_cell, row))}|\n" for row in rows)
-
-
-def _cell(text: str) -> str:
-    if text == "---":
-        return text
-    text = text.replace("|", "\\|")
-    return f" {text} " if text else " "
-
-
-def spread(found: Figure | None, digits: int) -> str:
-    """`mean (low to high)`."""
-    if found is None:
-        return ""
-    mean, low, high = (_number(value, digits) for value in found)
-    return f"{mean} ({low} to {high})"
-
-
-def _number(value: float, digits: int) -> str:
-    text = f"{value:.{digits}f}"
-    return text.removeprefix("-") if not float(text) else text  # no minus before a zero
 
 
 def labels_from(texts: Sequence[str]) -> dict[str, str]:
@@ -71,53 +43,6 @@ def labels_from(texts: Sequence[str]) -> dict[str, str]:
             raise ValueError(f'a label is "LABEL: METHOD", got {text!r}')
         found[method.strip()] = label.strip()
     return found
-
-
-def quality_table(readings: Readings, labels: Labels) -> str:
-    """Of fills: tokens, LPIPS and PSNR in the mask against the truth."""
-    full = max(row.tokens_full for row in readings.rows)
-    lines = []
-    for mask_class, methods in groups_of(readings.rows).items():
-        for name, group in with_best_classical(methods).items():
-            share = sum(row.mask_share for row in group) / len(group)
-            first = f"{mask_class}, {share:.1%}".replace("%", " %") if not _seen(lines) else ""
-            count = "" if name == OPENCV else f"{tokens(group):.0f}"
-            figures = spread(figure(group, "lpips"), 3), spread(figure(group, "psnr"), 1)
-            lines.append([first, labels.get(name, name), count, *figures])
-        lines.append([])
-    return markdown(
-        ["mask", "method", f"tokens of {full}", "LPIPS", "PSNR, dB"], [row for row in lines if row]
-    )
-
-
-def _seen(lines: list[list[str]]) -> bool:
-    """Whether the class at hand has a line already; an empty one ends a class."""
-    return bool(lines and lines[-1])
-
-
-def paired_table(readings: Readings, labels: Labels) -> str:
-    """Of fills: what each method loses or gains over dense, photograph by photograph."""
-    lines = []
-    for mask_class, methods in groups_of(readings.rows).items():
-        dense = methods[DENSE]
-        for name, group in methods.items():
-            change = difference(group, dense, "lpips")
-            if name == DENSE or not group[0].tokens_run:
-                continue
-            same = sum(row.lpips_dense == 0 for row in group)
-            lines.append(
-                [
-                    mask_class,
-                    labels.get(name, name),
-                    spread(change, 4),
-                    verdict(change),
-                    spread(difference(group, dense, "psnr"), 2),
-                    spread(figure(group, "psnr_dense"), 1),
-                    f"{same} of {len(group)}",
-                ]
-            )
-    header = ["mask", "method", "LPIPS over dense's", "difference", "PSNR over dense's, dB"]
-    return markdown([*header, "PSNR to dense, dB", "the same as dense"], lines)
 
 
 def speed_table(readings: Readings, labels: Labels) -> str:
@@ -248,24 +173,39 @@ def classify_table(readings: Readings, labels: Labels) -> str:
 
 Part = Callable[[Readings, Labels], str]
 PARTS: dict[str, dict[str, Part]] = {
-    "fill": {"quality": quality_table, "paired": paired_table},
+    "fill": {"quality": quality_table, "paired": paired_table, "regions": regions_table},
+    "sets": {"sets": sets_table},
     "speed": {"speed": speed_table},
     "ablate": {"ablate": ablate_table},
     "classify": {"classify": classify_table},
 }
 
 
+# Columns without which a part cannot be made: older rows do not have them.
+NEEDED = {"regions": "ring_psnr"}
+
+
+def parts_of(readings: Readings) -> list[str]:
+    """The parts that these rows have the columns for."""
+    return [part for part in PARTS[readings.kind] if _has(readings, NEEDED.get(part, "method"))]
+
+
 def tables(readings: Readings, labels: Labels, part: str | None = None) -> str:
     """The tables of rows of this kind, or one of them, with an empty line between two.
 
     Raises:
-        ValueError: a part that this kind does not have.
+        ValueError: a part that this kind does not have, or that these rows lack a column for.
     """
     parts = PARTS[readings.kind]
     if part is not None and part not in parts:
         raise ValueError(f"{readings.kind} rows have no part {part!r}; choose from {list(parts)}")
-    chosen = parts if part is None else {part: parts[part]}
-    return "\n".join(make(readings, labels) for make in chosen.values())
+    if part is not None and part not in parts_of(readings):
+        raise ValueError(
+            f"{readings.path} has no column {NEEDED[part]}: its rows are of an earlier version; "
+            "measure them anew, or choose from " + str(parts_of(readings))
+        )
+    chosen = parts_of(readings) if part is None else [part]
+    return "\n".join(parts[name](readings, labels) for name in chosen)
 
 
 def commands_in(text: str) -> list[list[str]]:

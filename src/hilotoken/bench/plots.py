@@ -22,7 +22,11 @@ from .rows import grouped
 
 _TIMES = (0.5, 1, 2, 4, 8, 16, 32)
 MARKS = "osD^vP<>X*hp"
-COSTS = {"tokens": "tokens run, % of dense", "seconds": "seconds of the DiT, % of dense"}
+COSTS = {
+    "tokens": "tokens run, % of dense",
+    "flops": "FLOPs of the DiT, % of dense",
+    "seconds": "seconds of the DiT, % of dense",
+}
 QUALITIES = {
     "lpips": "LPIPS to the truth, lower is better",
     "psnr_dense": "PSNR to dense, dB, higher is nearer",

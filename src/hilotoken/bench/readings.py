@@ -21,13 +21,16 @@ Figure = tuple[float, float, float]  # mean, and the ends of its 95 % interval
 CLASSICAL = ("telea", "navier-stokes")
 OPENCV = "OpenCV, the better of two"
 DENSE = "dense"
+COSTS = ("tokens", "flops", "seconds")
 SAME = 160  # dB: the PSNR of equal pictures is written as 168, which would drown every mean
 ORIGIN = ("command", "commit", "machine", "torch", "diffusers", "date")
+TEXTS = ("photo", "method", "setting", "mask_class", "group", "variant", "label", "predicted")
 # The columns that tell one kind of row from another, the most particular first.
 KINDS = {
     "ablate": ("group", "variant", "velocity"),
     "classify": ("photo", "label", "predicted", "correct"),
     "speed": ("mask_class", "method", "dit_speedup", "dit_seconds"),
+    "sets": ("mask_class", "method", "distance_low", "over_dense_low"),
     "fill": ("photo", "mask_class", "method", "lpips", "psnr", "psnr_dense"),
 }
 
@@ -74,7 +77,7 @@ def read_rows(path: Path) -> Readings:
 
 def _value(name: str, text: str) -> Any:
     # A commit of digits alone is no number, nor is a photograph that is named by one.
-    if name in (*ORIGIN, "photo", "method", "mask_class", "group", "variant", "label", "predicted"):
+    if name in (*ORIGIN, *TEXTS):
         return text
     for kind in (int, float):
         try:
@@ -147,7 +150,7 @@ def by_photo(group: Sequence[Any], name: str) -> dict[str, float]:
     found = {}
     for (photo,), rows in grouped(group, "photo").items():
         values = [v for row in rows if (v := getattr(row, name, None)) is not None]
-        if name == "psnr_dense":
+        if name.endswith("psnr_dense"):
             values = [value for value in values if value < SAME]
         if values:
             found[str(photo)] = fmean(values)
@@ -171,17 +174,19 @@ def cost(group: Sequence[Any], base: Sequence[Any], kind: str) -> Figure | None:
     """What a method costs as a share of dense: a mean over photographs with its interval.
 
     Args:
-        kind: "tokens" that the transformer was given; "seconds" of the transformer
+        kind: "tokens" that the transformer was given; its "flops", counted; its "seconds"
 
     Raises:
         ValueError: another kind.
     """
     if kind == "tokens":
         run, full = by_photo(group, _tokens(group[0])), by_photo(group, "tokens_full")
+    elif kind == "flops":
+        run, full = by_photo(group, "flop_share"), by_photo(base, "flop_share")
     elif kind == "seconds":
         run, full = by_photo(group, "dit_seconds"), by_photo(base, "dit_seconds")
     else:
-        raise ValueError(f"unknown cost {kind!r}; choose from ['tokens', 'seconds']")
+        raise ValueError(f"unknown cost {kind!r}; choose from {list(COSTS)}")
     values = [run[photo] / full[photo] for photo in run if full.get(photo)]
     return interval(values) if values else None
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from .markdown import PARTS, tables
+from .markdown import parts_of, tables
 from .plots import embedded, plot_quality, plot_speed
 from .readings import (
     CLASSICAL,
@@ -74,7 +74,7 @@ def _section(readings: Readings, labels: Mapping[str, str]) -> str:
         parts += _fill(readings, labels)
     elif readings.kind == "speed":
         parts.append(_image(plot_speed(readings, labels), "speed-up of the DiT by mask"))
-    for part in PARTS[readings.kind]:
+    for part in parts_of(readings):
         parts.append(f"<h3>{part.capitalize()}</h3>\n{_html(tables(readings, labels, part))}")
     return "\n".join(parts)
 

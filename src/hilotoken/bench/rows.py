@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,19 +39,23 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def check_rows(path: Path, kind: type[Any]) -> None:
+    """Raise ValueError if rows of this dataclass could not be appended, before they are made."""
+    header = ",".join([*(field.name for field in fields(kind)), *origin()])
+    if path.exists() and path.read_text().partition("\n")[0].strip() != header:
+        raise ValueError(f"{path} holds rows of another kind: name a new file")
+
+
 def append_rows(path: Path, rows: Sequence[Any]) -> None:
     """Append dataclass rows, with their origin, to a CSV that begins with its header.
 
     Raises:
         ValueError: the file holds rows of another kind.
     """
-    full = [asdict(row) | origin() for row in rows]
-    if not full:
+    if not rows:
         return
-    header = ",".join(full[0])
-    new = not path.exists()
-    if not new and path.read_text().partition("\n")[0].strip() != header:
-        raise ValueError(f"{path} holds rows of another kind: name a new file")
+    check_rows(path, type(rows[0]))
+    full, new = [asdict(row) | origin() for row in rows], not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="") as stream:
         writer = csv.DictWriter(stream, list(full[0]), lineterminator="\n")

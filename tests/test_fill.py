@@ -1,0 +1,179 @@
+"""`hilo bench fill`: every photograph under every mask by every method, once."""
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import make_photo
+from toys import interrupt_at, saved_model, small_transformer, some_distance
+
+from hilotoken import load_model
+from hilotoken.bench import fill as filling
+from hilotoken.bench import fill_cli
+from hilotoken.bench.cases import CLASSES, cases_of, square
+from hilotoken.bench.fill import bench_fill, fill_sheet, raw_pictures
+from hilotoken.bench.matched import Costs
+from hilotoken.bench.readings import read_rows
+from hilotoken.bench.sets import Features
+
+SIDE = 128
+SETTINGS = {"dense": "dense", "hilo": "hilo bucket=8"}
+
+
+@pytest.fixture(scope="module")
+def model():
+    pipe = load_model(saved_model())
+    pipe.register_modules(transformer=small_transformer())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def perceptual():
+    return some_distance()
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "photos").mkdir()
+    paths = [tmp_path / "photos" / name for name in ("a.png", "b.png")]
+    for seed, path in enumerate(paths):
+        photo = np.asarray(make_photo(SIDE, SIDE + 16)).copy()
+        Image.fromarray(np.roll(photo, 7 * seed, 0)).save(path)
+    return paths
+
+
+def _rows(model, perceptual, files, settings=SETTINGS, seeds=1, **given):
+    costs = Costs(model, 1)
+    return [
+        row
+        for file in files
+        for case in cases_of(file, SIDE, seeds)
+        for row, _ in bench_fill(model, case, settings, perceptual, costs, **given)
+    ]
+
+
+def test_every_class_and_method_gives_a_row_and_dense_equals_itself(model, perceptual, files):
+    rows = _rows(model, perceptual, files)
+    names = {"dense", "hilo", "telea", "navier-stokes"}
+    assert {(row.photo, row.mask_class, row.method) for row in rows} == {
+        (file.name, mask_class, name) for file in files for mask_class in CLASSES for name in names
+    }
+    for row in rows:
+        assert row.mask_share == pytest.approx(CLASSES[row.mask_class], rel=0.05)
+        same = row.method == "dense" or row.tokens_run == row.tokens_full > 0
+        assert (row.lpips_dense == 0) == same
+        assert row.psnr < 60
+        assert row.ssim < 1
+        assert row.outside_equal
+        assert min(row.step, row.step_photo, row.colour, row.colour_photo) > 0
+    alone = _rows(model, perceptual, files[1:])
+    again = [row for row in rows if row.photo == "b.png"]
+    assert [(r.psnr, r.lpips) for r in alone] == [(r.psnr, r.lpips) for r in again]
+
+
+def test_the_raw_picture_is_judged_around_the_mask_and_outside_where_there_is_one(
+    model, perceptual, files
+):
+    settings = SETTINGS | {"crop": "crop_stitch margin=0"}
+    for row in _rows(model, perceptual, files[:1], settings):
+        raw = {name: value for name, value in asdict(row).items() if name in filling._RAW}
+        assert len(raw) == 8
+        if row.method in ("dense", "hilo"):
+            assert row.outside_psnr < 60  # random weights: nothing like the photo
+            assert row.ring_lpips > 0
+            assert (row.ring_lpips_dense == 0) == (row.lpips_dense == 0)
+        else:
+            assert set(raw.values()) == {None}
+
+
+def test_raw_pictures_are_the_pipelines_own_and_nothing_stays_behind(model, files):
+    case = next(cases_of(files[0], SIDE))
+    with raw_pictures(model) as seen:
+        output = model(**case.arguments, num_inference_steps=1, generator=case.noise())
+    assert np.array_equal(np.asarray(seen[-1][0]), np.asarray(output.images[0]))
+    assert "postprocess" not in vars(model.image_processor)
+
+
+def test_seeds_share_the_mask_and_classical_fills_are_made_once(model, perceptual, files):
+    rows = _rows(model, perceptual, files[:1], {"dense": "dense"}, seeds=2)
+    first = _rows(model, perceptual, files[:1], {"dense": "dense"})
+    dense = [row for row in rows if row.method == "dense"]
+    assert len(rows) - len(dense) == 2 * len(CLASSES)
+    for name in CLASSES:
+        one, other = (row for row in dense if row.mask_class == name)
+        assert one.mask_share == other.mask_share
+        assert one.psnr != other.psnr
+    mine = [row.psnr for row in dense[::2]]
+    assert mine == [row.psnr for row in first if row.method == "dense"]
+
+
+def test_what_is_done_is_not_measured_again(model, perceptual, files):
+    *others, last = _rows(model, perceptual, files[:1])
+    done = {(row.photo, row.mask_class, row.method, row.seed) for row in others}
+    (row,) = _rows(model, perceptual, files[:1], done=done)
+    assert (row.method, row.psnr, row.lpips_dense) == ("hilo", last.psnr, last.lpips_dense)
+
+
+def _command(files, output, **given):
+    given = {"steps": 1, "size": SIDE, "method": ["hilo bucket=8"]} | given
+    fill_cli.fill(files[0].parent, files[0], output=output, **given)
+
+
+@pytest.fixture
+def toys(monkeypatch, model, perceptual):
+    """The command runs on these, and on masks of one class."""
+    monkeypatch.setattr("hilotoken.model.load_model", lambda name, device: model)
+    monkeypatch.setattr("hilotoken.train.lpips.load_lpips", lambda path: perceptual)
+    monkeypatch.delitem(CLASSES, "medium")
+    monkeypatch.delitem(CLASSES, "large")
+
+
+@pytest.mark.usefixtures("toys")
+def test_a_command_that_was_interrupted_goes_on(files, tmp_path, capsys, monkeypatch):
+    _command(files, tmp_path / "whole.csv")
+    printed = capsys.readouterr().out
+    for said in ("gradient energy", "raw, around", "kernel distance"):
+        assert said in printed
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, filling, "pooled", 7)  # in the second photograph
+        with pytest.raises(KeyboardInterrupt):
+            _command(files, tmp_path / "half.csv")
+    assert 0 < len(read_rows(tmp_path / "half.csv").rows) < 8
+    _command(files, tmp_path / "half.csv")
+    half, whole = (read_rows(tmp_path / name).rows for name in ("half.csv", "whole.csv"))
+    key = lambda row: (row.photo, row.mask_class, row.method)  # noqa: E731
+    assert sorted(map(key, half)) == sorted(map(key, whole))
+    assert {key(row): row.lpips for row in half} == {key(row): row.lpips for row in whole}
+    features = [Features.beside(tmp_path / name).of for name in ("half.csv", "whole.csv")]
+    assert features[0].keys() == features[1].keys()
+    sets = [read_rows(tmp_path / f"{name}_sets.csv").rows for name in ("half", "whole")]
+    assert [row.distance for row in sets[0]] == [row.distance for row in sets[1]]
+    for changed, said in (({"steps": 2}, "name a new file"), ({"size": 256}, "name a new file")):
+        with pytest.raises(ValueError, match=said):
+            _command(files, tmp_path / "whole.csv", **changed)
+
+
+def test_rows_of_another_kind_and_wrong_methods_are_refused_early(files, tmp_path):
+    (tmp_path / "other.csv").write_text("photo,psnr\n1,2\n")
+    with pytest.raises(ValueError, match="another kind"):
+        _command(files, tmp_path / "other.csv")
+    with pytest.raises(ValueError, match="unknown method"):
+        _command(files, tmp_path / "new.csv", method=["hillo"])
+
+
+def test_a_sheet_shows_every_case(model, files, tmp_path):
+    settings = dict.fromkeys(CLASSES, SETTINGS)
+    fill_sheet(model, files, settings, tmp_path / "s.png", size=SIDE, steps=1, height=100)
+    picture = Image.open(tmp_path / "s.png")
+    assert picture.width > 2 * 4 * 100
+    assert 100 < picture.height < 200  # two cases, side by side
+
+
+@pytest.mark.parametrize("size", [(40, 30), (300, 200), (128, 128)])
+def test_square_is_the_middle(tmp_path, size):
+    Image.new("RGB", size, (10, 20, 30)).save(tmp_path / "p.png")
+    cut = square(tmp_path / "p.png", 64)
+    assert cut.shape == (64, 64, 3)
+    assert (cut == (10, 20, 30)).all()
