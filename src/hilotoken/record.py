@@ -16,6 +16,7 @@ class Run:
               queries, keys and the feed-forward ran on
     refreshed: the steps at which context ran, where a method reuses it; None for all
     kept_bytes: memory that its keys and values took
+    blocks_run: share of the blocks that ran, where a step cache skips some
     """
 
     plan: TokenPlan
@@ -29,6 +30,7 @@ class Run:
     inside: dict[str, float] = field(default_factory=dict)
     refreshed: tuple[int, ...] | None = None
     kept_bytes: int = 0
+    blocks_run: float = 1.0
 
     @property
     def tokens_full(self) -> int:
@@ -44,9 +46,10 @@ class Run:
 
     @property
     def mean_tokens_run(self) -> float:
-        """Tokens of the target's grid that ran, over the steps: fewer where context is reused."""
+        """Tokens of the target's grid that ran, over steps and blocks: fewer where context is reused
+        or blocks are skipped."""
         if self.refreshed is None:
-            return self.tokens_run
+            return self.blocks_run * self.tokens_run
         share = len(self.refreshed) / max(1, self.steps)
         return share * self.tokens_run + (1 - share) * self.counts["edit"]
 

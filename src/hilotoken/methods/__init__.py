@@ -16,6 +16,7 @@ from .hilo import HiLo
 from .pooling import TokenPooling
 from .sites import BlockMethod
 from .stages import SDTM
+from .step_cache import StepCache
 from .todo import ToDo
 from .tome import ToMe
 from .udit import UDiTAttention
@@ -42,6 +43,7 @@ METHODS: dict[str, Any] = {
     "downsample": Downsample,
     "crop_stitch": CropStitch,
     "fewer_steps": FewerSteps,
+    "step_cache": StepCache,
 }
 
 
@@ -91,6 +93,7 @@ __all__ = [
     "HiLo",
     "Method",
     "RandomKeep",
+    "StepCache",
     "ToDo",
     "ToMe",
     "TokenPooling",

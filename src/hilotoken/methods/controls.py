@@ -84,7 +84,7 @@ class FewerSteps(Control):
         check_share("share", self.share)
 
     def run(self, compressed: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = _named(compressed.pipe, args, kwargs)
+        given = named(compressed.pipe, args, kwargs)
         if given.get("sigmas") is not None or given.get("timesteps") is not None:
             raise ValueError("fewer_steps sets the steps: leave out sigmas and timesteps")
         if given.get("num_inference_steps") is None:
@@ -110,7 +110,7 @@ class _Resized(Control):
         from ..arguments import exact_photo
 
         started, pipe = time.perf_counter(), compressed.pipe
-        given = _named(pipe, args, kwargs)
+        given = named(pipe, args, kwargs)
         kind = given.get("output_type", "pil")
         self._check(pipe, given, kind)
         size = {name: _side(pipe, given.get(name)) for name in ("height", "width")}
@@ -228,7 +228,7 @@ class CropStitch(_Resized):
         return slice(max(0, first - self.margin), min(len(touched), last + 1 + self.margin))
 
 
-def _named(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def named(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call by their names; a mask too that only `compress` takes."""
     own = {name: value for name, value in kwargs.items() if name != "mask_image"}
     bound = inspect.signature(pipe.__call__).bind(*args, **own).arguments

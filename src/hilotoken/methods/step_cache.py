@@ -1,0 +1,114 @@
+"""A step cache of diffusers as a control: every token runs, but not every block at every step."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers import FirstBlockCacheConfig
+from torch import nn
+
+from .controls import Control, named
+from .sequence import Moment
+
+# Whose blocks diffusers' cache knows, and was seen to run.
+CACHED = ("FluxTransformer2DModel", "QwenImageTransformer2DModel")
+
+
+@dataclass(frozen=True)
+class StepCache(Control):
+    """First Block Cache, diffusers' simpler TeaCache (arXiv 2411.19108): where the first block adds
+    nearly what it added before, the others are taken to add what they last did, and do not run.
+
+    threshold: relative change of what the first block adds up to which the others are skipped
+
+    Raises:
+        ValueError: a threshold below 0, at construction; a transformer whose blocks diffusers'
+            cache does not know, or with a cache already, at the call.
+    """
+
+    threshold: float = 0.2
+
+    def __post_init__(self) -> None:
+        given = self.threshold
+        if isinstance(given, bool) or not isinstance(given, float | int) or not given >= 0:
+            raise ValueError(f"threshold must be a number of 0 or more, got {given!r}")
+
+    def run(self, compressed: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        transformer = compressed.pipe.transformer
+        _check(transformer)
+        with _unchanged(transformer), _counted(transformer) as share:
+            transformer.enable_cache(FirstBlockCacheConfig(threshold=self.threshold))
+            try:
+                with _contexts(transformer):
+                    output, run = self._dense(compressed, named(compressed.pipe, args, kwargs))
+            finally:
+                transformer.disable_cache()
+        compressed.last_run = dataclasses.replace(run, method=self, blocks_run=share())
+        return output
+
+
+def _check(transformer: Any) -> None:
+    if hasattr(transformer, "_orig_mod") or type(transformer).__name__ not in CACHED:
+        raise ValueError(
+            f"step_cache is diffusers' own, which runs on {', '.join(CACHED)}, not on "
+            f"{type(transformer).__name__}: fewer_steps saves steps on any"
+        )
+    if transformer.is_cache_enabled:
+        raise ValueError("step_cache found a cache enabled: call transformer.disable_cache()")
+
+
+@contextmanager
+def _unchanged(transformer: nn.Module) -> Iterator[None]:
+    """What diffusers leaves on modules when a cache is disabled goes too."""
+    before = [(module, set(vars(module))) for module in transformer.modules()]
+    try:
+        yield
+    finally:
+        for module, names in before:
+            for name in set(vars(module)) - names:
+                delattr(module, name)
+
+
+@contextmanager
+def _counted(transformer: Any) -> Iterator[Any]:
+    """A function that says which share of the blocks' attention ran."""
+    calls, modules = [0, 0], [m for m in transformer.modules() if hasattr(m, "processor")]
+
+    def count(index: int) -> Any:
+        def hook(*_: Any) -> None:
+            calls[index] += 1
+
+        return hook
+
+    handles = [transformer.register_forward_hook(count(0))]
+    handles += [module.register_forward_hook(count(1)) for module in modules]
+    try:
+        yield lambda: calls[1] / max(1, calls[0] * len(modules))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _contexts(transformer: Any) -> Iterator[None]:
+    """Each branch of guidance keeps a cache of its own, also where the pipeline names none."""
+    moment, opened = Moment(), ExitStack()
+
+    def enter(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        moment.follow(float(kwargs["timestep"].flatten()[0]))
+        opened.enter_context(transformer.cache_context(f"branch {moment.branch}"))
+
+    def leave(*_: Any) -> None:
+        opened.close()
+
+    handles = [
+        transformer.register_forward_pre_hook(enter, with_kwargs=True),
+        transformer.register_forward_hook(leave, always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
