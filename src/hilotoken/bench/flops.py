@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ..methods import SDTM, AnyMethod, FewerSteps
+from ..methods import SDTM, AnyMethod, Control
 from ..methods.within import Within
 
 
@@ -23,26 +23,40 @@ def flops_by_pass(call: Callable[[], Any], module: nn.Module) -> list[int]:
     What shortens and restores its sequence is counted with it, as the clock counts it. Compiled
     blocks run eagerly meanwhile: a counter does not see into compiled code.
     """
-    counter, totals = FlopCounterMode(display=False, custom_mapping=_UNLISTED), []
+    running: list[FlopCounterMode] = []
+    counted: list[int] = []
+
+    def begin(*_: Any) -> None:
+        running.append(FlopCounterMode(display=False, custom_mapping=_UNLISTED))
+        running[-1].__enter__()
+
+    def end(*_: Any) -> None:
+        counter = running.pop()
+        counter.__exit__(None, None, None)
+        counted.append(counter.get_total_flops())
+
     handles = [
-        hook(lambda *_: totals.append(counter.get_total_flops()))
-        for hook in (module.register_forward_pre_hook, module.register_forward_hook)
+        module.register_forward_pre_hook(begin),
+        module.register_forward_hook(end, always_call=True),  # on errors too
     ]
     try:
-        with torch.compiler.set_stance("force_eager"), counter:
+        with torch.compiler.set_stance("force_eager"):
             call()
     finally:
         for handle in handles:
             handle.remove()
-    return [after - before for before, after in zip(totals[::2], totals[1::2], strict=True)]
+    return counted
 
 
 def steps_alike(method: AnyMethod) -> bool:
     """Whether every step of an edit costs the same, so that one needs counting."""
     if isinstance(method, Within):
         return steps_alike(method.outer) and steps_alike(method.inside)
-    seldom = getattr(method, "refresh", None) is not None or getattr(method, "reuse", 1) > 1
-    return not seldom and not isinstance(method, SDTM | FewerSteps)
+    if isinstance(method, SDTM) or getattr(method, "reuse", 1) > 1:
+        return False
+    if isinstance(method, Control):  # those that make a smaller picture leave the steps alone
+        return hasattr(method, "smaller")
+    return getattr(method, "refresh", None) is None
 
 
 def _attention(

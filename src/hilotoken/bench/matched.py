@@ -23,6 +23,7 @@ from .flops import flops_by_pass, steps_alike
 from .samples import Sample
 
 Ladder = list[str]  # settings of one method, from the dearest to the cheapest
+THRESHOLDS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 PROBES = 8  # photographs whose masks the knobs are set by
 
 
@@ -30,13 +31,12 @@ class Costs:
     """FLOPs of the DiT over a whole edit, as shares of dense.
 
     They follow from the setting and from how many tokens the plan keeps, so each such pair is
-    counted once, on the first case that has it; "auto", which looks at the photo, is counted so
-    too, and is then right for that photo alone.
+    counted once; but case by case for what looks at the picture as it comes to be.
     """
 
     def __init__(self, pipe: Any, steps: int) -> None:
         self.pipe, self.steps = pipe, steps
-        self._counted: dict[tuple[str, int, int], float] = {}
+        self._counted: dict[tuple[object, ...], float] = {}
 
     def share(self, setting: str, case: Case) -> float:
         """What the setting costs under this mask, over what dense does."""
@@ -48,15 +48,21 @@ class Costs:
 
     def _flops(self, setting: str, case: Case) -> float:
         method = method_from(*setting.split())
-        plan = _plan(method, case)
-        reuses = getattr(method, "refresh", None) is not None
-        key = setting, plan.tokens_run, plan.counts["edit"] if reuses else 0
+        key = setting, *_follows_from(method, case)
         if key not in self._counted:
             steps = 1 if steps_alike(method) else self.steps
             edit = partial(compress(self.pipe, method), **case.arguments, generator=case.noise())
             passes = flops_by_pass(partial(edit, num_inference_steps=steps), self.pipe.transformer)
             self._counted[key] = sum(passes) * self.steps / steps
         return self._counted[key]
+
+
+def _follows_from(method: Any, case: Case) -> tuple[object, ...]:
+    """What a method's cost follows from, besides its options."""
+    refresh, plan = getattr(method, "refresh", None), _plan(method, case)
+    if refresh == "auto" or hasattr(method, "threshold"):
+        return case.name, case.mask_class, case.seed
+    return plan.tokens_run, plan.counts["edit"] if refresh is not None else 0
 
 
 def _plan(method: Any, case: Case) -> TokenPlan:
@@ -135,6 +141,7 @@ def ladders_of(steps: int, side: int) -> dict[str, list[Ladder]]:
         **{name: [[f"{name} factor={n}" for n in sides]] for name in ("todo", "bigain_td")},
         "downsample": [[f"downsample factor={n}" for n in sides]],
         "crop_stitch": [[f"crop_stitch margin={n}" for n in range(side - 1, -1, -1)]],
+        "step_cache": [[f"step_cache threshold={t}" for t in THRESHOLDS]],
         "fewer_steps": [[f"fewer_steps share={k / steps:.3g}" for k in range(steps - 1, 0, -1)]],
     }
 
