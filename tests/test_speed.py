@@ -3,8 +3,10 @@
 import csv
 import re
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from toys import saved_model
@@ -18,7 +20,7 @@ from hilotoken.bench.cases import CLASSES
 from hilotoken.bench.rows import append_rows
 from hilotoken.bench.speed import bench_speed, cases, disc, graphs
 from hilotoken.cli import app
-from hilotoken.methods import FewerSteps
+from hilotoken.methods import FewerSteps, StepCache
 from hilotoken.options import method_from
 
 SIDE, TOKENS, TEXT = 128, 64, 6
@@ -44,12 +46,12 @@ def rows_of(subject, methods=METHODS, masks="small,large", repeats=1, steps=1):
     return list(bench_speed(subject, methods, wanted, steps=steps, repeats=repeats))
 
 
-def flux_flops(config, text, tokens):
+def flux_flops(config, text, tokens, kept=0):
     """FLOPs of one call of a FLUX transformer, by hand: two for each multiply-add."""
     D, S = config.num_attention_heads * config.attention_head_dim, text + tokens
     blocks = config.num_layers + config.num_single_layers
     linear = blocks * 12 * D**2 * S  # q, k, v and out, and a feedforward four times as wide
-    attention = blocks * 2 * S**2 * D  # logits, and the weighted sum of the values
+    attention = blocks * 2 * S * (S + kept) * D  # logits, and the weighted sum of the values
     modulation = (12 * config.num_layers + 3 * config.num_single_layers + 2) * D**2
     embedders = 2 * (256 * D + D**2) + config.pooled_projection_dim * D + D**2
     ends = tokens * (config.in_channels + config.out_channels) * D
@@ -75,12 +77,19 @@ def test_making_coarse_tokens_is_not_counted_as_the_transformers_work(toy):
 
 
 def test_steps_that_differ_are_all_counted(fill):
-    methods = {"hilo": HiLo(bucket=8), "reuse": HiLo(bucket=8, refresh=(0, 3))}
-    wanted = cases("small", 256)
-    _, every, some = bench_speed(fill, methods, wanted, steps=4, repeats=1)
-    assert some.tokens_run == every.tokens_run
-    assert some.dit_tflops < every.dit_tflops
-    _, fewer = bench_speed(fill, {"fewer": FewerSteps(0.5)}, wanted, steps=4, repeats=1)
+    reuse = HiLo(bucket=8, coarse=0, dilate=1, refresh=(0, 3))
+    wanted, changes = cases("small", SIDE), {"cache": StepCache(1e9), "fewer": FewerSteps(0.5)}
+    every = {"reuse": reuse, **changes}
+    _, some, cached, fewer = bench_speed(fill, every, wanted, steps=4, repeats=1)
+    mask = disc(SIDE, wanted[0].share).astype(np.float32)
+    edit = plan_tokens(np.zeros((SIDE, SIDE, 3)), mask, grid=(8, 8), method=reuse).counts["edit"]
+    assert some.tokens_run == round((some.sequence_run + edit) / 2)
+    flops = partial(flux_flops, fill.pipe.transformer.config, TEXT)
+    by_hand = 2 * flops(some.sequence_run) + 2 * flops(edit, kept=some.sequence_run - edit)
+    assert some.dit_tflops * 1e12 == pytest.approx(by_hand, rel=1e-12)
+    assert some.realised == pytest.approx(some.dit_speedup / some.flop_ratio)
+    assert cached.tokens_run == TOKENS / 2  # all three blocks at one step, one at the other three
+    assert cached.flop_ratio > 1.5
     assert fewer.flop_ratio == pytest.approx(2)
 
 

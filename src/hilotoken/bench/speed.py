@@ -37,8 +37,8 @@ class SpeedRow:
     """One edit, timed. Ratios are over the dense edit of the same repeat.
 
     text:         tokens of the prompt
-    tokens_full, tokens_run: of the picture, and of it those that run
-    sequence_full, sequence_run: the same with the tokens of references
+    tokens_full, tokens_run: of the picture, and of it those that run, the mean over the steps
+    sequence_full, sequence_run: with the tokens of references, those of a step that runs them
     rest_seconds: of the total, neither DiT nor VAE
     plan_share:   planning, over the DiT's time of a dense edit
     processor_seconds, processor_speedup: of the DiT, on all cores of a CPU together: what other
@@ -230,7 +230,7 @@ def _row(
         size=case.size,
         steps=edit.steps,
         tokens_full=run.tokens_full,
-        tokens_run=run.tokens_run,
+        tokens_run=round(run.mean_tokens_run),
         sequence_full=run.sequence[0],
         sequence_run=run.sequence[1],
         dit_seconds=run.dit_seconds,
