@@ -19,20 +19,25 @@ Only = Annotated[
 Skip = Annotated[
     int, typer.Option(help="Leave out the first N photographs, which --limit N takes.", min=0)
 ]
-PARTS = "Of fills `quality` or `paired`; of others their kind: `speed`, `ablate`, `classify`."
+PARTS = "Of fills `quality`, `paired`, `regions`; of others their kind: `sets`, `speed` ..."
 
 
 def report(
     rows: Annotated[list[Path], typer.Argument(help="CSVs that `hilo bench` has written.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="An HTML file.")],
     label: Labels = None,
+    picture: Annotated[
+        list[Path] | None,
+        typer.Option(help="To be shown first, such as `fill --sheet` draws; repeatable."),
+    ] = None,
 ) -> None:
     """Write plots and tables of measurements as one HTML file that needs nothing beside it."""
     from .markdown import labels_from
     from .readings import read_rows
     from .report import html_report
 
-    text = html_report([read_rows(path) for path in rows], labels_from(label or []))
+    readings = [read_rows(path) for path in rows]
+    text = html_report(readings, labels_from(label or []), picture or [])
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
     print(f"wrote {output}", file=sys.stderr)
@@ -41,7 +46,7 @@ def report(
 def plot(
     rows: Rows,
     output: Annotated[Path, typer.Option("--output", "-o", help="A picture: .png, .svg ...")],
-    cost: Annotated[str, typer.Option(help="Of fills: `tokens` or `seconds`.")] = "tokens",
+    cost: Annotated[str, typer.Option(help="Of fills: `tokens`, `flops` or `seconds`.")] = "tokens",
     only: Only = None,
     skip: Skip = 0,
     label: Labels = None,

@@ -187,7 +187,8 @@ NEEDED = {"regions": "ring_psnr"}
 
 def parts_of(readings: Readings) -> list[str]:
     """The parts that these rows have the columns for."""
-    return [part for part in PARTS[readings.kind] if _has(readings, NEEDED.get(part, "method"))]
+    parts = PARTS[readings.kind]
+    return [part for part in parts if part not in NEEDED or _has(readings, NEEDED[part])]
 
 
 def tables(readings: Readings, labels: Labels, part: str | None = None) -> str:

@@ -1,13 +1,19 @@
 """`hilo bench report`: rows of measurements as one HTML file that needs nothing beside it."""
 
+import base64
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from .fill_tables import called
 from .markdown import parts_of, tables
 from .plots import embedded, plot_quality, plot_speed
 from .readings import (
     CLASSICAL,
+    COSTS,
     DENSE,
     KINDS,
     ORIGIN,
@@ -27,16 +33,23 @@ h2 { margin-top: 2.5em; border-top: 1px solid #ccc; padding-top: 1em }
 table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums;
         display: block; overflow-x: auto }
 th, td { padding: .25em .8em; text-align: left; border-bottom: 1px solid #ddd; white-space: nowrap }
-img { max-width: 100% } code { background: #f3f3f3; padding: .1em .3em; overflow-wrap: anywhere }
+img { max-width: 100% } .wide { overflow-x: auto } .wide img { min-width: 40em }
+code { background: #f3f3f3; padding: .1em .3em; overflow-wrap: anywhere }
 .better { color: #11652f } .worse { color: #a11 }
 """
 _TITLES = {"fill": "Quality of fills", "speed": "Speed"}
-_TITLES |= {"ablate": "Ablation", "classify": "Classification"}
+_TITLES |= {"sets": "Sets of fills", "ablate": "Ablation", "classify": "Classification"}
 _ABOUT = {
     "fill": "Means over photographs of what is in the mask, with 95 % bootstrap intervals over "
     "photographs; differences are paired, photograph by photograph. Distance from the truth "
     "favours copying and blur: a plausible fill that differs from what was hidden counts as wrong. "
-    "Distance from dense says what compression changes, not whether it is worse.",
+    "Gradient energy tells blur from detail, whatever the detail: 100 % is as much as the truth "
+    "has, and noise has more. Distance from dense says what compression changes, not whether it "
+    "is worse. Around the mask (16 px) and outside it, the raw picture is compared, before the "
+    "photo's own pixels are put back.",
+    "sets": "How far the fills of a method lie, as a set, from the set of truths: the unbiased "
+    "squared kernel distance of KID, on AlexNet features of LPIPS pooled over the mask. "
+    "Comparable within this table alone.",
     "speed": "Dense and compressed edits in turn; medians, and in brackets the least and the "
     "greatest. Ratios are within one round.",
     "ablate": "Variants of HiLo at equal token counts within each group. The velocity error is of "
@@ -46,20 +59,31 @@ _ABOUT = {
 }
 # Not figures but what a row is of, or figures that have a table of their own.
 _IDENTITY = {"mask_share", "seed", "tokens_full", "tokens_run", "lpips", "psnr", "psnr_dense"}
+_IN_TABLES = {"size", "steps", "flop_share", "ssim", "ssim_dense", "sharpness", "outside_psnr"}
+_IN_TABLES |= {"ring_psnr", "ring_ssim", "ring_lpips", "ring_psnr_dense"}
+_IN_TABLES |= {"step", "step_photo", "colour", "colour_photo"}
 
 
-def html_report(readings: Sequence[Readings], labels: Mapping[str, str]) -> str:
+def html_report(
+    readings: Sequence[Readings], labels: Mapping[str, str], pictures: Sequence[Path] = ()
+) -> str:
     """The report of several CSVs, a section each: plots, wins and losses, tables, origin.
+
+    Args:
+        labels: what a method is called, by its name
+        pictures: files that are shown first
 
     Raises:
         ImportError: matplotlib is missing.
+        OSError: a picture cannot be read, or is none.
     """
+    shown = "\n".join(_picture(path) for path in pictures)
     sections = "\n".join(_section(each, labels) for each in readings)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width">\n'
         f"<title>hilotoken: measurements</title>\n<style>{_STYLE}</style></head>\n"
-        f"<body>\n<h1>hilotoken: measurements</h1>\n{sections}\n</body></html>\n"
+        f"<body>\n<h1>hilotoken: measurements</h1>\n{shown}\n{sections}\n</body></html>\n"
     )
 
 
@@ -82,7 +106,8 @@ def _section(readings: Readings, labels: Mapping[str, str]) -> str:
 def _fill(readings: Readings, labels: Mapping[str, str]) -> list[str]:
     parts = [
         _image(plot_quality(readings, labels, kind), f"quality against {kind}")
-        for kind in ("tokens", "seconds")
+        for kind in COSTS
+        if kind != "flops" or hasattr(readings.rows[0], "flop_share")
     ]
     parts.append(f"<h3>Losses beside wins</h3>\n{_outcomes(readings, labels)}")
     if others := _others(readings):
@@ -107,8 +132,9 @@ def _outcomes(readings: Readings, labels: Mapping[str, str]) -> str:
             if name == DENSE:
                 continue
             share = None if name in CLASSICAL else cost(group, dense, "tokens")
+            label = escape(called(group, labels))
             lines.append(
-                f"<tr><td>{escape(mask_class)}</td><td>{escape(labels.get(name, name))}</td>"
+                f"<tr><td>{escape(mask_class)}</td><td>{label}</td>"
                 f"<td>{f'{share[0]:.0%}' if share else ''}</td>"
                 f"{_change(group, dense, 'lpips', 4)}{_change(group, dense, 'psnr', 2)}</tr>"
             )
@@ -130,6 +156,8 @@ def _change(group: Sequence[Any], dense: Sequence[Any], name: str, digits: int) 
 def _others(readings: Readings) -> list[str]:
     """Columns of numbers that the fixed tables leave out, such as those of later versions."""
     left_out = {*ORIGIN, *_IDENTITY, *KINDS["fill"]}
+    if "regions" in parts_of(readings):
+        left_out |= _IN_TABLES
     row = readings.rows[0]
     return [
         name
@@ -142,20 +170,28 @@ def _others(readings: Readings) -> list[str]:
 def _other_table(readings: Readings, labels: Mapping[str, str], names: Sequence[str]) -> str:
     lines = []
     for mask_class, methods in groups_of(readings.rows).items():
-        for name, group in methods.items():
+        for group in methods.values():
             found = [figure(group, other) for other in names]
             cells = [
                 f"<td>{each[0]:.4g} [{each[1]:.4g}, {each[2]:.4g}]</td>" if each else "<td></td>"
                 for each in found
             ]
-            first = f"<td>{escape(mask_class)}</td><td>{escape(labels.get(name, name))}</td>"
+            first = f"<td>{escape(mask_class)}</td><td>{escape(called(group, labels))}</td>"
             lines.append(f"<tr>{first}{''.join(cells)}</tr>")
     head = "".join(f"<th>{escape(name)}</th>" for name in ("mask", "method", *names))
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
 
 
 def _image(picture: Any, alt: str) -> str:
-    return f'<p><img alt="{escape(alt)}" src="{embedded(picture)}"></p>'
+    return f'<p class="wide"><img alt="{escape(alt)}" src="{embedded(picture)}"></p>'
+
+
+def _picture(path: Path) -> str:
+    """A picture as it is in its file, within the document."""
+    with Image.open(path) as picture:
+        kind = Image.MIME[picture.format or ""]
+    text = base64.b64encode(path.read_bytes()).decode()
+    return f'<p><img alt="{escape(path.stem)}" src="data:{kind};base64,{text}"></p>'
 
 
 def _html(text: str) -> str:
