@@ -3,6 +3,8 @@
 import hashlib
 import inspect
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxFillPipeline,
     FluxTransformer2DModel,
+    configuration_utils,
 )
 from huggingface_hub import model_info
 from huggingface_hub.errors import HfHubHTTPError
@@ -156,10 +159,12 @@ def _load_embedded(folder: Path, device: torch.device) -> EmbeddedFillPipeline:
     here: dict[str, Any] = {"local_files_only": True}  # a part that is missing is no hub id
     weights: dict[str, Any] = {"dtype": dtype, "use_safetensors": True} | here
     none = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    with _phases_expected():
+        transformer = FluxTransformer2DModel.from_pretrained(folder / "transformer", **weights)
     pipe = EmbeddedFillPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler", **here),
         vae=AutoencoderTiny.from_pretrained(folder / "vae", **weights),
-        transformer=FluxTransformer2DModel.from_pretrained(folder / "transformer", **weights),
+        transformer=transformer,
         **none,
     )
     if (folder / "labels.json").is_file():  # which models of before have not
@@ -167,6 +172,17 @@ def _load_embedded(folder: Path, device: torch.device) -> EmbeddedFillPipeline:
     # Channels last: the convolutions of the autoencoder take two thirds of the time on a CPU.
     pipe.vae.to(memory_format=torch.channels_last)
     return pipe.to(device)
+
+
+@contextmanager
+def _phases_expected() -> Iterator[None]:
+    """Diffusers warns that it ignores `phases`, which the pipeline here sees to."""
+    others = lambda record: "{'phases': " not in record.getMessage()  # noqa: E731
+    configuration_utils.logger.addFilter(others)
+    try:
+        yield
+    finally:
+        configuration_utils.logger.removeFilter(others)
 
 
 def _hub_answers(name: str) -> bool:
