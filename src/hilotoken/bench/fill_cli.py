@@ -71,24 +71,28 @@ def fill(
     pipe.set_progress_bar_config(disable=True)
     costs = Costs(pipe, steps)
     settings = {name: {DENSE: DENSE, **given} for name in CLASSES}
+    console = Console(stderr=True)
     if matched:
-        for name, found in matched_settings(next(iter(given)), files, costs, size).items():
-            settings[name] |= found
+        with console.status("setting every method to one cost"):
+            found = matched_settings(next(iter(given)), files, costs, size)
+        for name, of_class in found.items():
+            settings[name] |= of_class | given  # what was given stays as it was given
+            console.print(f"{name}: {', '.join(of_class.values())}", highlight=False)
     if sheet:
         fill_sheet(pipe, files[:limit], settings, sheet, size=size, steps=steps)
         return
     done = _done(output, settings, size, steps)
     rows: list[FillRow] = []
-    for file in track(files[:limit], "filling", console=Console(stderr=True)):
+    for file in track(files[:limit], "filling", console=console):
         for case in cases_of(file, size, seeds):
             of_class = settings[case.mask_class]
             for row, found in bench_fill(pipe, case, of_class, perceptual, costs, done=done):
                 features.of |= found
                 rows.append(row)
-        features.save()  # before the rows: what has a row has its features
-        if output:
-            append_rows(output, rows)
-            rows = []
+            features.save()  # before the rows: what has a row has its features
+            if output:
+                append_rows(output, rows)
+                rows = []
     _conclude(output, rows, features)
 
 

@@ -33,8 +33,13 @@ h2 { margin-top: 2.5em; border-top: 1px solid #ccc; padding-top: 1em }
 table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums;
         display: block; overflow-x: auto }
 th, td { padding: .25em .8em; text-align: left; border-bottom: 1px solid #ddd; white-space: nowrap }
+th { white-space: normal; vertical-align: bottom; min-width: 3.5em }
+td:nth-child(2) { white-space: normal; min-width: 9em }
 img { max-width: 100% } .wide { overflow-x: auto } .wide img { min-width: 40em }
 code { background: #f3f3f3; padding: .1em .3em; overflow-wrap: anywhere }
+@media (max-width: 40em) {
+  body { margin: 1em auto } th, td { padding: .2em .4em; font-size: 13px }
+}
 .better { color: #11652f } .worse { color: #a11 }
 """
 _TITLES = {"fill": "Quality of fills", "speed": "Speed"}
@@ -100,6 +105,8 @@ def _section(readings: Readings, labels: Mapping[str, str]) -> str:
         parts.append(_image(plot_speed(readings, labels), "speed-up of the DiT by mask"))
     for part in parts_of(readings):
         parts.append(f"<h3>{part.capitalize()}</h3>\n{_html(tables(readings, labels, part))}")
+    if readings.kind == "fill" and (others := _others(readings)):
+        parts.append(f"<h3>Other figures</h3>\n{_other_table(readings, labels, others)}")
     return "\n".join(parts)
 
 
@@ -110,8 +117,6 @@ def _fill(readings: Readings, labels: Mapping[str, str]) -> list[str]:
         if kind != "flops" or hasattr(readings.rows[0], "flop_share")
     ]
     parts.append(f"<h3>Losses beside wins</h3>\n{_outcomes(readings, labels)}")
-    if others := _others(readings):
-        parts.append(f"<h3>Other figures</h3>\n{_other_table(readings, labels, others)}")
     return parts
 
 
