@@ -166,6 +166,25 @@ def test_a_command_that_was_interrupted_goes_on(files, tmp_path, capsys, monkeyp
             _command(files, tmp_path / "whole.csv", **changed)
 
 
+@pytest.mark.usefixtures("toys", "one_class")
+def test_a_matched_method_is_named_shortly_and_its_row_says_how_it_ran(
+    files, tmp_path, monkeypatch
+):
+    found = {"tome": "tome ratio=0.25", "todo": "todo factor=3"}
+    monkeypatch.setattr(
+        "hilotoken.bench.matched.matched_settings", lambda *given: {"small": dict(found)}
+    )
+    given = {"matched": True, "limit": 1, "method": ["hilo bucket=8", "todo"]}
+    _command(files, tmp_path / "m.csv", **given)
+    rows = {row.method: row for row in read_rows(tmp_path / "m.csv").rows}
+    assert rows["tome"].setting == "tome ratio=0.25"
+    assert rows["todo"].setting == "todo"  # as it was given
+    assert 0 < rows["tome"].flop_share < rows["dense"].flop_share == 1
+    found["tome"] = "tome ratio=0.5"
+    with pytest.raises(ValueError, match="as 'tome ratio=0.25'.*name a new file"):
+        _command(files, tmp_path / "m.csv", **given)
+
+
 def test_rows_of_another_kind_and_wrong_methods_are_refused_early(files, tmp_path):
     (tmp_path / "other.csv").write_text("photo,psnr\n1,2\n")
     with pytest.raises(ValueError, match="another kind"):

@@ -6,10 +6,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hilotoken.bench.difficulty import divided
 from hilotoken.bench.evidence_cli import difficulty, plot, report, table_text
-from hilotoken.bench.markdown import commands_in, labels_from, refreshed, tables
+from hilotoken.bench.markdown import commands_in, labels_from, parts_of, refreshed, tables
 from hilotoken.bench.plots import plot_quality
 from hilotoken.bench.readings import (
     OPENCV,
@@ -61,6 +62,38 @@ def fills(tmp_path):
         for method in METHODS
     ]
     return _write(tmp_path / "fill.csv", rows)
+
+
+@pytest.fixture
+def regions(fills, tmp_path):
+    """The same with what later rows have; OpenCV has no raw picture."""
+    rows = []
+    with fills.open(newline="") as stream:
+        for row in csv.DictReader(stream):
+            raw = row["method"] != "telea"
+            rows.append(
+                row
+                | {"setting": row["method"] + " x=1" * (row["method"] == "hilo")}
+                | {"flop_share": int(row["tokens_run"]) / 256 if raw else "", "sharpness": -1.0}
+                | {"ssim_dense": 0.9, "outside_equal": True, "outside_psnr": 30 if raw else ""}
+                | {"ring_psnr": 25 if raw else "", "ring_ssim": 0.8 if raw else ""}
+                | {"ring_lpips": 0.2 if raw else "", "step": 12, "step_photo": 6, "colour": 3}
+                | {"ring_psnr_dense": 168.1 if row["method"] == "dense" else 45, "colour_photo": 6}
+            )
+    return _write(tmp_path / "regions.csv", rows)
+
+
+@pytest.fixture
+def sets(tmp_path):
+    rows = [
+        {
+            "mask_class": "small", "method": method, "photos": 8, "fills": 16,
+            "distance": worse + 0.002, "distance_low": worse, "distance_high": worse + 0.003,
+            "over_dense": worse, "over_dense_low": worse, "over_dense_high": worse, **ORIGIN,
+        }
+        for method, worse in (("dense", 0.0), ("hilo", 0.0), ("tome", 0.01))
+    ]  # fmt: skip
+    return _write(tmp_path / "sets.csv", rows)
 
 
 @pytest.fixture
@@ -158,6 +191,41 @@ def test_tables_hold_what_the_rows_say(fills, speeds):
         tables(read_rows(fills), {}, "speed")
 
 
+def test_older_rows_have_the_tables_that_they_had(fills, regions):
+    old, new = read_rows(fills), read_rows(regions)
+    assert "regions" not in parts_of(old)
+    assert "FLOPs" not in tables(old, {})
+    with pytest.raises(ValueError, match="no column ring_psnr"):
+        tables(old, {}, "regions")
+    for part in ("quality", "paired"):
+        header, *_ = tables(new, {}, part).splitlines()
+        assert "SSIM" in header
+        assert "gradient energy" in header
+
+
+def test_regions_say_what_surrounds_the_mask(regions):
+    lines = tables(read_rows(regions), {}, "regions").splitlines()
+    (hilo,) = [line for line in lines if line.startswith("| small | hilo x=1 |")]
+    assert "25.0 (25.0 to 25.0)" in hilo
+    assert "| 45.0 (45.0 to 45.0) |" in hilo
+    assert hilo.endswith("| 16 of 16 | 2.00x | 0.50x |")
+    (dense,) = [line for line in lines if line.startswith("| small | dense |")]
+    assert "168" not in dense  # what is equal has no distance in dB
+    (telea,) = [line for line in lines if line.startswith("| small | telea |")]
+    assert telea.startswith("| small | telea | | | | | | 16 of 16 |")
+    text = tables(read_rows(regions), {}, "quality")
+    assert "| dense | 256 | 100 |" in text
+    assert "| 50 (50 to 50) |" in text  # an octave below the truth's
+
+
+def test_sets_have_a_table_of_their_own(sets):
+    text = tables(read_rows(sets), {"tome": "merged"})
+    assert "| small | dense | 8 | 2.00 (0.00 to 3.00) | | |" in text
+    assert (
+        "| small | merged | 8 | 12.00 (10.00 to 13.00) | 10.00 (10.00 to 10.00) | worse |" in text
+    )
+
+
 def test_labels_are_label_colon_method():
     assert labels_from(["ours: hilo bucket=16"]) == {"hilo bucket=16": "ours"}
     with pytest.raises(ValueError, match="LABEL: METHOD"):
@@ -193,6 +261,23 @@ class _Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+
+
+def test_a_report_shows_pictures_regions_and_sets(regions, sets, tmp_path):
+    pytest.importorskip("matplotlib")
+    Image.new("RGB", (8, 8)).save(tmp_path / "sheet.jpg")
+    report([regions, sets], tmp_path / "r.html", None, [tmp_path / "sheet.jpg"])
+    page = _Page()
+    page.feed((tmp_path / "r.html").read_text())
+    assert page.opened == []
+    first, *plots = page.sources
+    assert first.startswith("data:image/jpeg;base64,")
+    assert len(plots) == 3  # tokens, FLOPs, seconds
+    for said in ("Regions", "raw, outside", "Sets of fills", "thousandths"):
+        assert said in page.text
+    (tmp_path / "sheet.jpg").write_text("no picture")
+    with pytest.raises(OSError, match="sheet.jpg"):
+        report([sets], tmp_path / "r.html", None, [tmp_path / "sheet.jpg"])
 
 
 def test_the_report_is_one_file_with_wins_and_losses(fills, speeds, tmp_path):
