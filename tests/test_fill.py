@@ -181,7 +181,7 @@ def test_a_matched_method_is_named_shortly_and_its_row_says_how_it_ran(
     assert rows["todo"].setting == "todo"  # as it was given
     assert 0 < rows["tome"].flop_share < rows["dense"].flop_share == 1
     found["tome"] = "tome ratio=0.5"
-    with pytest.raises(ValueError, match="as 'tome ratio=0.25'.*name a new file"):
+    with pytest.raises(ValueError, match=r"as 'tome ratio=0\.25'.*name a new file"):
         _command(files, tmp_path / "m.csv", **given)
 
 
