@@ -221,6 +221,9 @@ def test_regions_say_what_surrounds_the_mask(regions):
 def test_sets_have_a_table_of_their_own(sets):
     text = tables(read_rows(sets), {"tome": "merged"})
     assert "| small | dense | 8 | 2.00 (0.00 to 3.00) | | |" in text
+    assert text.count("worse") == 1
+    sets.write_text(sets.read_text().replace(",8,16,", ",7,14,"))
+    assert tables(read_rows(sets), {}).count("| too few to tell |") == 2
     assert (
         "| small | merged | 8 | 12.00 (10.00 to 13.00) | 10.00 (10.00 to 10.00) | worse |" in text
     )

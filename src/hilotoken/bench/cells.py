@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from .readings import Figure
 
 Labels = Mapping[str, str]
+FEWEST = 8  # photographs: drawn from fewer, a bootstrap interval is far too narrow
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

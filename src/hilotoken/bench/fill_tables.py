@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from .cells import Labels, markdown, spread
+from .cells import FEWEST, Labels, markdown, spread
 from .readings import (
     DENSE,
     OPENCV,
@@ -97,7 +97,7 @@ def sets_table(readings: Readings, labels: Labels) -> str:
     for row in readings.rows:
         over = row.over_dense, row.over_dense_low, row.over_dense_high
         distance = row.distance, row.distance_low, row.distance_high
-        dense = row.method == DENSE
+        dense, few = row.method == DENSE, row.photos < FEWEST
         lines.append(
             [
                 row.mask_class,
@@ -105,7 +105,7 @@ def sets_table(readings: Readings, labels: Labels) -> str:
                 str(row.photos),
                 _thousandths(distance),
                 "" if dense else _thousandths(over),
-                "" if dense else verdict(over),
+                "" if dense else "too few to tell" if few else verdict(over),
             ]
         )
     header = ["mask", "method", "photographs", "kernel distance, thousandths"]

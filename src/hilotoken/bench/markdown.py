@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from .cells import Labels, markdown, spread
+from .cells import FEWEST, Labels, markdown, spread
 from .fill_tables import paired_table, quality_table, regions_table, sets_table
 from .readings import (
     DENSE,
@@ -24,7 +24,6 @@ from .readings import (
 )
 from .rows import grouped, interval
 
-FEWEST = 8  # photographs: drawn from fewer, a bootstrap interval is far too narrow
 _MARKED = re.compile(
     r"^(<!-- (hilo bench table .+?) -->\n).*?^(<!-- end -->)$", re.DOTALL | re.MULTILINE
 )
