@@ -304,6 +304,13 @@ def test_the_defaults_are_the_papers_shape():
     assert HiLo(context="sampled", coarse=3).coarse == 3
 
 
+def test_sampled_context_is_weighted_unless_told_otherwise():
+    assert HiLo(context="sampled").weights
+    assert not HiLo(context="sampled", weights=False).weights
+    assert not HiLo().weights
+    assert HiLo(weights=True).weights
+
+
 @pytest.mark.parametrize("method", [HiLo(), HiLo(context="sampled"), Dense()])
 @pytest.mark.parametrize("pixels", ["one", "all"])
 def test_the_smallest_and_the_largest_mask(method, pixels):

@@ -34,9 +34,9 @@ GROUPS: dict[str, dict[str, Options]] = {
     "context": {
         "frequency": {},
         "frequency, weighted": {"weights": True},
-        "sampled": {"context": "sampled"},
-        "sampled, weighted": {"context": "sampled", "weights": True},
-        "one of 3x3, weighted": {"context": "sampled", "cell": 3, "weights": True},
+        "sampled": {"context": "sampled", "weights": False},
+        "sampled, weighted": {"context": "sampled"},
+        "one of 3x3, weighted": {"context": "sampled", "cell": 3},
     },
     # Without a share of detail of its own, so that the length is that of the widest alone.
     "dilation": {f"dilate {n}": {"dilate": n, "detail": 0.0} for n in (2, 0, 1, 3, 4)},

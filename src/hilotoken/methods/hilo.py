@@ -38,7 +38,8 @@ class HiLo:
     context:    "frequency" (detail and coarse tokens), or "sampled": besides the detail tokens, one
                 native token at random from each cell
     cell:       side of a sampled cell in tokens
-    weights:    add log(count), of the tokens each stands for, to the attention logits of its key
+    weights:    add log(count), of the tokens each stands for, to the attention logits of its key.
+                Unless given, with sampled context: measured, it helps there and not with coarse
     references: "compressed": a reference that is the photo itself (Kontext, Qwen-Image-Edit,
                 FLUX.2) is shortened by the same plan; "whole": it is not
     refresh:    the steps at which context runs: None for every step, a count (spread by sigma), a
@@ -65,7 +66,7 @@ class HiLo:
     positions: str = "interpolated"
     context: str = "frequency"
     cell: int = 2
-    weights: bool = False
+    weights: bool | None = None
     references: str = "compressed"
     refresh: int | Sequence[int] | str | None = None
     refresh_text: bool = False
@@ -82,6 +83,8 @@ class HiLo:
         _check_choice("references", self.references, REFERENCES)
         if self.coarse is None:
             object.__setattr__(self, "coarse", 4 if self.context == "frequency" else 0)
+        if self.weights is None:
+            object.__setattr__(self, "weights", self.context == "sampled")
         for name, low in (("dilate", 0), ("coarse", 0), ("cell", 1), ("bucket", 1), ("seed", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
@@ -171,7 +174,7 @@ class HiLo:
             cells_M=cells_M,
             count_S=self._counts(runs_N, sampled_N, cells_M, grid),
             positions=self.positions,
-            weighted=self.weights,
+            weighted=bool(self.weights),
             references=self.references,
         )
 
