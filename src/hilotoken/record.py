@@ -46,8 +46,7 @@ class Run:
 
     @property
     def mean_tokens_run(self) -> float:
-        """Tokens of the target's grid that ran, over steps and blocks: fewer where context is reused
-        or blocks are skipped."""
+        """Tokens of the grid that ran, over steps and blocks: fewer where some are reused."""
         if self.refreshed is None:
             return self.blocks_run * self.tokens_run
         share = len(self.refreshed) / max(1, self.steps)
