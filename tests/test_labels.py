@@ -13,11 +13,10 @@ from toys import small_transformer
 from hilotoken.edit import edit_photo
 from hilotoken.model import LABELS, load_model
 from hilotoken.photo import load_photo
-from hilotoken.train import autoencoder
+from hilotoken.train import autoencoder, run
 from hilotoken.train.autoencoder import new_autoencoder
 from hilotoken.train.data import Entry
 from hilotoken.train.labels import HIDDEN, Labels, find_labels, one_hot
-from hilotoken.train.run import export
 from hilotoken.train.transformer import predict
 from hilotoken.train.views import Batch, ViewOptions, Views, encoder, group_crops, read_batch
 
@@ -133,6 +132,15 @@ def test_the_transformer_hears_the_label():
     assert moved.tolist() == [False, True, False, True]
 
 
+def test_a_run_keeps_its_labels(labels, tmp_path):
+    run._keep_labels(tmp_path, None)
+    run._keep_labels(tmp_path, labels)
+    run._keep_labels(tmp_path, labels)
+    for other in (None, replace(labels, names=("a", "b", "d"))):
+        with pytest.raises(ValueError, match=r"begun with the labels \['a', 'b', 'c'\], got"):
+            run._keep_labels(tmp_path, other)
+
+
 # A model with labels
 
 
@@ -140,7 +148,7 @@ def test_the_transformer_hears_the_label():
 def folder(model, labels, tmp_path_factory) -> Path:
     torch.manual_seed(0)
     parts = new_autoencoder(), small_transformer()
-    return export(*parts, 1.0, tmp_path_factory.mktemp("pipeline"), labels)
+    return run.export(*parts, 1.0, tmp_path_factory.mktemp("pipeline"), labels)
 
 
 @pytest.fixture
@@ -165,7 +173,7 @@ def test_a_prompt_of_a_label_is_its_column(pipe):
 
 
 def test_a_model_without_labels_says_so(model, tmp_path):
-    pipe = load_model(export(new_autoencoder(), small_transformer(), 1.0, tmp_path))
+    pipe = load_model(run.export(new_autoencoder(), small_transformer(), 1.0, tmp_path))
     assert pipe.labels == ()
     with pytest.raises(ValueError, match="unknown label 'a': this model has none"):
         pipe.prompt(label="a")

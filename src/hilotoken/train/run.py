@@ -60,6 +60,7 @@ def train(
 
     Raises:
         FileNotFoundError: no photographs, or none to train on.
+        ValueError: a run that was begun with other labels, or with other phases.
         ImportError: the extra `train` is not installed.
     """
     if not find_spec("matplotlib"):
@@ -81,6 +82,7 @@ def train(
                 views, decode(training, SIZE), silhouettes(training), autoencoder, run, device
             )
     scale, labels = latent_scale(views), find_labels(training, autoencoder, device)
+    _keep_labels(run, labels)
     if _done(run / "transformer.pt") < options.transformer.samples:
         (run / "refine.pt").unlink(missing_ok=True)  # of a transformer less trained
     transformer = train_transformer(views, scale, run, options.transformer, device, labels)
@@ -95,6 +97,18 @@ def train(
         sample_sheet(run / "pipeline", decode(held_out[:8], SIZE), run / "samples.png")
     crew.wait_for_everyone()
     return run / "pipeline"
+
+
+def _keep_labels(run: Path, labels: Labels | None) -> None:
+    """Note the labels of a run: its weights know them by number. A run may begin without any."""
+    noted, names = run / "labels.json", list(labels.names) if labels else []
+    began = json.loads(noted.read_text()) if noted.is_file() else []
+    if began and began != names:
+        raise ValueError(
+            f"{run} was begun with the labels {began}, got {names}: give the same --labels and "
+            "photographs, or name another folder"
+        )
+    noted.write_text(json.dumps(names) + "\n")
 
 
 def _done(checkpoint: Path) -> int:
