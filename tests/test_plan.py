@@ -277,7 +277,7 @@ BAD = {
     "context": ("all",),
     "cell": (0, -1, 1.5),
     "bucket": (0, -64, 1.0),
-    "weights": ("yes", 1, None),
+    "weights": ("yes", 1, 0.5),
     "seed": (-1, 0.5),
 }
 
