@@ -70,7 +70,7 @@ def test_two_processes_are_one_with_the_batches_of_both(tmp_path):
         port = free.getsockname()[1]
     folder = tmp_path / "two"
     both = [start(rank, folder, port) for rank in (0, 1)]
-    said = [process.communicate(timeout=120)[1] for process in both]
+    said = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     one = expected(tmp_path / "one").state_dict()
     ranks = [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
