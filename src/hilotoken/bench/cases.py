@@ -63,7 +63,7 @@ def cases_of(file: Path | Sample, size: int, seeds: int = 1) -> Iterator[Case]:
         # The class that is nearest as a ratio: a share of 10 % is as near to 6.4 % as to 16 %.
         near = min(CLASSES, key=lambda name: abs(np.log(CLASSES[name] / mask.mean())))
         for i in range(seeds):
-            yield Case(file.name, near, photo, truth, mask, _seed(file.name) + i, i == 0)
+            yield Case(file.name, near, photo, truth, mask, seed_of(file.name) + i, i == 0)
         return
     truth = square(file, size)
     for mask_class in CLASSES:
@@ -86,10 +86,11 @@ def square(file: Path, size: int) -> np.ndarray:
 
 def hidden(name: str, mask_class: str, size: int) -> tuple[np.ndarray, int]:
     """The mask of that class, bool [size, size], and the first seed of a photo of that name."""
-    share, seed = CLASSES[mask_class], _seed(f"{name} {mask_class}")
+    share, seed = CLASSES[mask_class], seed_of(f"{name} {mask_class}")
     rng = np.random.default_rng(seed)
     return random_mask(rng, (size, size), area=(0.97 * share, 1.03 * share)), seed
 
 
-def _seed(name: str) -> int:
+def seed_of(name: str) -> int:
+    """What follows from a name alone, in 32 bits."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")

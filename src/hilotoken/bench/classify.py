@@ -8,7 +8,6 @@ A method that chooses tokens by the mask has nothing to leave out there: this is
 act inside the blocks. B = one picture for each label.
 """
 
-import hashlib
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -19,7 +18,7 @@ from PIL import Image
 from ..methods import AnyMethod, Dense
 from ..model import EmbeddedFillPipeline
 from ..train.data import Entry
-from .cases import square
+from .cases import seed_of, square
 from .compass import Compass
 from .readings import DENSE, by_hash
 from .rows import grouped
@@ -99,7 +98,7 @@ def bench_classify(
     }
     if not wanted:
         return
-    seed = int.from_bytes(hashlib.sha256(entry.file.name.encode()).digest()[:4], "big")
+    seed = seed_of(entry.file.name)
     compass = LabelCompass(pipe, Image.fromarray(square(entry.file, size)), labels, seed, calls)
     for name, method in wanted.items():
         begun = perf_counter()

@@ -8,12 +8,17 @@ B pictures, N grid tokens, S tokens that run, C latent channels a token, D chann
 """
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import FluxFillPipeline, FluxTransformer2DModel
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FluxFillPipeline,
+    FluxTransformer2DModel,
+)
 from torch import Tensor, nn
 
 from ..adapters.coarse import Coarse
@@ -186,6 +191,11 @@ def coarse_noise(batch: Batch, plan: TokenPlan | None, generator: torch.Generato
     return torch.randn(B, len(plan.cells_M), 4 * C, generator=generator)
 
 
+@cache
+def _scheduler() -> FlowMatchEulerDiscreteScheduler:
+    return new_scheduler()
+
+
 def predict(
     model: FluxTransformer2DModel,
     batch: Batch,
@@ -211,7 +221,7 @@ def predict(
         if plan.weighted:
             bias_S = F.pad(plan.count_S.log(), (REGISTERS, 0)).to(device)
             attention = {"attention_mask": bias_S[None, None, None].bfloat16()}
-    with torch.autocast(device.type, torch.bfloat16), as_trained(model, new_scheduler()):
+    with torch.autocast(device.type, torch.bfloat16), as_trained(model, _scheduler()):
         velocity_BSC = model(
             hidden_states=hidden_BSD.to(device),
             timestep=sigma_B.to(device),
