@@ -10,23 +10,39 @@ import pytest
 import torch
 from accelerate import PartialState
 from torch import nn
+from toys import small_transformer, some_distance, training_photos
 
+from hilotoken import load_model
+from hilotoken.train import autoencoder, transformer
+from hilotoken.train import run as recipe
+from hilotoken.train.autoencoder import AutoencoderOptions
 from hilotoken.train.checkpoint import load_if_any
 from hilotoken.train.loop import train_loop
 from hilotoken.train.parallel import own_device
+from hilotoken.train.refine import RefineOptions
+from hilotoken.train.run import TrainOptions
+from hilotoken.train.transformer import TransformerOptions
+from hilotoken.train.views import ViewOptions
 
 OPTIONS = {"samples": 40, "rate": 0.1, "cooldown": 0.5, "decay": 0.9, "checkpoint_seconds": 0.0}
 
 
 def new_model() -> nn.ModuleList:
+    """The last is channels last, as the autoencoder is."""
     torch.manual_seed(0)
-    return nn.ModuleList((nn.Linear(3, 2), nn.Linear(3, 1)))
+    model = nn.ModuleList((nn.Linear(3, 2), nn.Linear(3, 1), nn.Conv2d(3, 2, 3)))
+    return model.to(memory_format=torch.channels_last)
 
 
 def gradients(model: nn.ModuleList, done: int) -> tuple[int, dict[str, float]]:
     """Three or four pictures; some batches leave a part of the model without a gradient."""
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(done))
-    used = [layer(x).square().mean() for i, layer in enumerate(model) if i == 0 or done % 2]
+    shapes = [(4, 3), (4, 3), (4, 3, 1, 1)]
+    used = [
+        layer(x.view(shape).expand(-1, -1, 3, 3) if len(shape) > 2 else x).square().mean()
+        for i, (layer, shape) in enumerate(zip(model, shapes, strict=True))
+        if i == 0 or done % 2
+    ]
     sum(used, torch.zeros(())).backward()
     return 3 + done % 2, {"loss": used[0].item()}
 
@@ -56,22 +72,44 @@ def expected(run: Path) -> nn.ModuleList:
     return train_loop(model, [torch.optim.SGD(model.parameters())], both, run, "toy", **OPTIONS)
 
 
-def start(rank: int, folder: Path, port: int) -> subprocess.Popen:
+def whole_recipe(run: Path, photos: Path) -> None:
+    """`hilo train`, on small models."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(autoencoder, "WIDTH", 8)
+        patch.setattr(transformer, "new_transformer", small_transformer)
+        patch.setattr(recipe, "load_lpips", lambda path: some_distance())
+        options = TrainOptions(
+            AutoencoderOptions(samples=16, batch=4, crop=32),
+            ViewOptions(groups=2, photos=2, masks=1),
+            TransformerOptions(samples=16, batches=1),
+            RefineOptions(samples=16, batches=1),
+            labels="kind",
+        )
+        recipe.train(photos, run, options, torch.device("cpu"), Path("weights of LPIPS"))
+
+
+def start(rank: int, port: int, *arguments: Path) -> subprocess.Popen:
     env = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     env |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     env |= {"ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, __file__, str(folder)]
+    command = [sys.executable, __file__, *map(str, arguments)]
     return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
 
 
-def test_two_processes_are_one_with_the_batches_of_both(tmp_path):
+def both(*arguments: Path) -> list[str]:
+    """What two processes said that did this together."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
+    processes = [start(rank, port, *arguments) for rank in (0, 1)]
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    return said
+
+
+def test_two_processes_are_one_with_the_batches_of_both(tmp_path):
     folder = tmp_path / "two"
-    both = [start(rank, folder, port) for rank in (0, 1)]
-    said = [process.communicate(timeout=300)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    said = both(folder)
     one = expected(tmp_path / "one").state_dict()
     ranks = [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
     for name, weight in one.items():
@@ -81,6 +119,19 @@ def test_two_processes_are_one_with_the_batches_of_both(tmp_path):
     assert [said.count("toy") > 0 for said in said] == [True, False]  # the first alone speaks
     done = [load_if_any(tmp_path / name / "toy.pt")["done"] for name in ("one", "two")]
     assert done[0] == done[1] >= OPTIONS["samples"]
+
+
+def test_two_processes_make_one_model_by_the_whole_recipe(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    said = both(tmp_path / "run", training_photos(photos))
+    assert ["refine" in text for text in said] == [True, False]
+    pipe = load_model(tmp_path / "run" / "pipeline")
+    assert pipe.labels
+    for name in ("autoencoder", "transformer", "refine"):
+        state = load_if_any(tmp_path / "run" / f"{name}.pt")
+        assert state is not None
+        assert state["done"] >= 16
 
 
 def test_alone_nothing_is_averaged(tmp_path, monkeypatch):
@@ -97,7 +148,10 @@ def test_a_device_that_is_named_stays(name):
 
 if __name__ == "__main__":
     folder, drawn = Path(sys.argv[1]), []
-    model = trained(folder, drawn)
-    rank = PartialState().process_index
-    torch.save({"model": model.state_dict(), "drawn": drawn}, folder / f"rank{rank}.pt")
+    if sys.argv[2:]:
+        whole_recipe(folder, Path(sys.argv[2]))
+    else:
+        model = trained(folder, drawn)
+        rank = PartialState().process_index
+        torch.save({"model": model.state_dict(), "drawn": drawn}, folder / f"rank{rank}.pt")
     PartialState().destroy_process_group()

@@ -1,5 +1,6 @@
 """Refinement: what is compared are pixels in the mask, at an x_t that a sampler could have."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ from toys import curve, small_transformer, some_distance
 
 from hilotoken import HiLo
 from hilotoken.grid import touch
-from hilotoken.train import refine, views
+from hilotoken.train import refine, transformer, views
 from hilotoken.train.autoencoder import new_autoencoder, to_model
 from hilotoken.train.refine import RefineOptions
 from hilotoken.train.transformer import pack
@@ -157,6 +158,45 @@ def test_a_share_is_a_share(name, share):
         RefineOptions(**{name: share})
 
 
+def test_processes_side_by_side_do_work_of_one_kind(tmp_path, refiner, monkeypatch):
+    """Of other pictures, though: nobody waits for one with a mosaic or a way of its own."""
+    made = Views.open(tmp_path, ViewOptions(4, 2, 2), 8)
+    made.masks[:, :, :64] = 255
+    made.done[0] = 4
+    drawn: list[tuple] = []
+
+    def note(self, batch, plan, own, rng, generator):
+        drawn.append((plan is None, own, batch.groups, int(rng.integers(1 << 30))))
+        return torch.zeros((), requires_grad=True), {}
+
+    monkeypatch.setattr(refine._Refiner, "_loss", note)
+    options = RefineOptions(batches=1, mosaic=0)
+    whole = replace(refiner, views=made, options=options)
+    for done in range(0, 160, 4):
+        for process in (0, 1):
+            whole.gradients(done + process)
+    one, other = drawn[::2], drawn[1::2]
+    assert [kind[:2] for kind in one] == [kind[:2] for kind in other]
+    assert {kind[1] for kind in one} == {0, 1, 2, 3, 4}
+    assert all(ours[3] != theirs[3] for ours, theirs in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_written_out_is_attention(masked):
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, n, 3, 16, generator=draw) for n in (5, 7, 7))
+    mask = torch.randn(1, 1, 1, 7, generator=draw) if masked else None
+    ours = transformer._attend(torch.nn.Identity(), query, key, value, None, attn_mask=mask)
+    heads = (x.transpose(1, 2) for x in (query, key, value))
+    theirs = torch.nn.functional.scaled_dot_product_attention(*heads, attn_mask=mask)
+    torch.testing.assert_close(ours, theirs.transpose(1, 2))
+
+
+def test_its_own_way_takes_a_step_at_least():
+    with pytest.raises(ValueError, match=r"own_steps .* got 0"):
+        RefineOptions(own_steps=0)
+
+
 def test_refining_learns_and_leaves_the_encoder_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("hilotoken.train.log.EVERY_SECONDS", 0)
     monkeypatch.setattr("hilotoken.train.autoencoder.WIDTH", 8)
@@ -166,9 +206,9 @@ def test_refining_learns_and_leaves_the_encoder_alone(tmp_path, monkeypatch):
     make_views(made, photos, [], model, tmp_path, CPU)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     torch.manual_seed(0)
-    transformer = small_transformer()
+    small = small_transformer()
     options = RefineOptions(samples=120, batches=1, rate=2e-3, decoder=1, mosaic=0, crop=8)
-    refine.refine(transformer, model, made, photos, 1.0, some_distance(), tmp_path, options, CPU)
+    refine.refine(small, model, made, photos, 1.0, some_distance(), tmp_path, options, CPU)
     losses = curve(tmp_path / "refine.csv", "l1", "l1_own")
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
     changed = {n.split(".")[0] for n, w in model.state_dict().items() if not w.equal(before[n])}

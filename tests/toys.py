@@ -39,7 +39,7 @@ def saved_model() -> Path:
     _folders.append(tempfile.TemporaryDirectory())
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        parts = autoencoder, transformer = new_autoencoder(), new_transformer()
+        parts = autoencoder, transformer = new_autoencoder(), new_transformer(3)
         for part in parts:
             for module in part.modules():
                 if isinstance(module, nn.Linear | nn.Conv2d):
@@ -183,13 +183,13 @@ def curve(path: Path, *names: str) -> list[float]:
     return [float(value) for _, _, name, value in rows if name in names]
 
 
-def small_transformer() -> FluxTransformer2DModel:
+def small_transformer(blocks: int = 1) -> FluxTransformer2DModel:
     """The embedded model's in kind, a hundred times smaller."""
     return FluxTransformer2DModel(
         in_channels=2 * 4 * 8 + 4 * 64,
         out_channels=4 * 8,
         num_layers=1,
-        num_single_layers=1,
+        num_single_layers=blocks,
         attention_head_dim=64,
         num_attention_heads=1,
         joint_attention_dim=REGISTERS,

@@ -182,7 +182,7 @@ def train(
         int, typer.Option(help="Crops for the autoencoder.", min=1)
     ] = 160_000,
     groups: Annotated[int, typer.Option(help="Groups of 8 photographs to encode.", min=1)] = 1_000,
-    samples: Annotated[int, typer.Option(help="Pictures for the transformer.", min=1)] = 100_000,
+    samples: Annotated[int, typer.Option(help="Pictures for the transformer.", min=0)] = 100_000,
     elastic: Annotated[
         float, typer.Option(help="Share of batches that run compressed; 0 trains dense only.")
     ] = 0.65,
@@ -195,6 +195,17 @@ def train(
     refine_samples: Annotated[
         int, typer.Option(help="Pictures for refining both by what is seen; needs --lpips.", min=0)
     ] = 45_000,
+    start: Annotated[
+        str,
+        typer.Option(
+            help="Go on from a pipeline, a folder of this command or `embedded`: its autoencoder "
+            "stays, and --samples 0 refines it alone."
+        ),
+    ] = "",
+    blocks: Annotated[
+        int,
+        typer.Option(help="Single blocks of the transformer; a start of fewer grows.", min=1),
+    ] = 18,
     labels: Annotated[
         str, typer.Option(help="The manifest's column for `hilo edit --label`: kinds of things.")
     ] = "",
@@ -223,9 +234,10 @@ def train(
     options = TrainOptions(
         AutoencoderOptions(samples=autoencoder_samples),
         ViewOptions(groups=groups),
-        TransformerOptions(samples=samples, elastic=elastic, phases=phases),
+        TransformerOptions(samples=samples, elastic=elastic, blocks=blocks, phases=phases),
         RefineOptions(samples=refine_samples, elastic=elastic),
         labels,
+        start,
     )
     pipeline = run_training(photos, run, options, find_device(device), lpips)
     print(f"wrote {pipeline}, {run / 'curves.png'} and {run / 'samples.png'}", file=sys.stderr)

@@ -25,6 +25,7 @@ from ..methods.udit import as_trained
 
 WEIGHTS = Path(__file__).parent / "weights"
 REGISTERS = 8  # learned vectors in place of a text
+BLOCKS = 18  # single blocks of the transformer, after one double block
 LABELS = 32  # room for a kind of thing, one-hot, through the pooled projection
 
 
@@ -100,14 +101,14 @@ def _batch(image: Any) -> int:
     return image.shape[0] if getattr(image, "ndim", 0) == 4 else 1
 
 
-def new_transformer() -> FluxTransformer2DModel:
-    """An untrained transformer of the embedded model's shape, 9.7 M parameters."""
+def new_transformer(blocks: int = BLOCKS) -> FluxTransformer2DModel:
+    """An untrained transformer of the embedded model's shape, 20.5 M parameters."""
     latent = 8
     return FluxTransformer2DModel(
         in_channels=2 * 4 * latent + 4 * 64,  # x_t, masked latents, and 8x8 mask pixels a latent
         out_channels=4 * latent,
         num_layers=1,
-        num_single_layers=7,
+        num_single_layers=blocks,
         attention_head_dim=64,
         num_attention_heads=4,
         joint_attention_dim=REGISTERS,

@@ -16,6 +16,14 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
     os.replace(partial, path)
 
 
+def note(text: str, path: Path) -> None:
+    """Write a line about the run; the processes of one may all do so, and read it, at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_text(text + "\n")
+    os.replace(partial, path)
+
+
 def load_if_any(path: Path) -> dict[str, Any] | None:
     """The state at `path`, or None where a run has not begun."""
     return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None

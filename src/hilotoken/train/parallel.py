@@ -10,7 +10,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector
 
 
 def processes(device: torch.device) -> PartialState:
@@ -29,9 +28,11 @@ def average_gradients(model: nn.Module, count: int, state: PartialState) -> int:
         return count
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     grads = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
-    mean = _over_all(parameters_to_vector(grads), "mean")
-    for weight, part in zip(weights, mean.split([w.numel() for w in weights]), strict=True):
-        weight.grad = part.view(weight.shape)
+    mean = _over_all(torch.cat([grad.flatten() for grad in grads]), "mean")
+    for weight, grad, part in zip(
+        weights, grads, mean.split([w.numel() for w in weights]), strict=True
+    ):
+        weight.grad = grad.copy_(part.view(grad.shape))  # in a layout of its own: channels last
     return int(_over_all(torch.tensor(count, device=mean.device), "sum"))
 
 

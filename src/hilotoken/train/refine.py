@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny, FluxFillPipeline, FluxTransformer2DModel
 from torch import Tensor, nn
 
+from ..methods.sites import check_whole
 from ..plan import TokenPlan, gather
 from .autoencoder import to_model
 from .labels import Labels
@@ -38,6 +39,7 @@ from .transformer import (
 from .views import Batch, Views, group_crops, read_batch
 
 LATENT = 8  # pixels a side of a latent
+LEAST = 0.05  # sigma of the model's own x_t
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,12 @@ class RefineOptions:
     rate: float = 7e-4
     decoder: float = 0.3  # the decoder's rate, as a share of it
     cooldown: float = 0.5  # share of the samples over which the rate falls to nothing
-    perceptual: float = 1.0  # weight of LPIPS + L1 beside flow matching
-    own: float = 0.5  # share of the batches that start from the model's own x_t
+    perceptual: float = 2.0  # weight of LPIPS + L1 beside flow matching
+    l1: float = 0.5  # weight of L1 in it
+    own: float = 0.6  # share of the batches that start from the model's own x_t
+    own_steps: int = 4  # at most, from pure noise to there
     crop: int = 16  # latents a side of what is decoded
-    clean: int = 2  # pictures a batch whose true latents are decoded too
+    clean: int = 1  # pictures a batch whose true latents are decoded too
     elastic: float = 0.65
     mosaic: float = 0.15  # share of the samples in 2 x 2 mosaics, which match velocities alone
     outside: float = 0.05  # weight of a token that the mask does not touch
@@ -65,6 +69,7 @@ class RefineOptions:
                 raise ValueError(
                     f"{name} is a share and must lie in [0, 1], got {getattr(self, name)}"
                 )
+        check_whole("own_steps", self.own_steps, 1)
 
 
 def refine(
@@ -122,18 +127,22 @@ class _Refiner:
         """Gradients of a few batches; what is drawn depends on `done` alone, so a run resumes."""
         options, count = self.options, 0
         rng, generator = np.random.default_rng((5, done)), torch.Generator().manual_seed(done)
-        tiles = 2 if rng.random() < _mosaic_steps(options) else 1
+        # Processes side by side draw other pictures, but work of the same kind: none waits long.
+        kind = np.random.default_rng((6, done // self.views.latents.shape[1]))
+        tiles = 2 if kind.random() < _mosaic_steps(options) else 1
         rounds = max(1, options.batches // tiles**2)
         sums: dict[str, list[float]] = {}
         for _ in range(rounds):
             batch = read_batch(self.views, rng, tiles, self.scale)
             if self.labels:
                 batch = self.labels.give(batch, self.scale, rng)
-            plan = draw_plan(batch, rng) if rng.random() < options.elastic else None
+            plan = draw_plan(batch, rng) if kind.random() < options.elastic else None
             if tiles > 1 or batch.mask.all():  # LPIPS of what nobody could know teaches blur
                 loss, figures = self._match(batch, plan, generator)
             else:
-                loss, figures = self._loss(batch, plan, rng, generator)
+                own = int(kind.integers(1, options.own_steps + 1))
+                own *= bool(kind.random() < options.own)
+                loss, figures = self._loss(batch, plan, own, rng, generator)
             (loss / rounds).backward()
             for key, value in figures.items():
                 sums.setdefault(key, []).append(value)
@@ -154,18 +163,21 @@ class _Refiner:
         self,
         batch: Batch,
         plan: TokenPlan | None,
+        own: int,
         rng: np.random.Generator,
         generator: torch.Generator,
     ) -> tuple[Tensor, dict[str, float]]:
-        own = rng.random() < self.options.own
+        """Of x_t that the model came to in `own` steps; of truthful ones for 0."""
         sigma_B, x0_BNC, noise_BNC = draw(batch, generator)
+        if own:  # a sampler comes by the ends as often as by the middle
+            sigma_B = LEAST + (1 - LEAST) * torch.rand(len(sigma_B), generator=generator)
         coarse_BMC = coarse_noise(batch, plan, generator)
 
         def velocity(x_BNC: Tensor, sigma_B: Tensor) -> Tensor:
             return predict(self.transformer, batch, plan, x_BNC, sigma_B, coarse_BMC, self.device)
 
         if own:
-            x_BNC = _own_way(velocity, plan, x0_BNC, noise_BNC, sigma_B, int(rng.integers(1, 3)))
+            x_BNC = _own_way(velocity, plan, x0_BNC, noise_BNC, sigma_B, own)
         else:
             x_BNC = x0_BNC + sigma_B[:, None, None] * (noise_BNC - x0_BNC)
         velocity_BKC = velocity(x_BNC, sigma_B)
@@ -203,7 +215,7 @@ class _Refiner:
             maps = self.perceptual.maps(torch.where(mask > 0, decoded, truth), truth)
         lpips_B = sum((_weighted_mean(layer.float(), mask) for layer in maps), torch.zeros(()))
         l1_B = _weighted_mean((decoded - truth).abs().mean(1, keepdim=True), mask)
-        loss_B = lpips_B + l1_B
+        loss_B = lpips_B + self.options.l1 * l1_B
         loss = loss_B[:B].mean() + (loss_B[B:].mean() if clean else 0)
         figures = {"lpips": lpips_B[:B].mean().item(), "l1": l1_B[:B].mean().item()}
         return loss, figures | ({"lpips_clean": lpips_B[B:].mean().item()} if clean else {})

@@ -17,9 +17,10 @@ from diffusers import AutoencoderTiny, FluxTransformer2DModel
 from torch import nn
 
 from ..model import new_scheduler
-from .autoencoder import AutoencoderOptions, new_autoencoder, train_autoencoder
-from .checkpoint import load_if_any
+from .autoencoder import DECODER, AutoencoderOptions, new_autoencoder, train_autoencoder
+from .checkpoint import load_if_any, note
 from .data import Entry, decode, read_manifest, silhouettes
+from .grow import start_from
 from .labels import Labels, find_labels
 from .log import plot
 from .lpips import load_lpips
@@ -39,6 +40,7 @@ class TrainOptions:
     transformer: TransformerOptions = field(default_factory=TransformerOptions)
     refine: RefineOptions = field(default_factory=RefineOptions)
     labels: str = ""  # the column of the manifest that says what kind of thing is on a photograph
+    start: str = ""  # a pipeline to go on from, made deeper where it is not deep enough
 
     def __post_init__(self) -> None:
         """Raises ValueError for compressed batches with attention that needs a whole grid."""
@@ -60,7 +62,8 @@ def train(
 
     Raises:
         FileNotFoundError: no photographs, or none to train on.
-        ValueError: a run that was begun with other labels, or with other phases.
+        ValueError: a run that was begun with other labels, phases, depth or start; a start that is
+            of another kind, or deeper than what is asked.
         ImportError: the extra `train` is not installed.
     """
     if not find_spec("matplotlib"):
@@ -74,18 +77,25 @@ def train(
         print("without --lpips there is no refinement, and fills are blurred", file=sys.stderr)
     device, crew = own_device(device), processes(device)
     perceptual = load_lpips(lpips).to(device) if lpips else None
-    autoencoder = _autoencoder(training, run, options, device, perceptual)
+    blocks = options.transformer.blocks
+    start = start_from(options.start, blocks, DECODER) if options.start else None
+    _keep_start(run, options.start, blocks)
+    autoencoder = start[0] if start else _autoencoder(training, run, options, device, perceptual)
     with crew.main_process_first():
         views = Views.open(run / "views", options.views, autoencoder.config["latent_channels"])
         if views.done[0] < len(views.latents):
             make_views(
                 views, decode(training, SIZE), silhouettes(training), autoencoder, run, device
             )
-    scale, labels = latent_scale(views), find_labels(training, autoencoder, device)
+    # Who goes on from weights that were trained at a scale must keep it.
+    scale = autoencoder.config["scaling_factor"] if start else latent_scale(views)
+    labels = find_labels(training, autoencoder, device)
     _keep_labels(run, labels)
     if _done(run / "transformer.pt") < options.transformer.samples:
         (run / "refine.pt").unlink(missing_ok=True)  # of a transformer less trained
-    transformer = train_transformer(views, scale, run, options.transformer, device, labels)
+    transformer = train_transformer(
+        views, scale, run, options.transformer, device, labels, start[1] if start else None
+    )
     if perceptual:
         left = _done(run / "refine.pt") < options.refine.samples
         again = decode(training, SIZE) if left else []
@@ -99,6 +109,19 @@ def train(
     return run / "pipeline"
 
 
+def _keep_start(run: Path, start: str, blocks: int) -> None:
+    """Note where a run began: its checkpoints are of that depth, and of that autoencoder."""
+    noted, here = run / "start.json", {"start": start, "blocks": blocks}
+    began = json.loads(noted.read_text()) if noted.is_file() else here
+    if began != here and (run / "transformer.pt").is_file():
+        raise ValueError(
+            f"{run} was begun with --start {began['start'] or 'nothing'} and --blocks "
+            f"{began['blocks']}, got {start or 'nothing'} and {blocks}: give the same, or name "
+            "another folder"
+        )
+    note(json.dumps(here), noted)
+
+
 def _keep_labels(run: Path, labels: Labels | None) -> None:
     """Note the labels of a run: its weights know them by number. A run may begin without any."""
     noted, names = run / "labels.json", list(labels.names) if labels else []
@@ -108,7 +131,7 @@ def _keep_labels(run: Path, labels: Labels | None) -> None:
             f"{run} was begun with the labels {began}, got {names}: give the same --labels and "
             "photographs, or name another folder"
         )
-    noted.write_text(json.dumps(names) + "\n")
+    note(json.dumps(names), noted)
 
 
 def _done(checkpoint: Path) -> int:

@@ -7,9 +7,11 @@ mask touches, and a little the rest: budgets weigh alike.
 B pictures, N grid tokens, S tokens that run, C latent channels a token, D channels in all.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +24,14 @@ from diffusers import (
 from torch import Tensor, nn
 
 from ..adapters.coarse import Coarse
+from ..attention import rerouted
 from ..grid import touch
 from ..methods import HiLo
 from ..methods.sites import check_whole
 from ..methods.udit import as_trained
-from ..model import LABELS, REGISTERS, new_scheduler, new_transformer
+from ..model import BLOCKS, LABELS, REGISTERS, new_scheduler, new_transformer
 from ..plan import TokenPlan, gather, token_positions
+from .checkpoint import note
 from .labels import Labels
 from .loop import train_loop
 from .views import GRID, STRIDE, Batch, Views, read_batch
@@ -46,6 +50,7 @@ class TransformerOptions:
     elastic: float = 0.65
     mosaic: float = 0.25  # share of the samples in 2 x 2 mosaics, after the first half
     outside: float = 0.05  # weight of a token that the mask does not touch
+    blocks: int = BLOCKS  # single blocks
     phases: int = 1  # a side, within which image tokens attend (U-DiT); 1: all to all
     decay: float = 0.9995
     checkpoint_seconds: float = 120.0
@@ -70,17 +75,15 @@ def train_transformer(
     options: TransformerOptions,
     device: torch.device,
     labels: Labels | None = None,
+    start: FluxTransformer2DModel | None = None,
 ) -> FluxTransformer2DModel:
-    """Train, or resume, to `options.samples` pictures; returns the averaged weights.
+    """Train `start`, or one from nothing, or resume, to `options.samples` pictures.
 
-    Raises ValueError for a run that began with other phases.
+    Returns the averaged weights. Raises ValueError for a run that began with other phases.
     """
     _keep_phases(run, options.phases)
     torch.manual_seed(0)
-    model = new_transformer()
-    if options.phases > 1:
-        model.register_to_config(phases=options.phases)
-    _start(model)
+    model = start or _new(options)
     model.to(device)  # type: ignore[call-overload]
 
     def gradients(done: int) -> tuple[int, dict[str, float]]:
@@ -100,6 +103,14 @@ def train_transformer(
     )
 
 
+def _new(options: TransformerOptions) -> FluxTransformer2DModel:
+    model = new_transformer(options.blocks)
+    if options.phases > 1:
+        model.register_to_config(phases=options.phases)
+    _shut_gates(model)
+    return model
+
+
 def _keep_phases(run: Path, phases: int) -> None:
     """Note the phases of a run: its checkpoint would go on under others, and mean nothing."""
     noted = run / "phases.txt"
@@ -109,8 +120,7 @@ def _keep_phases(run: Path, phases: int) -> None:
             f"{run} holds a transformer of phases={began}, got {phases}: name another folder, and "
             "copy autoencoder.pt and views into it to train the transformer alone"
         )
-    run.mkdir(parents=True, exist_ok=True)
-    noted.write_text(f"{phases}\n")
+    note(f"{phases}", noted)
 
 
 def _gradients(
@@ -221,7 +231,11 @@ def predict(
         if plan.weighted:
             bias_S = F.pad(plan.count_S.log(), (REGISTERS, 0)).to(device)
             attention = {"attention_mask": bias_S[None, None, None].bfloat16()}
-    with torch.autocast(device.type, torch.bfloat16), as_trained(model, _scheduler()):
+    with (
+        torch.autocast(device.type, torch.bfloat16),
+        _quick_attention(model, device),
+        as_trained(model, _scheduler()),
+    ):
         velocity_BSC = model(
             hidden_states=hidden_BSD.to(device),
             timestep=sigma_B.to(device),
@@ -234,6 +248,21 @@ def predict(
         )[0]
     native = x_BNC.shape[1] if plan is None else len(plan.keep_K)
     return velocity_BSC[:, :native].float()
+
+
+def _quick_attention(model: FluxTransformer2DModel, device: torch.device) -> Any:
+    """On a CPU attention is written out: at a view's length the fused one takes twice as long."""
+    return rerouted(model, _attend) if device.type == "cpu" else nullcontext()
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, original: Any, **kwargs: Any
+) -> Tensor:
+    query_BHQD, key_BHSD, value_BHSD = (x.transpose(1, 2) for x in (query, key, value))
+    logits_BHQS = query_BHQD @ key_BHSD.transpose(2, 3) * query.shape[-1] ** -0.5
+    if (mask := kwargs.get("attn_mask")) is not None:
+        logits_BHQS = logits_BHQS + mask
+    return (logits_BHQS.softmax(-1).to(value) @ value_BHSD).transpose(1, 2)
 
 
 def flow_loss(
@@ -269,7 +298,7 @@ def _coarse(batch: Batch, plan: TokenPlan, noise_BMC: Tensor) -> Coarse:
     return Coarse(plan, masked_BMC, noise_BMC, condition_BMD, touched_BM1)
 
 
-def _start(model: FluxTransformer2DModel) -> None:
+def _shut_gates(model: FluxTransformer2DModel) -> None:
     """Blocks begin as the identity and the answer as nothing: adaLN-Zero (arXiv 2212.09748)."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
