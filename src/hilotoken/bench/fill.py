@@ -41,6 +41,8 @@ class FillRow:
     psnr in dB, ssim (1 where equal) and lpips, in the mask.
 
     method, setting: its name, and the options that it ran with
+    model:      its name, and which version of its weights
+    net:        whose features LPIPS compares
     tokens_run: the mean over the steps
     flop_share: FLOPs of the DiT over dense's, counted
     sharpness:  log2 of the gradient energy in the mask over the truth's: see `measures`
@@ -60,6 +62,8 @@ class FillRow:
     seed: int
     size: int
     steps: int
+    model: str
+    net: str
     tokens_full: int
     tokens_run: int
     flop_share: float | None
@@ -102,6 +106,7 @@ def bench_fill(
     perceptual: LPIPS,
     costs: Costs,
     *,
+    model: str = "",
     done: Container[Key] = (),
 ) -> Iterator[tuple[FillRow, dict[Key, np.ndarray]]]:
     """Rows of a case, but for those that are there already, each with the features of its fill.
@@ -109,6 +114,7 @@ def bench_fill(
     Args:
         settings: methods; "dense" is run whether it is among them or not, for the comparison
         costs: of this pipeline; its steps are those of the fills
+        model: the pipeline's name, for the rows
         done: photo, class, method and seed of rows that need not be measured again
     """
     wanted = {
@@ -121,7 +127,7 @@ def bench_fill(
     }
     if not wanted:
         return
-    judge = _Judge(perceptual, case, _filled(pipe, case, DENSE, costs.steps))
+    judge = _Judge(perceptual, case, model, _filled(pipe, case, DENSE, costs.steps))
     truth = {(case.name, case.mask_class, TRUTH, 0): pooled(judge.truth, case.mask)}
     for name, setting in wanted.items():
         if name in CLASSICAL:
@@ -175,8 +181,8 @@ def raw_pictures(pipe: Any) -> Iterator[list[Any]]:
 class _Judge:
     """Compares fills of one case with its truth and with dense."""
 
-    def __init__(self, perceptual: LPIPS, case: Case, dense: Fill) -> None:
-        self.perceptual, self.case, self.dense = perceptual, case, dense
+    def __init__(self, perceptual: LPIPS, case: Case, model: str, dense: Fill) -> None:
+        self.perceptual, self.case, self.model, self.dense = perceptual, case, model, dense
         self.ring = ring(case.mask)
         self.truth, self.dense_seen = see(perceptual, case.truth), see(perceptual, dense.pixels)
         self.photo = self.truth if case.photo is case.truth else see(perceptual, case.photo)
@@ -201,6 +207,8 @@ class _Judge:
             seed=case.seed,
             size=case.photo.shape[0],
             steps=steps,
+            model=self.model,
+            net=self.perceptual.net,
             tokens_full=run.tokens_full if run else 0,
             tokens_run=round(run.mean_tokens_run) if run else 0,
             flop_share=flop_share,

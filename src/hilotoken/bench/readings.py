@@ -24,7 +24,18 @@ DENSE = "dense"
 COSTS = ("tokens", "flops", "seconds")
 SAME = 160  # dB: the PSNR of equal pictures is written as 168, which would drown every mean
 ORIGIN = ("command", "commit", "machine", "torch", "diffusers", "date")
-TEXTS = ("photo", "method", "setting", "mask_class", "group", "variant", "label", "predicted")
+TEXTS = (
+    "photo",
+    "model",
+    "net",
+    "method",
+    "setting",
+    "mask_class",
+    "group",
+    "variant",
+    "label",
+    "predicted",
+)
 # The columns that tell one kind of row from another, the most particular first.
 KINDS = {
     "ablate": ("group", "variant", "velocity"),

