@@ -11,6 +11,7 @@ from torch import nn
 
 from .checkpoint import Average, load_if_any, save_atomically
 from .log import Log
+from .pace import Pace
 from .parallel import average_gradients, processes
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -34,7 +35,7 @@ def train_loop(
 ) -> Model:
     """Train, or resume, to `samples`; returns the model with its averaged weights.
 
-    Started by `accelerate launch`, all processes together do.
+    Started by `accelerate launch`, all processes together do. `<run>/pace.json` says how fast.
 
     Args:
         run, name: the checkpoint is `<run>/<name>.pt`, the log `<run>/<name>.csv`
@@ -43,7 +44,8 @@ def train_loop(
         decay: of the moving average
     """
     average, path, done = Average(model, decay), run / f"{name}.pt", 0
-    crew = processes(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    crew = processes(device)
     if state := load_if_any(path):
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
@@ -57,20 +59,25 @@ def train_loop(
             return
         state = {"model": model.state_dict(), "average": average.state_dict(), "done": done}
         save_atomically(state | {"optimizers": [o.state_dict() for o in optimizers]}, path)
+        if pace.pictures:
+            pace.keep(run / "pace.json", name)
 
+    pace = Pace(device, crew.num_processes)
     saved = time.monotonic()
     log = Log(run, name).progress(samples, done) if crew.is_main_process else _silence()
     with log as advance:
         while done < samples:
             _set_rate(optimizers, rate * _schedule(done / samples, cooldown))
             model.zero_grad()
-            count, figures = gradients(done + crew.process_index)  # fewer than any step's pictures
+            first = done + crew.process_index  # which are fewer than any step's pictures
+            count, figures = pace.count(gradients, first)
             count = average_gradients(model, count, crew)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
                 optimizer.step()
             average.update(model)
             done += count
+            pace.pictures += count
             advance(count, **figures)
             if time.monotonic() - saved > checkpoint_seconds:
                 checkpoint()
