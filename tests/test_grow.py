@@ -132,6 +132,8 @@ def test_a_run_goes_on_from_a_pipeline_and_keeps_its_scale(beginning, photos, tm
     views = Views.open(tmp_path / "same" / "views", options(beginning, 4).views, 8)
     assert same.vae.config["scaling_factor"] == SCALE != latent_scale(views)
     assert not (tmp_path / "same" / "autoencoder.pt").exists()
+    for config in (tmp_path / "same" / "pipeline").rglob("*.json"):
+        assert str(beginning) not in config.read_text()
 
     folder = tmp_path / "more"
     more = load_model(train(photos, folder, options(beginning, 3, 4, 4), CPU, DISTANCE))

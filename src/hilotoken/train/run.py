@@ -169,9 +169,12 @@ def export(
     for name, model in (("vae", autoencoder), ("transformer", transformer)):
         nn.Module.to(model, torch.bfloat16)
         model.save_pretrained(folder / name)
-    config = json.loads((folder / "vae" / "config.json").read_text())
-    del config["block_out_channels"]  # AutoencoderTiny writes it, and warns when it reads it
-    (folder / "vae" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        config = json.loads((folder / name / "config.json").read_text())
+        # AutoencoderTiny writes the first, and warns when it reads it; the second is where one
+        # was loaded from, a place on this machine.
+        for key in ("block_out_channels", "_name_or_path"):
+            config.pop(key, None)
+        (folder / name / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     new_scheduler().save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "FluxFillPipeline",
