@@ -50,7 +50,7 @@ class RefineOptions:
     batches: int = 2  # groups whose gradients make one step
     rate: float = 7e-4
     decoder: float = 0.3  # the decoder's rate, as a share of it
-    cooldown: float = 0.5  # share of the samples over which the rate falls to nothing
+    cooldown: float = 0.8  # share of the samples over which the rate falls to nothing
     perceptual: float = 2.0  # weight of LPIPS + L1 beside flow matching
     l1: float = 0.5  # weight of L1 in it
     own: float = 0.6  # share of the batches that start from the model's own x_t
