@@ -46,9 +46,11 @@ def test_most_batches_are_not_slowed_down(monkeypatch):
     counted, tracker = [], pace.Pace(CPU, 2)
     mode = pace.FlopCounterMode
     monkeypatch.setattr(pace, "FlopCounterMode", lambda **given: counted.append(1) or mode(**given))
-    results = [tracker.count(lambda done: (1, done), done) for done in range(2 * pace.EVERY)]
-    assert results == [(1, done) for done in range(2 * pace.EVERY)]
-    assert len(counted) == 2
+    all_done = range(0, 2 * pace.OF, 16)
+    assert [tracker.count(lambda done: (1, done), done) for done in all_done] == [
+        (1, done) for done in all_done
+    ]
+    assert len(counted) == 2 * pace.COUNTED // 16
 
 
 def test_the_matrix_rate_is_one():

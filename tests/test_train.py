@@ -355,7 +355,7 @@ def test_keeping_every_token_is_the_dense_loss(batch, monkeypatch):
 def test_the_loss_counts_masked_tokens_and_a_little_the_rest(batch):
     """By hand, for a transformer that answers nothing: the target itself remains."""
     model = small_transformer()
-    transformer._start(model)
+    transformer._shut_gates(model)
     touched = touch(batch.mask, GRID).flatten()
     for plan in (None, HiLo(detail=0.1).select(batch.score_N, touch(batch.mask, GRID)[0], GRID)):
         loss = transformer._loss(model, batch, plan, 0.05, torch.Generator().manual_seed(0), CPU)
@@ -372,11 +372,12 @@ def test_the_loss_counts_masked_tokens_and_a_little_the_rest(batch):
 def test_the_velocity_of_the_sampler_has_no_loss(batch):
     """v = (x_t - x0) / sigma, by which a sampler comes to x0, is what the transformer learns."""
 
-    def know_all(hidden_states, timestep, **_):
-        x0_BNC = transformer.pack(batch.latents)
-        return ((hidden_states[..., :32] - x0_BNC) / timestep[:, None, None],)
+    class KnowAll(torch.nn.Module):
+        def forward(self, hidden_states, timestep, **_):
+            x0_BNC = transformer.pack(batch.latents)
+            return ((hidden_states[..., :32] - x0_BNC) / timestep[:, None, None],)
 
-    loss = transformer._loss(know_all, batch, None, 0.05, torch.Generator().manual_seed(0), CPU)
+    loss = transformer._loss(KnowAll(), batch, None, 0.05, torch.Generator().manual_seed(0), CPU)
     assert loss < 1e-6
 
 

@@ -59,8 +59,7 @@ def train_loop(
             return
         state = {"model": model.state_dict(), "average": average.state_dict(), "done": done}
         save_atomically(state | {"optimizers": [o.state_dict() for o in optimizers]}, path)
-        if pace.pictures:
-            pace.keep(run / "pace.json", name)
+        pace.keep(run / "pace.json", name)
 
     pace = Pace(device, crew.num_processes)
     saved = time.monotonic()

@@ -2,6 +2,8 @@
 
 What it can do is the rate of one large bfloat16 matrix product, measured as it begins. What it does
 are FLOPs, two for each multiply-add, forwards and backwards, counted in a batch now and then.
+Counting takes other ways to round, so when to count follows from the pictures done, and a run that
+resumes ends with the same weights.
 """
 
 import json
@@ -15,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .checkpoint import note
 
-EVERY = 32  # batches; counting slows one down
+COUNTED, OF = 64, 4096  # batches that begin within the first so many of every so many pictures
 
 
 class Pace:
@@ -23,13 +25,12 @@ class Pace:
 
     def __init__(self, device: torch.device, processes: int) -> None:
         self.matrix_rate, self.processes = matrix_rate(device), processes
-        self.begun, self.pictures, self.batches = time.monotonic(), 0, 0
+        self.begun, self.pictures = time.monotonic(), 0
         self.counted_pictures, self.flops = 0, 0
 
     def count(self, gradients: Callable[[int], tuple[int, Any]], done: int) -> tuple[int, Any]:
         """What `gradients(done)` returns: how many pictures it was of, and anything."""
-        self.batches += 1
-        if self.batches % EVERY != 1:
+        if done % OF >= COUNTED:
             return gradients(done)
         with FlopCounterMode(display=False) as counter:
             pictures, result = gradients(done)
@@ -50,7 +51,9 @@ class Pace:
         }
 
     def keep(self, path: Path, stage: str) -> None:
-        """Write the figures into the file at `path`, beside those of other stages."""
+        """Write the figures into the file at `path`, beside those of other stages; if there are."""
+        if not self.counted_pictures:
+            return
         known = json.loads(path.read_text()) if path.is_file() else {}
         note(json.dumps(known | {stage: self.figures()}, indent=2), path)
 
