@@ -9,12 +9,20 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxFillPipeline
+from diffusers.pipelines.flux.pipeline_flux_fill import calculate_shift
 from tiny import make_mask, make_photo, make_pipe
 from toys import saved_model, saved_reader
 
 from hilotoken import HiLo, compress, load_model
 from hilotoken.edit import edit_photo
-from hilotoken.model import REGISTERS, WEIGHTS, EmbeddedFillPipeline, find_device, verify
+from hilotoken.model import (
+    REGISTERS,
+    WEIGHTS,
+    EmbeddedFillPipeline,
+    find_device,
+    new_scheduler,
+    verify,
+)
 from hilotoken.photo import load_mask, load_photo
 from hilotoken.train.run import write_checksums
 
@@ -290,6 +298,18 @@ def test_the_packaged_weights_are_whole_and_load_offline():
     files = [file for file in WEIGHTS.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 45e6
     assert not [file for file in files if file.suffix in (".bin", ".pt", ".pkl")]
+
+
+@packaged
+@pytest.mark.parametrize("length", [256, 1024, 4096])
+def test_the_embedded_model_takes_most_of_its_steps_at_little_noise(length):
+    names = "base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift"
+    scheduler, new = load_model().scheduler, new_scheduler()
+    assert [scheduler.config[name] for name in names] == [new.config[name] for name in names]
+    shift = calculate_shift(length, *(scheduler.config[name] for name in names))
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 8, 8), mu=shift)
+    assert scheduler.sigmas[0] == 1
+    assert scheduler.sigmas[2] < 0.3
 
 
 @packaged
