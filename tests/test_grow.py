@@ -147,6 +147,14 @@ def test_a_run_goes_on_from_a_pipeline_and_keeps_its_scale(beginning, photos, tm
             train(photos, folder, other, CPU, DISTANCE)
 
 
+def test_a_start_keeps_its_phases(beginning, photos, tmp_path):
+    given = options(beginning, 2)
+    phases = replace(given.transformer, phases=2, elastic=0)
+    given = replace(given, transformer=phases, refine=replace(given.refine, elastic=0))
+    with pytest.raises(ValueError, match="start was trained with phases=1, got 2"):
+        train(photos, tmp_path, given, CPU, None)
+
+
 def _kept(old, new) -> dict[str, torch.Tensor]:
     """What has the same name and place before and after: all but what comes after new blocks."""
     names = new.state_dict().keys()

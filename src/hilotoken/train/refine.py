@@ -36,7 +36,7 @@ from .transformer import (
     new_optimizers,
     predict,
 )
-from .views import Batch, Views, group_crops, read_batch
+from .views import Batch, Views, draw_of_kinds, group_crops, read_batch
 
 LATENT = 8  # pixels a side of a latent
 LEAST = 0.05  # sigma of the model's own x_t
@@ -127,8 +127,7 @@ class _Refiner:
         """Gradients of a few batches; what is drawn depends on `done` alone, so a run resumes."""
         options, count = self.options, 0
         rng, generator = np.random.default_rng((5, done)), torch.Generator().manual_seed(done)
-        # Processes side by side draw other pictures, but work of the same kind: none waits long.
-        kind = np.random.default_rng((6, done // self.views.latents.shape[1]))
+        kind = draw_of_kinds(self.views, done)
         tiles = 2 if kind.random() < _mosaic_steps(options) else 1
         rounds = max(1, options.batches // tiles**2)
         sums: dict[str, list[float]] = {}
@@ -137,11 +136,11 @@ class _Refiner:
             if self.labels:
                 batch = self.labels.give(batch, self.scale, rng)
             plan = draw_plan(batch, rng) if kind.random() < options.elastic else None
+            own = int(kind.integers(1, options.own_steps + 1))
+            own *= bool(kind.random() < options.own)
             if tiles > 1 or batch.mask.all():  # LPIPS of what nobody could know teaches blur
                 loss, figures = self._match(batch, plan, generator)
             else:
-                own = int(kind.integers(1, options.own_steps + 1))
-                own *= bool(kind.random() < options.own)
                 loss, figures = self._loss(batch, plan, own, rng, generator)
             (loss / rounds).backward()
             for key, value in figures.items():

@@ -110,10 +110,10 @@ def train(
 
 
 def _keep_start(run: Path, start: str, blocks: int) -> None:
-    """Note where a run began: its checkpoints are of that depth, and of that autoencoder."""
+    """Note where a run began: views and checkpoints are of that autoencoder and that depth."""
     noted, here = run / "start.json", {"start": start, "blocks": blocks}
     began = json.loads(noted.read_text()) if noted.is_file() else here
-    if began != here and (run / "transformer.pt").is_file():
+    if began != here:
         raise ValueError(
             f"{run} was begun with --start {began['start'] or 'nothing'} and --blocks "
             f"{began['blocks']}, got {start or 'nothing'} and {blocks}: give the same, or name "

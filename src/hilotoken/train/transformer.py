@@ -28,13 +28,13 @@ from ..attention import rerouted
 from ..grid import touch
 from ..methods import HiLo
 from ..methods.sites import check_whole
-from ..methods.udit import as_trained
+from ..methods.udit import as_trained, phases_of
 from ..model import BLOCKS, LABELS, REGISTERS, new_scheduler, new_transformer
 from ..plan import TokenPlan, gather, token_positions
 from .checkpoint import note
 from .labels import Labels
 from .loop import train_loop
-from .views import GRID, STRIDE, Batch, Views, read_batch
+from .views import GRID, STRIDE, Batch, Views, draw_of_kinds, read_batch
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,13 @@ def train_transformer(
 ) -> FluxTransformer2DModel:
     """Train `start`, or one from nothing, or resume, to `options.samples` pictures.
 
-    Returns the averaged weights. Raises ValueError for a run that began with other phases.
+    Returns the averaged weights. Raises ValueError for a run or a start of other phases.
     """
+    if start is not None and phases_of(start) != options.phases:
+        raise ValueError(
+            f"the start was trained with phases={phases_of(start)}, got {options.phases}: "
+            "give the same"
+        )
     _keep_phases(run, options.phases)
     torch.manual_seed(0)
     model = start or _new(options)
@@ -136,18 +141,19 @@ def _gradients(
     rng, count, sums = np.random.default_rng((3, done)), 0, {}
     generator = torch.Generator().manual_seed(done)
     late = done > options.samples / 2
-    tiles = 2 if late and rng.random() < 2 * options.mosaic else 1
+    kind = draw_of_kinds(views, done)
+    tiles = 2 if late and kind.random() < 2 * options.mosaic else 1
     for _ in range(max(1, options.batches // tiles**2)):
         batch = read_batch(views, rng, tiles, scale)
         if labels:
             batch = labels.give(batch, scale, rng)
-        plan = draw_plan(batch, rng) if rng.random() < options.elastic else None
+        plan = draw_plan(batch, rng) if kind.random() < options.elastic else None
         loss = _loss(model, batch, plan, options.outside, generator, device)
         (loss / max(1, options.batches // tiles**2)).backward()
-        kind = "dense" if plan is None else "compressed"
+        name = "dense" if plan is None else "compressed"
         if tiles > 1 or batch.mask.all():
-            kind += "_mosaic" if tiles > 1 else "_hidden"
-        sums.setdefault(kind, []).append(loss.item())
+            name += "_mosaic" if tiles > 1 else "_hidden"
+        sums.setdefault(name, []).append(loss.item())
         count += len(batch.latents) * tiles**2
     return count, {key: sum(values) / len(values) for key, values in sums.items()}
 

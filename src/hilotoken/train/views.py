@@ -158,6 +158,15 @@ def latent_scale(views: Views) -> float:
     return float(1 / views.latents[: min(64, int(views.done[0]))].astype(np.float32).std())
 
 
+def draw_of_kinds(views: Views, done: int) -> np.random.Generator:
+    """Draws what kind of work a step is: the same in processes side by side, so that none waits.
+
+    A process adds its own number to `done`, which grows by whole groups, and so draws pictures of
+    its own.
+    """
+    return np.random.default_rng((6, done // views.latents.shape[1]))
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Photographs that share a mask; latents are scaled. B pictures of h x w tokens."""
