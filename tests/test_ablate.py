@@ -8,7 +8,7 @@ from toys import interrupt_at, saved_model
 
 from hilotoken import Dense, HiLo, load_model
 from hilotoken.bench import ablate as ablation
-from hilotoken.bench.ablate import GROUPS, ablate_cases, bench_ablate
+from hilotoken.bench.ablate import GROUPS, bench_ablate, contests
 from hilotoken.bench.cases import CLASSES
 from hilotoken.bench.compass import Compass
 from hilotoken.bench.evidence_cli import ablate
@@ -35,22 +35,22 @@ def model():
     return pipe
 
 
-def _cases(photos, *groups, steps=8):
-    return ablate_cases(sorted(photos.iterdir()), SIDE, groups or list(GROUPS), steps)
+def _contests(photos, *groups, steps=8):
+    return contests(sorted(photos.iterdir()), SIDE, groups or list(GROUPS), steps)
 
 
 def test_variants_of_a_group_run_equally_many_tokens_and_differ_in_nothing_else(photos):
-    cases = _cases(photos)
-    assert [case.mask_class for case in cases] == [*CLASSES, *CLASSES]
+    found = _contests(photos)
+    assert [contest.case.mask_class for contest in found] == [*CLASSES, *CLASSES]
     compared = set()
-    for case in cases:
+    for contest in found:
         for group in set(GROUPS) - {"allocation"}:
-            names = [name for g, name in case.methods if g == group]
+            names = [name for g, name in contest.methods if g == group]
             if not names:  # all tokens would run
                 continue
             assert names == list(GROUPS[group])
             compared.add(group)
-            plans = [ablation._plan(case.truth, case.mask, case.methods[group, n]) for n in names]
+            plans = [ablation._plan(contest.case, contest.methods[group, n]) for n in names]
             assert len({plan.tokens_run for plan in plans}) == 1
             assert plans[0].tokens_run < plans[0].tokens_full
     assert compared == set(GROUPS) - {"allocation"}
@@ -58,20 +58,20 @@ def test_variants_of_a_group_run_equally_many_tokens_and_differ_in_nothing_else(
 
 def test_an_allocation_by_energy_runs_as_many_tokens_on_the_mean(photos):
     run: dict[tuple[str, str], list[int]] = {}
-    for case in _cases(photos, "allocation"):
-        for (_, name), method in case.methods.items():
-            plan = ablation._plan(case.truth, case.mask, method)
-            run.setdefault((case.mask_class, name), []).append(plan.tokens_run)
+    for contest in _contests(photos, "allocation"):
+        for (_, name), method in contest.methods.items():
+            plan = ablation._plan(contest.case, method)
+            run.setdefault((contest.case.mask_class, name), []).append(plan.tokens_run)
     assert ("small", "energy") in run
     for (mask_class, _), counts in run.items():
         assert np.mean(counts) == pytest.approx(np.mean(run[mask_class, "detail"]), rel=0.02)
 
 
 def test_what_refreshes_seldom_gets_more_context_for_the_same_mean(photos):
-    case = _cases(photos, "refresh")[0]
-    every = ablation._plan(case.truth, case.mask, case.methods["refresh", "every step"])
-    for (_, name), method in case.methods.items():
-        plan = ablation._plan(case.truth, case.mask, method)
+    contest = _contests(photos, "refresh")[0]
+    every = ablation._plan(contest.case, contest.methods["refresh", "every step"])
+    for (_, name), method in contest.methods.items():
+        plan = ablation._plan(contest.case, method)
         if name == "every step" or plan.tokens_run == plan.tokens_full:
             continue
         share = len(method.refresh) / 8
@@ -79,14 +79,14 @@ def test_what_refreshes_seldom_gets_more_context_for_the_same_mean(photos):
         assert mean == pytest.approx(every.tokens_run, abs=1)
         assert plan.tokens_run > every.tokens_run
     with pytest.raises(ValueError, match="6 or more"):
-        _cases(photos, "refresh", steps=4)
+        _contests(photos, "refresh", steps=4)
 
 
 def test_unknown_groups_and_sizes_are_refused(photos):
     with pytest.raises(ValueError, match="unknown group 'colour'"):
-        _cases(photos, "colour")
+        _contests(photos, "colour")
     with pytest.raises(ValueError, match="multiple of 16"):
-        ablate_cases([], 250, ["score"], 8)
+        contests([], 250, ["score"], 8)
 
 
 def _given():
@@ -137,7 +137,7 @@ def test_the_compass_leaves_no_hook():
 def test_rows_hold_both_figures_and_are_not_measured_twice(model, photos, tmp_path):
     torch.manual_seed(0)
     perceptual = LPIPS().requires_grad_(False)
-    case = _cases(photos, "positions")[0]
+    case = _contests(photos, "positions")[0]
     rows = list(bench_ablate(model, case, perceptual, steps=1))
     assert [row.variant for row in rows] == list(GROUPS["positions"])
     assert [row.default for row in rows] == [True, False, False]

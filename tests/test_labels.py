@@ -16,6 +16,7 @@ from hilotoken.photo import load_photo
 from hilotoken.train import autoencoder, run
 from hilotoken.train.autoencoder import new_autoencoder
 from hilotoken.train.data import Entry
+from hilotoken.train.grow import start_from
 from hilotoken.train.labels import HIDDEN, Labels, find_labels, one_hot
 from hilotoken.train.transformer import predict
 from hilotoken.train.views import Batch, ViewOptions, Views, encoder, group_crops, read_batch
@@ -137,8 +138,22 @@ def test_a_run_keeps_its_labels(labels, tmp_path):
     run._keep_labels(tmp_path, labels)
     run._keep_labels(tmp_path, labels)
     for other in (None, replace(labels, names=("a", "b", "d"))):
-        with pytest.raises(ValueError, match=r"begun with the labels \['a', 'b', 'c'\], got"):
+        with pytest.raises(ValueError, match=r"begun with the labels \['a', 'b', 'c'\], .*got"):
             run._keep_labels(tmp_path, other)
+
+
+def test_a_start_keeps_its_labels(labels, tmp_path):
+    """A start without any may learn them; one that knows some must not lose or renumber them."""
+    for i, other in enumerate((None, replace(labels, names=("b", "a", "c")))):
+        with pytest.raises(ValueError, match=r"begun with the labels \['a', 'b', 'c'\], .*start"):
+            run._keep_labels(tmp_path / str(i), other, labels.names)
+    for known in ((), labels.names):
+        run._keep_labels(tmp_path, labels, known)
+
+
+def test_what_a_start_knows_is_read_from_its_pipeline(folder, model):
+    depth = tuple(model.config["num_decoder_blocks"])
+    assert start_from(folder, 2, depth).labels == ("a", "b", "c")
 
 
 # A model with labels

@@ -25,7 +25,15 @@ from hilotoken.train.data import random_crop, read_manifest
 from hilotoken.train.refine import RefineOptions
 from hilotoken.train.run import TrainOptions, train
 from hilotoken.train.transformer import TransformerOptions, train_transformer
-from hilotoken.train.views import GRID, SIZE, ViewOptions, Views, latent_scale, read_batch
+from hilotoken.train.views import (
+    GRID,
+    SIZE,
+    ViewOptions,
+    Views,
+    chances_of_masks,
+    latent_scale,
+    read_batch,
+)
 
 CPU = torch.device("cpu")
 DISTANCE = Path("weights of LPIPS")  # read by `some_distance` in these tests
@@ -216,14 +224,31 @@ def test_a_mosaic_sets_groups_side_by_side(whole_run):
     assert four.coarse_masked.shape == (2, 8, 16, 16)
     assert four.mask.shape == (1, 1, 512, 512)
     assert four.score_N.shape == (4 * 256,)
-    groups = np.random.default_rng(3).integers(3, size=4)
+    assert len(set(four.groups)) > 1
     scores = four.score_N.reshape(32, 32).numpy()
-    for i, g in enumerate(groups):
+    for i, g in enumerate(four.groups):
         row, column = divmod(i, 2)
         corner = four.latents[:, :, 32 * row : 32 * row + 32, 32 * column : 32 * column + 32]
         assert np.array_equal(corner, 2 * made.latents[g].astype(np.float32))
         part = scores[16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
         assert np.array_equal(part.ravel(), made.scores[g])
+
+
+@pytest.mark.parametrize("tilt", [0, 0.5, 1])
+def test_large_masks_are_drawn_more_often_as_told(tmp_path, tilt):
+    made = Views.open(tmp_path, ViewOptions(3, 1, 2), 8)
+    made.done[0] = 2  # so that the third group is never drawn
+    shares = np.array([[1 / 32, 1 / 8], [1 / 2, 1 / 8]])
+    for mask, share in zip(made.masks[:2].reshape(4, SIZE, SIZE // 8), shares.flat, strict=True):
+        mask[: round(SIZE * share)] = 255
+    chances = chances_of_masks(made, tilt)
+    assert chances == pytest.approx(shares.ravel() ** tilt / (shares**tilt).sum())
+    rng = np.random.default_rng(0)
+    drawn = [read_batch(made, rng, 1, 1.0, chances) for _ in range(400)]
+    found = [(batch.groups[0], float(batch.mask.mean())) for batch in drawn]
+    for g, share in np.ndindex(2, 2):
+        often = found.count((g, shares[g, share])) / len(found)
+        assert often == pytest.approx(chances[2 * g + share], abs=0.08)
 
 
 # What the transformer is trained on is what an edit gives it

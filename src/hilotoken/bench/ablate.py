@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
 
 from ..compress import compress
 from ..methods import Dense, HiLo
 from ..plan import TokenPlan, plan_tokens
 from ..scores import SCORES
 from ..train.lpips import LPIPS
-from .cases import CLASSES, TOKEN, hidden, square
+from .cases import TOKEN, Case, cases_of
 from .compass import Compass
 from .measures import Distances, distances, see
 
@@ -49,6 +47,7 @@ REFRESH: dict[str, Options] = {
     "steps 0, 1, 2, 5": {"refresh": (0, 1, 2, 5)},
     "steps 0, 4": {"refresh": (0, 4)},
 }
+KNOWN = {**GROUPS, "refresh": REFRESH}
 
 
 @dataclass(frozen=True)
@@ -82,18 +81,14 @@ class AblateRow:
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class Contest:
     """A photograph under a mask, and the methods that it is to be filled by: group, variant."""
 
-    file: Path
-    mask_class: str
-    truth: np.ndarray
-    mask: np.ndarray
-    seed: int
+    case: Case
     methods: dict[tuple[str, str], HiLo]
 
 
-def ablate_cases(files: Sequence[Path], size: int, groups: Sequence[str], steps: int) -> list[Case]:
+def contests(files: Sequence[Path], size: int, groups: Sequence[str], steps: int) -> list[Contest]:
     """Every photograph under a mask of each class, with variants of equal length.
 
     Where the longest variant of a group runs every token, the group is left out: none of it could
@@ -102,49 +97,45 @@ def ablate_cases(files: Sequence[Path], size: int, groups: Sequence[str], steps:
     Raises:
         ValueError: an unknown group; a size that is no multiple of a token; too few steps.
     """
-    known = {**GROUPS, "refresh": REFRESH}
-    if unknown := [name for name in groups if name not in known]:
-        raise ValueError(f"unknown group {unknown[0]!r}; choose from {list(known)}")
+    if unknown := [name for name in groups if name not in KNOWN]:
+        raise ValueError(f"unknown group {unknown[0]!r}; choose from {list(KNOWN)}")
     if size % TOKEN:
         raise ValueError(f"size must be a multiple of {TOKEN} pixels, got {size}")
     if "refresh" in groups and steps < 6:
         raise ValueError(
             f"the schedules of refresh have steps up to 5: give 6 or more, got {steps}"
         )
-    cases = []
-    for mask_class in CLASSES:
-        seen = [(file, square(file, size), *hidden(file.name, mask_class, size)) for file in files]
-        share = _energy_share([x[1:3] for x in seen]) if "allocation" in groups else None
-        for file, truth, mask, seed in seen:
-            found: dict[tuple[str, str], HiLo] = {}
-            for group in groups:
-                made = _variants(group, known[group], truth, mask, share, steps)
-                found |= {(group, name): method for name, method in made.items()}
-            cases.append(Case(file, mask_class, truth, mask, seed, found))
-    order = {file: i for i, file in enumerate(files)}
-    return sorted(cases, key=lambda case: order[case.file])  # a photo's classes one after the other
+    cases = [case for file in files for case in cases_of(file, size)]
+    shares: dict[str, float | None] = {}
+    if "allocation" in groups:
+        for mask_class in {case.mask_class for case in cases}:
+            shares[mask_class] = _energy_share([c for c in cases if c.mask_class == mask_class])
+    return [Contest(case, _methods(groups, case, shares, steps)) for case in cases]
 
 
-def _plan(truth: np.ndarray, mask: np.ndarray, method: HiLo) -> TokenPlan:
-    grid = truth.shape[0] // TOKEN, truth.shape[1] // TOKEN
-    photo = truth.astype(np.float32) / 255
-    return plan_tokens(photo, mask.astype(np.float32), grid=grid, method=method)
+def _methods(
+    groups: Sequence[str], case: Case, shares: Mapping[str, float | None], steps: int
+) -> dict[tuple[str, str], HiLo]:
+    found: dict[tuple[str, str], HiLo] = {}
+    for group in groups:
+        made = _variants(group, case, shares.get(case.mask_class), steps)
+        found |= {(group, name): method for name, method in made.items()}
+    return found
 
 
-def _variants(
-    group: str,
-    variants: Mapping[str, Options],
-    truth: np.ndarray,
-    mask: np.ndarray,
-    share: float | None,
-    steps: int,
-) -> dict[str, HiLo]:
+def _plan(case: Case, method: HiLo) -> TokenPlan:
+    grid = case.photo.shape[0] // TOKEN, case.photo.shape[1] // TOKEN
+    photo = case.photo.astype(np.float32) / 255
+    return plan_tokens(photo, case.mask.astype(np.float32), grid=grid, method=method)
+
+
+def _variants(group: str, case: Case, share: float | None, steps: int) -> dict[str, HiLo]:
     """The methods of a group, all of one length; none where that is the whole grid."""
     if group == "allocation":
         energy = None if share is None else HiLo(bucket=1, energy=share)
         return {"detail": HiLo(bucket=1), ENERGY: energy} if energy else {}
-    methods = {name: HiLo(**{"bucket": 1, **options}) for name, options in variants.items()}
-    plans = {name: _plan(truth, mask, method) for name, method in methods.items()}
+    methods = {name: HiLo(**{"bucket": 1, **options}) for name, options in KNOWN[group].items()}
+    plans = {name: _plan(case, method) for name, method in methods.items()}
     length = max(plan.tokens_run for plan in plans.values())
     full = next(iter(plans.values())).tokens_full
     if length >= full:
@@ -166,7 +157,7 @@ def _longer(method: HiLo, length: int, edit: int, full: int, steps: int) -> HiLo
     return replace(method, bucket=min(full, round((length - (1 - share) * edit) / share)))
 
 
-def _energy_share(seen: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
+def _energy_share(cases: Sequence[Case]) -> float | None:
     """The share of energy that keeps as many tokens as the default, on the mean of photographs.
 
     None where no share comes within 2 %: a photograph nearly all of which runs may jump to the
@@ -174,7 +165,7 @@ def _energy_share(seen: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None
     """
 
     def mean(method: HiLo) -> float:
-        return float(np.mean([_plan(*pair, method).tokens_run for pair in seen]))
+        return float(np.mean([_plan(case, method).tokens_run for case in cases]))
 
     wanted, low, high = mean(HiLo(bucket=1)), 0.0, 1.0
     kept: dict[float, float] = {}
@@ -188,29 +179,30 @@ def _energy_share(seen: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None
 
 def bench_ablate(
     pipe: Any,
-    case: Case,
+    contest: Contest,
     perceptual: LPIPS | None,
     *,
     steps: int = 8,
     done: Container[Key] = (),
 ) -> Iterator[AblateRow]:
-    """Rows of a case, but for those that are there already.
+    """Rows of a contest, but for those that are there already.
 
     Args:
         perceptual: None for the velocity alone, without fills
         done: photo, class, group and variant of rows that need not be measured again
     """
+    case = contest.case
     wanted = {
         (group, variant): method
-        for (group, variant), method in case.methods.items()
-        if (case.file.name, case.mask_class, group, variant) not in done
+        for (group, variant), method in contest.methods.items()
+        if (case.name, case.mask_class, group, variant) not in done
     }
     if not wanted:
         return
-    compass = Compass(pipe, _arguments(case), case.seed)
+    compass = Compass(pipe, case.arguments, case.seed)
     dense = _fill(pipe, Dense(), case, steps)[0] if perceptual else None
     for (group, variant), method in wanted.items():
-        plan = _plan(case.truth, case.mask, method)
+        plan = _plan(case, method)
         figures: dict[str, float | None] = dict.fromkeys(
             ("psnr_dense", "lpips", "lpips_over_dense")
         )
@@ -227,12 +219,12 @@ def bench_ablate(
                 "lpips_over_dense": true.lpips - own.lpips,
             }
         yield AblateRow(
-            photo=case.file.name,
+            photo=case.name,
             mask_class=case.mask_class,
             mask_share=float(case.mask.mean()),
             group=group,
             variant=variant,
-            default=variant == next(iter({**GROUPS, "refresh": REFRESH}[group])),
+            default=variant == next(iter(KNOWN[group])),
             options=_said(method),
             seed=case.seed,
             size=case.truth.shape[0],
@@ -256,19 +248,9 @@ def _said(method: HiLo) -> str:
     return " ".join(["hilo", *(f"{k}={v}".replace(" ", "") for k, v in changed.items())])
 
 
-def _arguments(case: Case) -> dict[str, Any]:
-    return {
-        "image": Image.fromarray(case.truth),
-        "mask_image": Image.fromarray(case.mask.astype(np.uint8) * 255),
-        "height": case.truth.shape[0],
-        "width": case.truth.shape[1],
-    }
-
-
 def _fill(pipe: Any, method: Any, case: Case, steps: int) -> tuple[np.ndarray, float]:
     """The fill, and the mean tokens a step that it ran on."""
     fast = compress(pipe, method)
-    generator = torch.Generator().manual_seed(case.seed)
-    output = fast(**_arguments(case), num_inference_steps=steps, generator=generator)
+    output = fast(**case.arguments, num_inference_steps=steps, generator=case.noise())
     assert fast.last_run is not None
     return np.asarray(output.images[0]), fast.last_run.mean_tokens_run

@@ -165,7 +165,7 @@ def ablate(
     from ..model import load_model
     from ..train.data import read_manifest
     from ..train.lpips import load_lpips
-    from .ablate import GROUPS, ablate_cases, bench_ablate
+    from .ablate import GROUPS, bench_ablate, contests
     from .markdown import tables
     from .readings import by_hash, read_rows
     from .rows import append_rows
@@ -173,12 +173,13 @@ def ablate(
     done = _done(output, "ablate", ("photo", "mask_class", "group", "variant"))
     chosen = [name.strip() for name in groups.split(",")] if groups else list(GROUPS)
     files = by_hash([entry.file for entry in read_manifest(photos)])[:limit]
-    cases = ablate_cases(files, size, chosen, steps)
+    found = contests(files, size, chosen, steps)
     perceptual, pipe = load_lpips(lpips) if lpips else None, load_model(model, device=device)
     pipe.set_progress_bar_config(disable=True)
     try:
-        for case in track(cases, "comparing", console=Console(stderr=True)):
-            append_rows(output, list(bench_ablate(pipe, case, perceptual, steps=steps, done=done)))
+        for contest in track(found, "comparing", console=Console(stderr=True)):
+            rows = bench_ablate(pipe, contest, perceptual, steps=steps, done=done)
+            append_rows(output, list(rows))
     finally:
         if output.exists():
             print(tables(read_rows(output), {}), end="")

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderTiny, FluxTransformer2DModel
@@ -20,10 +20,16 @@ from torch import nn
 from ..model import load_model
 
 
-def start_from(
-    name_or_path: str | Path, blocks: int, decoder_blocks: Sequence[int]
-) -> tuple[AutoencoderTiny, FluxTransformer2DModel]:
-    """Autoencoder and transformer of a pipeline, at least as deep as is asked, in float32.
+class Start(NamedTuple):
+    """Both models of a pipeline in float32, and the kinds of things that it knows by number."""
+
+    autoencoder: AutoencoderTiny
+    transformer: FluxTransformer2DModel
+    labels: tuple[str, ...]
+
+
+def start_from(name_or_path: str | Path, blocks: int, decoder_blocks: Sequence[int]) -> Start:
+    """A pipeline, made as deep as is asked.
 
     Raises:
         FileNotFoundError: no pipeline there.
@@ -38,7 +44,11 @@ def start_from(
         )
     grow_decoder(autoencoder, decoder_blocks)
     grow_transformer(transformer, blocks)
-    return autoencoder.float().requires_grad_(False).eval(), transformer.float().train()
+    return Start(
+        autoencoder.float().requires_grad_(False).eval(),
+        transformer.float().train(),
+        getattr(pipe, "labels", ()),
+    )
 
 
 def grow_transformer(model: FluxTransformer2DModel, blocks: int) -> None:

@@ -36,7 +36,7 @@ from .transformer import (
     new_optimizers,
     predict,
 )
-from .views import Batch, Views, draw_of_kinds, group_crops, read_batch
+from .views import Batch, Views, chances_of_masks, draw_of_kinds, group_crops, read_batch
 
 LATENT = 8  # pixels a side of a latent
 LEAST = 0.05  # sigma of the model's own x_t
@@ -59,6 +59,7 @@ class RefineOptions:
     clean: int = 1  # pictures a batch whose true latents are decoded too
     elastic: float = 0.65
     mosaic: float = 0.15  # share of the samples in 2 x 2 mosaics, which match velocities alone
+    tilt: float = 0.5  # a mask is drawn as often as its share of the picture ** tilt
     outside: float = 0.05  # weight of a token that the mask does not touch
     decay: float = 0.9995
     checkpoint_seconds: float = 120.0
@@ -92,8 +93,10 @@ def refine(
     models.requires_grad_(True).train().to(device)
     decoder = {"params": list(autoencoder.decoder.parameters()), "share": options.decoder}
     optimizers = [*new_optimizers(transformer), torch.optim.AdamW([decoder], weight_decay=1e-3)]
+    pictures = views, photos, scale
+    chances = chances_of_masks(views, options.tilt)
     refiner = _Refiner(
-        transformer, autoencoder, views, photos, scale, perceptual, options, device, labels
+        transformer, autoencoder, *pictures, perceptual, options, device, labels, chances
     )
     train_loop(
         models,
@@ -122,6 +125,7 @@ class _Refiner:
     options: RefineOptions
     device: torch.device
     labels: Labels | None = None
+    chances: np.ndarray | None = None
 
     def gradients(self, done: int) -> tuple[int, dict[str, float]]:
         """Gradients of a few batches; what is drawn depends on `done` alone, so a run resumes."""
@@ -132,7 +136,7 @@ class _Refiner:
         rounds = max(1, options.batches // tiles**2)
         sums: dict[str, list[float]] = {}
         for _ in range(rounds):
-            batch = read_batch(self.views, rng, tiles, self.scale)
+            batch = read_batch(self.views, rng, tiles, self.scale, self.chances)
             if self.labels:
                 batch = self.labels.give(batch, self.scale, rng)
             plan = draw_plan(batch, rng) if kind.random() < options.elastic else None

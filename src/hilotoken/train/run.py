@@ -8,6 +8,7 @@ Each stage resumes from its checkpoint in the run's folder and is passed over on
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,7 +64,7 @@ def train(
     Raises:
         FileNotFoundError: no photographs, or none to train on.
         ValueError: a run that was begun with other labels, phases, depth or start; a start that is
-            of another kind, or deeper than what is asked.
+            of another kind, of other labels, or deeper than what is asked.
         ImportError: the extra `train` is not installed.
     """
     if not find_spec("matplotlib"):
@@ -80,7 +81,9 @@ def train(
     blocks = options.transformer.blocks
     start = start_from(options.start, blocks, DECODER) if options.start else None
     _keep_start(run, options.start, blocks)
-    autoencoder = start[0] if start else _autoencoder(training, run, options, device, perceptual)
+    autoencoder = (
+        start.autoencoder if start else _autoencoder(training, run, options, device, perceptual)
+    )
     with crew.main_process_first():
         views = Views.open(run / "views", options.views, autoencoder.config["latent_channels"])
         if views.done[0] < len(views.latents):
@@ -90,11 +93,11 @@ def train(
     # Who goes on from weights that were trained at a scale must keep it.
     scale = autoencoder.config["scaling_factor"] if start else latent_scale(views)
     labels = find_labels(training, autoencoder, device)
-    _keep_labels(run, labels)
+    _keep_labels(run, labels, start.labels if start else ())
     if _done(run / "transformer.pt") < options.transformer.samples:
         (run / "refine.pt").unlink(missing_ok=True)  # of a transformer less trained
     transformer = train_transformer(
-        views, scale, run, options.transformer, device, labels, start[1] if start else None
+        views, scale, run, options.transformer, device, labels, start.transformer if start else None
     )
     if perceptual:
         left = _done(run / "refine.pt") < options.refine.samples
@@ -122,14 +125,17 @@ def _keep_start(run: Path, start: str, blocks: int) -> None:
     note(json.dumps(here), noted)
 
 
-def _keep_labels(run: Path, labels: Labels | None) -> None:
-    """Note the labels of a run: its weights know them by number. A run may begin without any."""
+def _keep_labels(run: Path, labels: Labels | None, known: Sequence[str] = ()) -> None:
+    """Note the labels of a run: its weights know them by number. A run may begin without any.
+
+    `known` are those of the pipeline that it started from.
+    """
     noted, names = run / "labels.json", list(labels.names) if labels else []
-    began = json.loads(noted.read_text()) if noted.is_file() else []
+    began = json.loads(noted.read_text()) if noted.is_file() else list(known)
     if began and began != names:
         raise ValueError(
-            f"{run} was begun with the labels {began}, got {names}: give the same --labels and "
-            "photographs, or name another folder"
+            f"{run} was begun with the labels {began}, its own or its start's, got {names}: give "
+            "the same --labels and photographs, or name another folder or start"
         )
     note(json.dumps(names), noted)
 
