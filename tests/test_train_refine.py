@@ -140,6 +140,15 @@ def test_the_views_are_of_the_crops_drawn_again(tmp_path):
         crops = group_crops(photos, group, 3)
         assert np.array_equal(encode(to_model(crops)), made.latents[group])
     assert not np.array_equal(group_crops(photos, 0, 3), group_crops(photos, 1, 3))
+    made.done[0] = 2
+    batch = views.read_batch(made, np.random.default_rng(0), 2, 1.0)
+    assert len(set(batch.groups)) == 2
+    whole = views.batch_crops(photos, batch.groups, 3)
+    for rows in (slice(0, 256), slice(256, 512)):
+        for columns in (slice(0, 256), slice(256, 512)):
+            latents = batch.latents[..., rows.start // 8 : rows.stop // 8, :]
+            latents = latents[..., columns.start // 8 : columns.stop // 8].numpy()
+            assert np.array_equal(encode(whole[..., rows, columns]), latents.astype(np.float16))
 
 
 @pytest.mark.parametrize("batches", [1, 2, 4, 8])

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from ..methods.sites import check_whole
 from ..plan import TokenPlan, gather
-from .autoencoder import to_model
 from .labels import Labels
 from .loop import train_loop
 from .lpips import LPIPS
@@ -36,7 +35,7 @@ from .transformer import (
     new_optimizers,
     predict,
 )
-from .views import Batch, Views, chances_of_masks, draw_of_kinds, group_crops, read_batch
+from .views import Batch, Views, batch_crops, chances_of_masks, draw_of_kinds, read_batch
 
 LATENT = 8  # pixels a side of a latent
 LEAST = 0.05  # sigma of the model's own x_t
@@ -58,7 +57,7 @@ class RefineOptions:
     crop: int = 16  # latents a side of what is decoded
     clean: int = 1  # pictures a batch whose true latents are decoded too
     elastic: float = 0.65
-    mosaic: float = 0.15  # share of the samples in 2 x 2 mosaics, which match velocities alone
+    mosaic: float = 0.25  # share of the samples in 2 x 2 mosaics
     tilt: float = 0.5  # a mask is drawn as often as its share of the picture ** tilt
     outside: float = 0.05  # weight of a token that the mask does not touch
     decay: float = 0.9995
@@ -142,10 +141,12 @@ class _Refiner:
             plan = draw_plan(batch, rng) if kind.random() < options.elastic else None
             own = int(kind.integers(1, options.own_steps + 1))
             own *= bool(kind.random() < options.own)
-            if tiles > 1 or batch.mask.all():  # LPIPS of what nobody could know teaches blur
+            if batch.mask.all():  # LPIPS of what nobody could know teaches blur
                 loss, figures = self._match(batch, plan, generator)
             else:
                 loss, figures = self._loss(batch, plan, own, rng, generator)
+            if tiles > 1:
+                figures = {f"{key}_mosaic": value for key, value in figures.items()}
             (loss / rounds).backward()
             for key, value in figures.items():
                 sums.setdefault(key, []).append(value)
@@ -160,7 +161,7 @@ class _Refiner:
         coarse_BMC = coarse_noise(batch, plan, generator)
         velocity = predict(self.transformer, batch, plan, x_BNC, sigma_B, coarse_BMC, self.device)
         loss = flow_loss(velocity, noise_BNC - x0_BNC, batch, plan, self.options.outside)
-        return loss, {f"flow_{'mosaic' if len(batch.groups) > 1 else 'hidden'}": loss.item()}
+        return loss, {"flow_hidden": loss.item()}
 
     def _loss(
         self,
@@ -199,7 +200,7 @@ class _Refiner:
         B, _, H, W = batch.latents.shape
         corners, side = _corners(batch.mask, B, self.options.crop, rng), LATENT
         clean = min(B, self.options.clean)
-        truth = to_model(group_crops(self.photos, batch.groups[0], B))
+        truth = batch_crops(self.photos, batch.groups, B)
         truth = torch.cat([truth, truth[:clean]])
         end = FluxFillPipeline._unpack_latents(end_BNC, H * side, W * side, side)
         latents = torch.cat([end, batch.latents[:clean].to(end)])

@@ -7,8 +7,9 @@ of a copy downsampled four times (for the coarse tokens), and the detail score o
 G groups, P photos a group, V masks a group, N tokens of a 256 px photo.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,18 @@ def group_crops(photos: list[np.ndarray], group: int, count: int) -> np.ndarray:
     return draw_crops(photos, count, np.random.default_rng((2, group)))
 
 
+def batch_crops(photos: list[np.ndarray], groups: Sequence[int], count: int) -> Tensor:
+    """The pictures that a batch's latents are of, [count, 3, H, W] in [-1, 1]."""
+    return _mosaic([to_model(group_crops(photos, group, count)) for group in groups])
+
+
+def _mosaic(parts: Sequence[Tensor]) -> Tensor:
+    """Parts [..., H, W] set in a square, row by row; one part is itself."""
+    tiles = isqrt(len(parts))
+    rows = [torch.cat(list(parts[i : i + tiles]), -1) for i in range(0, len(parts), tiles)]
+    return torch.cat(rows, -2)
+
+
 def encoder(autoencoder: AutoencoderTiny, device: torch.device) -> Callable[[Tensor], np.ndarray]:
     """From pictures [B, 3, H, W] in [-1, 1] to latents as the views keep them."""
     model = autoencoder.to(device)  # type: ignore[arg-type]
@@ -208,8 +221,7 @@ def read_batch(
     groups, chosen = np.divmod(rng.choice(done * V, count, p=chances), V)
 
     def mosaic(parts: list[np.ndarray]) -> Tensor:
-        rows = [np.concatenate(parts[i : i + tiles], -1) for i in range(0, count, tiles)]
-        return torch.from_numpy(np.concatenate(rows, -2)).float()
+        return _mosaic([torch.from_numpy(part).float() for part in parts])
 
     pairs = list(zip(groups, chosen, strict=True))
     masks = [np.unpackbits(views.masks[g, v], axis=1)[None, None] for g, v in pairs]
