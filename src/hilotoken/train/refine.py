@@ -51,7 +51,7 @@ class RefineOptions:
     decoder: float = 0.3  # the decoder's rate, as a share of it
     cooldown: float = 0.8  # share of the samples over which the rate falls to nothing
     perceptual: float = 2.0  # weight of LPIPS + L1 beside flow matching
-    l1: float = 0.5  # weight of L1 in it
+    l1: float = 0.25  # weight of L1 in it
     own: float = 0.6  # share of the batches that start from the model's own x_t
     own_steps: int = 4  # at most, from pure noise to there
     crop: int = 16  # latents a side of what is decoded
