@@ -7,7 +7,8 @@ goes on beside it, so that the model stays one of diffusion.
 
 Half of the batches start from an x_t that the model itself came to from pure noise, without a
 gradient: that is where a sampler leaves it, and an x_t that was mixed with the truth tells much of
-it. Those have no velocity to match; their decoded pixels alone count.
+it. Those have no velocity to match; their decoded pixels alone count. Mosaics, by which a 256 px
+photograph trains a 512 px grid, are treated as single pictures are.
 
 B pictures, N grid tokens, K tokens that run, C channels a token.
 """
