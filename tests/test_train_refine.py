@@ -222,3 +222,19 @@ def test_refining_learns_and_leaves_the_encoder_alone(tmp_path, monkeypatch):
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
     changed = {n.split(".")[0] for n, w in model.state_dict().items() if not w.equal(before[n])}
     assert changed == {"decoder"}
+
+
+def test_mosaics_are_refined_by_their_pixels(tmp_path, monkeypatch):
+    monkeypatch.setattr("hilotoken.train.log.EVERY_SECONDS", 0)
+    monkeypatch.setattr("hilotoken.train.autoencoder.WIDTH", 8)
+    photos = [np.asarray(make_photo(256, 256, seed=seed)) for seed in range(2)]
+    model = new_autoencoder().requires_grad_(False)
+    made = Views.open(tmp_path, ViewOptions(2, 1, 1), 8)
+    make_views(made, photos, [], model, tmp_path, CPU)
+    before = model.decoder.layers[0].weight.clone()
+    options = RefineOptions(samples=24, batches=1, rate=1e-3, mosaic=1, own=0.5, crop=8)
+    parts = small_transformer(), model, made, photos, 1.0, some_distance()
+    refine.refine(*parts, tmp_path, options, CPU)
+    assert len(curve(tmp_path / "refine.csv", "l1_mosaic", "l1_own_mosaic")) == 6  # of 4 pictures
+    assert curve(tmp_path / "refine.csv", "l1", "l1_own") == []
+    assert not torch.equal(model.decoder.layers[0].weight, before)

@@ -5,7 +5,7 @@ Here the transformer's x0 is decoded, a crop of it around the mask, and LPIPS an
 photograph go back through both. The encoder stays, so that the views stay valid, and flow matching
 goes on beside it, so that the model stays one of diffusion.
 
-Half of the batches start from an x_t that the model itself came to from pure noise, without a
+Most batches start from an x_t that the model itself came to from pure noise, without a
 gradient: that is where a sampler leaves it, and an x_t that was mixed with the truth tells much of
 it. Those have no velocity to match; their decoded pixels alone count. Mosaics, by which a 256 px
 photograph trains a 512 px grid, are treated as single pictures are.
