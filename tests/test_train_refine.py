@@ -6,12 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import make_photo
-from toys import curve, small_transformer, some_distance
+from torch._subclasses.fake_tensor import FakeTensorMode
+from toys import curve, small_transformer, small_views, some_distance
 
-from hilotoken import HiLo
+from hilotoken import HiLo, load_model
 from hilotoken.grid import touch
-from hilotoken.train import refine, transformer, views
+from hilotoken.model import new_scheduler
+from hilotoken.train import crops, refine, transformer, views
 from hilotoken.train.autoencoder import new_autoencoder, to_model
 from hilotoken.train.refine import RefineOptions
 from hilotoken.train.transformer import pack
@@ -51,28 +54,62 @@ def test_the_true_velocity_ends_at_the_truth(seed, shortened):
     assert set(changed.nonzero().flatten().tolist()) == set(runs.tolist())
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("sigmas", [[1.0], [1.0, 0.3], [1.0, 0.5, 0.2]])
 @pytest.mark.parametrize("shortened", [False, True])
-def test_its_own_way_is_the_straight_line_for_who_knows_the_truth(steps, shortened):
+def test_its_own_way_is_the_straight_line_for_who_knows_the_truth(sigmas, shortened):
     """And for any other transformer, tokens that do not run are on that line."""
     batch = some_batch()
     plan = some_plan(batch) if shortened else None
-    x0, noise, sigma = pack(batch.latents), torch.randn(2, 256, 32), torch.tensor([0.2, 0.7])
+    x0, noise = pack(batch.latents), torch.randn(2, 256, 32)
     runs = torch.arange(256) if plan is None else plan.keep_K
-    line, visited = x0 + sigma[:, None, None] * (noise - x0), []
+    line, visited = x0 + sigmas[-1] * (noise - x0), []
 
     def know_all(x, at):
-        visited.append(at)
+        visited.append(at.unique().item())
         assert not torch.is_grad_enabled()
         return ((x - x0) / at[:, None, None])[:, runs]
 
-    x = refine._own_way(know_all, plan, x0, noise, sigma, steps)
+    x = refine._own_way(know_all, plan, x0, noise, sigmas)
     torch.testing.assert_close(x, line)
-    assert len(visited) == steps
-    assert (visited[0] == 1).all()  # pure noise
-    other = refine._own_way(lambda x, at: x[:, runs], plan, x0, noise, sigma, steps)
+    assert visited == pytest.approx(sigmas[:-1])
+    other = refine._own_way(lambda x, at: x[:, runs], plan, x0, noise, sigmas)
     off = (other - line).abs().amax((0, 2)) > 1e-3
-    assert set(off.nonzero().flatten().tolist()) == set(runs.tolist())
+    assert set(off.nonzero().flatten().tolist()) == (set(runs.tolist()) if sigmas[1:] else set())
+
+
+@pytest.mark.parametrize("shortened", [False, True])
+def test_its_own_way_comes_back_from_an_accelerator(shortened):
+    """Batches stay on the CPU. Fake tensors know a device that is not here, and hold no values."""
+    batch = some_batch()
+    plan = some_plan(batch) if shortened else None
+    count, asked = 256 if plan is None else len(plan.keep_K), []
+    with FakeTensorMode(allow_non_fake_inputs=True):
+
+        def velocity(x, at):
+            asked.append(x.device.type)
+            return torch.empty(2, count, 32, device="cuda")
+
+        x0, noise = torch.empty(2, 256, 32), torch.empty(2, 256, 32)
+        x = refine._own_way(velocity, plan, x0, noise, [1.0, 0.5, 0.2])
+    assert [*asked, x.device.type] == ["cpu"] * 3
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 8])
+def test_its_own_way_is_that_of_the_pipelines_sampler(steps):
+    """Where a batch starts from is what the pipeline itself has before that step."""
+    pipe = load_model()
+    pipe.scheduler = new_scheduler()
+    pipe.set_progress_bar_config(disable=True)
+    given = {"image": make_photo(64, 64), "mask_image": Image.new("L", (64, 64), 255)}
+    pipe(**given, height=64, width=64, num_inference_steps=steps, output_type="latent")
+    assert refine.sampler_sigmas(steps) == pytest.approx(pipe.scheduler.sigmas[:-1].tolist())
+
+
+def test_a_way_is_the_beginning_of_a_samplers():
+    rng = np.random.default_rng(0)
+    drawn = {tuple(refine._draw_sigmas((2, 4), rng)) for _ in range(200)}
+    ways = [refine.sampler_sigmas(count) for count in (2, 4)]
+    assert drawn == {tuple(way[:taken]) for way in ways for taken in range(1, len(way) + 1)}
 
 
 @pytest.mark.parametrize("side", [4, 16, 32])
@@ -80,24 +117,32 @@ def test_its_own_way_is_the_straight_line_for_who_knows_the_truth(steps, shorten
 def test_crops_lie_inside_and_hold_masked_pixels(seed, side):
     rng = np.random.default_rng(seed)
     mask = torch.from_numpy(views.random_mask(rng, (256, 256)))[None, None].float()
-    corners = refine._corners(mask, 20, side, rng)
-    cut = refine._cut(mask.expand(20, -1, -1, -1), [(8 * y, 8 * x) for y, x in corners], 8 * side)
+    places = [(8 * y, 8 * x) for y, x in crops.corners(mask, 20, side, rng)]
+    cut = crops.cut(mask.expand(20, -1, -1, -1), places, 8 * side)
     assert cut.shape == (20, 1, 8 * side, 8 * side)
     assert (cut.amax((1, 2, 3)) == 1).all()
+
+
+@pytest.mark.parametrize("side", [1, 8, 100, 150, 250])
+def test_a_crop_is_as_large_as_its_mask_asks(side):
+    mask = torch.zeros(1, 1, 256, 256)
+    mask[..., :side, 3 : 3 + side // 2 + 1] = 1
+    crop = crops.crop_side(mask, 12, 24)
+    assert crop == np.clip(-(-side // 8) * 5 // 4, 12, 24)
 
 
 def test_crops_are_compared_off_the_grid_of_latents():
     column = torch.arange(64.0)[None, None, None, :].expand(1, 1, 64, -1)
     rng, found = np.random.default_rng(0), set()
     for _ in range(1000):
-        cut, same = refine._off_grid((column, column.mT), rng)
+        cut, same = crops.off_grid((column, column.mT), rng)
         assert cut.shape == same.shape == (1, 1, 56, 56)
         found.add((int(cut[0, 0, 0, 0]), int(same[0, 0, 0, 0])))
     assert found == {(x, y) for x in range(8) for y in range(8)}
 
 
 def test_a_mask_that_was_cut_off_counts_nothing():
-    assert refine._weighted_mean(torch.ones(2, 1, 4, 4), torch.zeros(2, 1, 8, 8)).tolist() == [0, 0]
+    assert crops.weighted_mean(torch.ones(2, 1, 4, 4), torch.zeros(2, 1, 8, 8)).tolist() == [0, 0]
 
 
 @pytest.fixture
@@ -110,7 +155,7 @@ def refiner(monkeypatch):
 
     monkeypatch.setattr(torch, "autocast", lambda *args: torch.enable_grad())  # all in float32
     parts = SimpleNamespace(decode=decode)
-    options = RefineOptions(crop=32, clean=0)
+    options = RefineOptions(crop=(32, 32), clean=0)
     return refine._Refiner(None, parts, None, photos, 2.0, some_distance(), options, CPU)
 
 
@@ -174,12 +219,12 @@ def test_processes_side_by_side_do_work_of_one_kind(tmp_path, refiner, monkeypat
     made.done[0] = 4
     drawn: list[tuple] = []
 
-    def note(self, batch, plan, own, rng, generator):
-        drawn.append((plan is None, own, batch.groups, int(rng.integers(1 << 30))))
+    def note(self, batch, plan, sigmas, rng, generator):
+        drawn.append((plan is None, len(sigmas), batch.groups, int(rng.integers(1 << 30))))
         return torch.zeros((), requires_grad=True), {}
 
     monkeypatch.setattr(refine._Refiner, "_loss", note)
-    options = RefineOptions(batches=1, mosaic=0)
+    options = RefineOptions(batches=1, mosaic=0, own=0.6, steps=(4,))
     whole = replace(refiner, views=made, options=options)
     for done in range(0, 160, 4):
         for process in (0, 1):
@@ -201,22 +246,24 @@ def test_attention_written_out_is_attention(masked):
     torch.testing.assert_close(ours, theirs.transpose(1, 2))
 
 
-def test_its_own_way_takes_a_step_at_least():
-    with pytest.raises(ValueError, match=r"own_steps .* got 0"):
-        RefineOptions(own_steps=0)
+def test_a_sampler_takes_a_step_at_least():
+    with pytest.raises(ValueError, match=r"steps .* got 0"):
+        RefineOptions(steps=(2, 0))
+
+
+@pytest.mark.parametrize("crop", [(8, 16), (24, 16)])
+def test_a_crop_is_large_enough_to_be_looked_at(crop):
+    with pytest.raises(ValueError, match=rf"crop .* 9 .* got \({crop[0]}, {crop[1]}\)"):
+        RefineOptions(crop=crop)
 
 
 def test_refining_learns_and_leaves_the_encoder_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("hilotoken.train.log.EVERY_SECONDS", 0)
-    monkeypatch.setattr("hilotoken.train.autoencoder.WIDTH", 8)
-    photos = [np.asarray(make_photo(256, 256, seed=seed)) for seed in range(2)]
-    model = new_autoencoder().requires_grad_(False)
-    made = Views.open(tmp_path, ViewOptions(1, 2, 1), 8)
-    make_views(made, photos, [], model, tmp_path, CPU)
+    photos, model, made = small_views(tmp_path, ViewOptions(1, 2, 1))
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     torch.manual_seed(0)
     small = small_transformer()
-    options = RefineOptions(samples=120, batches=1, rate=2e-3, decoder=1, mosaic=0, crop=8)
+    options = RefineOptions(samples=120, batches=1, rate=2e-3, decoder=1, mosaic=0, crop=(9, 9))
     refine.refine(small, model, made, photos, 1.0, some_distance(), tmp_path, options, CPU)
     losses = curve(tmp_path / "refine.csv", "l1", "l1_own")
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
@@ -226,13 +273,9 @@ def test_refining_learns_and_leaves_the_encoder_alone(tmp_path, monkeypatch):
 
 def test_mosaics_are_refined_by_their_pixels(tmp_path, monkeypatch):
     monkeypatch.setattr("hilotoken.train.log.EVERY_SECONDS", 0)
-    monkeypatch.setattr("hilotoken.train.autoencoder.WIDTH", 8)
-    photos = [np.asarray(make_photo(256, 256, seed=seed)) for seed in range(2)]
-    model = new_autoencoder().requires_grad_(False)
-    made = Views.open(tmp_path, ViewOptions(2, 1, 1), 8)
-    make_views(made, photos, [], model, tmp_path, CPU)
+    photos, model, made = small_views(tmp_path, ViewOptions(2, 1, 1))
     before = model.decoder.layers[0].weight.clone()
-    options = RefineOptions(samples=24, batches=1, rate=1e-3, mosaic=1, own=0.5, crop=8)
+    options = RefineOptions(samples=24, batches=1, rate=1e-3, mosaic=1, own=0.5, crop=(9, 9))
     parts = small_transformer(), model, made, photos, 1.0, some_distance()
     refine.refine(*parts, tmp_path, options, CPU)
     assert len(curve(tmp_path / "refine.csv", "l1_mosaic", "l1_own_mosaic")) == 6  # of 4 pictures

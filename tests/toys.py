@@ -5,11 +5,12 @@ import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import cv2
 import numpy as np
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import AutoencoderTiny, FluxTransformer2DModel
 from PIL import Image, ImageCms
 from tiny import make_photo, make_pipe
 from torch import nn
@@ -19,6 +20,7 @@ from hilotoken.photo import Photo
 from hilotoken.train.autoencoder import new_autoencoder
 from hilotoken.train.lpips import LPIPS
 from hilotoken.train.run import export
+from hilotoken.train.views import ViewOptions, Views, make_views
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,16 @@ def small_transformer(blocks: int = 1) -> FluxTransformer2DModel:
         pooled_projection_dim=LABELS,
         axes_dims_rope=(8, 28, 28),
     )
+
+
+def small_views(folder: Path, options: ViewOptions) -> tuple[list, AutoencoderTiny, Views]:
+    """Two photographs, an autoencoder 8 channels wide, and views of the former by the latter."""
+    photos = [np.asarray(make_photo(256, 256, seed=seed)) for seed in range(2)]
+    with patch("hilotoken.train.autoencoder.WIDTH", 8):
+        model = new_autoencoder().requires_grad_(False)
+    views = Views.open(folder, options, 8)
+    make_views(views, photos, [], model, folder, torch.device("cpu"))
+    return photos, model, views
 
 
 def some_distance() -> LPIPS:

@@ -92,7 +92,11 @@ class LPIPS(nn.Module):
 
     def maps(self, image: Tensor, other: Tensor) -> list[Tensor]:
         """The distance at every position of every layer, [B, 1, h, w] each."""
-        pairs = zip(self.features(image), self.features(other), self.heads, strict=True)
+        return self.compare(self.features(image), self.features(other))
+
+    def compare(self, layers: list[Tensor], others: list[Tensor]) -> list[Tensor]:
+        """The same of features."""
+        pairs = zip(layers, others, self.heads, strict=True)
         return [head((a - b) ** 2) for a, b, head in pairs]
 
     def forward(self, image: Tensor, other: Tensor) -> Tensor:

@@ -5,16 +5,19 @@ Here the transformer's x0 is decoded, a crop of it around the mask, and LPIPS an
 photograph go back through both. The encoder stays, so that the views stay valid, and flow matching
 goes on beside it, so that the model stays one of diffusion.
 
-Most batches start from an x_t that the model itself came to from pure noise, without a
-gradient: that is where a sampler leaves it, and an x_t that was mixed with the truth tells much of
-it. Those have no velocity to match; their decoded pixels alone count. Mosaics, by which a 256 px
-photograph trains a 512 px grid, are treated as single pictures are.
+Most batches start from an x_t that the model itself came to from pure noise, without a gradient, by
+the first steps of its own sampler: an x_t that was mixed with the truth tells much of it. So every
+step of the sampler learns to better what the steps before it made. Those batches have no velocity
+to match; their decoded pixels alone count. Mosaics, by which a 256 px photograph trains a 512 px
+grid, are treated as single pictures are.
 
 B pictures, N grid tokens, K tokens that run, C channels a token.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,10 @@ from diffusers import AutoencoderTiny, FluxFillPipeline, FluxTransformer2DModel
 from torch import Tensor, nn
 
 from ..methods.sites import check_whole
+from ..model import SHIFT, new_scheduler
 from ..plan import TokenPlan, gather
+from .critic import Critic, fooling, telling
+from .crops import LATENT, corners, crop_side, cut, off_grid, weighted_mean
 from .labels import Labels
 from .loop import train_loop
 from .lpips import LPIPS
@@ -38,13 +44,15 @@ from .transformer import (
 )
 from .views import Batch, Views, batch_crops, chances_of_masks, draw_of_kinds, read_batch
 
-LATENT = 8  # pixels a side of a latent
-LEAST = 0.05  # sigma of the model's own x_t
+SMALLEST = 9  # latents a side: half of that, a latent less, is what AlexNet needs to see anything
 
 
 @dataclass(frozen=True)
 class RefineOptions:
-    """How long, on how much, how fast. Raises ValueError for a share outside [0, 1]."""
+    """How long, on how much, how fast.
+
+    Raises ValueError for a share outside [0, 1], no steps, or crops too small for LPIPS.
+    """
 
     samples: int = 45_000
     batches: int = 2  # groups whose gradients make one step
@@ -52,13 +60,16 @@ class RefineOptions:
     decoder: float = 0.3  # the decoder's rate, as a share of it
     cooldown: float = 0.8  # share of the samples over which the rate falls to nothing
     perceptual: float = 2.0  # weight of LPIPS + L1 beside flow matching
+    half: float = 0.25  # weight in it of LPIPS at half the size
     l1: float = 0.25  # weight of L1 in it
-    own: float = 0.6  # share of the batches that start from the model's own x_t
-    own_steps: int = 4  # at most, from pure noise to there
-    crop: int = 16  # latents a side of what is decoded
+    realism: float = 0.05  # weight in it of not being told from photographs; 0: without a critic
+    critic: float = 2.0  # the critic's rate, as a multiple of the transformer's
+    own: float = 0.8  # share of the batches that start from the model's own x_t
+    steps: tuple[int, ...] = (2, 4, 8)  # of samplers whose steps lead there
+    crop: tuple[int, int] = (16, 24)  # latents a side of what is decoded, at least and at most
     clean: int = 1  # pictures a batch whose true latents are decoded too
     elastic: float = 0.65
-    mosaic: float = 0.25  # share of the samples in 2 x 2 mosaics
+    mosaic: float = 0.15  # share of the samples in 2 x 2 mosaics
     tilt: float = 0.5  # a mask is drawn as often as its share of the picture ** tilt
     outside: float = 0.05  # weight of a token that the mask does not touch
     decay: float = 0.9995
@@ -70,7 +81,12 @@ class RefineOptions:
                 raise ValueError(
                     f"{name} is a share and must lie in [0, 1], got {getattr(self, name)}"
                 )
-        check_whole("own_steps", self.own_steps, 1)
+        for steps in self.steps:
+            check_whole("steps", steps, 1)
+        if not SMALLEST <= self.crop[0] <= self.crop[1]:
+            raise ValueError(
+                f"crop is the least and the most latents a side, from {SMALLEST}, got {self.crop}"
+            )
 
 
 def refine(
@@ -89,14 +105,21 @@ def refine(
 
     `photos` are those that the views were made from, in the same order.
     """
+    torch.manual_seed(0)
+    critic = Critic(perceptual) if options.realism else None
     models = nn.ModuleDict({"transformer": transformer, "decoder": autoencoder.decoder})
+    if critic:
+        models["critic"] = critic
     models.requires_grad_(True).train().to(device)
     decoder = {"params": list(autoencoder.decoder.parameters()), "share": options.decoder}
     optimizers = [*new_optimizers(transformer), torch.optim.AdamW([decoder], weight_decay=1e-3)]
+    if critic:
+        judging = {"params": list(critic.parameters()), "share": options.critic}
+        optimizers.append(torch.optim.AdamW([judging], betas=(0.5, 0.99), weight_decay=1e-3))
     pictures = views, photos, scale
     chances = chances_of_masks(views, options.tilt)
     refiner = _Refiner(
-        transformer, autoencoder, *pictures, perceptual, options, device, labels, chances
+        transformer, autoencoder, *pictures, perceptual, options, device, labels, chances, critic
     )
     train_loop(
         models,
@@ -126,6 +149,7 @@ class _Refiner:
     device: torch.device
     labels: Labels | None = None
     chances: np.ndarray | None = None
+    critic: Critic | None = None
 
     def gradients(self, done: int) -> tuple[int, dict[str, float]]:
         """Gradients of a few batches; what is drawn depends on `done` alone, so a run resumes."""
@@ -140,12 +164,11 @@ class _Refiner:
             if self.labels:
                 batch = self.labels.give(batch, self.scale, rng)
             plan = draw_plan(batch, rng) if kind.random() < options.elastic else None
-            own = int(kind.integers(1, options.own_steps + 1))
-            own *= bool(kind.random() < options.own)
+            sigmas = _draw_sigmas(options.steps, kind) if kind.random() < options.own else []
             if batch.mask.all():  # LPIPS of what nobody could know teaches blur
                 loss, figures = self._match(batch, plan, generator)
             else:
-                loss, figures = self._loss(batch, plan, own, rng, generator)
+                loss, figures = self._loss(batch, plan, sigmas, rng, generator)
             if tiles > 1:
                 figures = {f"{key}_mosaic": value for key, value in figures.items()}
             (loss / rounds).backward()
@@ -168,62 +191,85 @@ class _Refiner:
         self,
         batch: Batch,
         plan: TokenPlan | None,
-        own: int,
+        sigmas: Sequence[float],
         rng: np.random.Generator,
         generator: torch.Generator,
     ) -> tuple[Tensor, dict[str, float]]:
-        """Of x_t that the model came to in `own` steps; of truthful ones for 0."""
+        """Of x_t that the model came to by `sigmas`; of truthful ones without any."""
         sigma_B, x0_BNC, noise_BNC = draw(batch, generator)
-        if own:  # a sampler comes by the ends as often as by the middle
-            sigma_B = LEAST + (1 - LEAST) * torch.rand(len(sigma_B), generator=generator)
         coarse_BMC = coarse_noise(batch, plan, generator)
 
         def velocity(x_BNC: Tensor, sigma_B: Tensor) -> Tensor:
             return predict(self.transformer, batch, plan, x_BNC, sigma_B, coarse_BMC, self.device)
 
-        if own:
-            x_BNC = _own_way(velocity, plan, x0_BNC, noise_BNC, sigma_B, own)
+        if sigmas:
+            sigma_B = torch.full_like(sigma_B, sigmas[-1])
+            x_BNC = _own_way(velocity, plan, x0_BNC, noise_BNC, sigmas)
         else:
             x_BNC = x0_BNC + sigma_B[:, None, None] * (noise_BNC - x0_BNC)
         velocity_BKC = velocity(x_BNC, sigma_B)
         end_BNC = _end(plan, x_BNC, x0_BNC, sigma_B, velocity_BKC)
-        loss, figures = self._compare(batch, end_BNC, rng)
+        loss, figures = self._compare(batch, end_BNC, rng, self.critic if sigmas else None)
         loss = self.options.perceptual * loss
-        if own:
+        if sigmas:
             return loss, {f"{key}_own": value for key, value in figures.items()}
         flow = flow_loss(velocity_BKC, noise_BNC - x0_BNC, batch, plan, self.options.outside)
         return loss + flow, figures | {"flow": flow.item()}
 
     def _compare(
-        self, batch: Batch, end_BNC: Tensor, rng: np.random.Generator
+        self, batch: Batch, end_BNC: Tensor, rng: np.random.Generator, critic: Critic | None = None
     ) -> tuple[Tensor, dict[str, float]]:
-        """LPIPS + L1 of decoded crops: in the mask, and anywhere where true latents are decoded."""
+        """LPIPS + L1 of decoded crops: in the mask, and anywhere where true latents are decoded.
+
+        And what a critic has to say of the former.
+        """
         B, _, H, W = batch.latents.shape
-        corners, side = _corners(batch.mask, B, self.options.crop, rng), LATENT
+        crop, side = crop_side(batch.mask, *self.options.crop), LATENT
+        places = corners(batch.mask, B, crop, rng)
         clean = min(B, self.options.clean)
         truth = batch_crops(self.photos, batch.groups, B)
         truth = torch.cat([truth, truth[:clean]])
         end = FluxFillPipeline._unpack_latents(end_BNC, H * side, W * side, side)
         latents = torch.cat([end, batch.latents[:clean].to(end)])
         mask = torch.cat([batch.mask.expand(B, -1, -1, -1), torch.ones(clean, 1, *truth.shape[2:])])
-        corners = [*corners, *corners[:clean]]
-        small = _cut(latents, corners, self.options.crop) / self.scale
+        places = [*places, *places[:clean]]
+        small = cut(latents, places, crop) / self.scale
         truth, mask = (
-            _cut(images, [(side * y, side * x) for y, x in corners], side * self.options.crop)
+            cut(images, [(side * y, side * x) for y, x in places], side * crop)
             for images in (truth, mask)
         )
         truth, mask = truth.to(self.device), mask.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16):
             small = small.contiguous(memory_format=torch.channels_last)
             decoded = self.autoencoder.decode(small, return_dict=False)[0].float()
-            decoded, truth, mask = _off_grid((decoded, truth, mask), rng)
-            maps = self.perceptual.maps(torch.where(mask > 0, decoded, truth), truth)
-        lpips_B = sum((_weighted_mean(layer.float(), mask) for layer in maps), torch.zeros(()))
-        l1_B = _weighted_mean((decoded - truth).abs().mean(1, keepdim=True), mask)
-        loss_B = lpips_B + self.options.l1 * l1_B
+            decoded, truth, mask = off_grid((decoded, truth, mask), rng)
+            pasted = torch.where(mask > 0, decoded, truth)
+            seen, true = (self.perceptual.features(images) for images in (pasted, truth))
+            lpips_B = self._distance(seen, true, mask)
+            half_seen, half_true = (
+                self.perceptual.features(F.avg_pool2d(images, 2)) for images in (pasted, truth)
+            )
+            half_B = self._distance(half_seen, half_true, mask)
+        l1_B = weighted_mean((decoded - truth).abs().mean(1, keepdim=True), mask)
+        loss_B = lpips_B + self.options.half * half_B + self.options.l1 * l1_B
         loss = loss_B[:B].mean() + (loss_B[B:].mean() if clean else 0)
         figures = {"lpips": lpips_B[:B].mean().item(), "l1": l1_B[:B].mean().item()}
-        return loss, figures | ({"lpips_clean": lpips_B[B:].mean().item()} if clean else {})
+        if clean:
+            figures["lpips_clean"] = lpips_B[B:].mean().item()
+        if critic:
+            fills, photos = ([layer[:B] for layer in layers] for layers in (seen, true))
+            told, fooled = (
+                telling(critic, fills, photos, mask[:B]),
+                fooling(critic, fills, mask[:B]),
+            )
+            loss = loss + told.mean() + self.options.realism * fooled.mean()
+            figures["told"] = told.mean().item()
+        return loss, figures
+
+    def _distance(self, seen: list[Tensor], true: list[Tensor], mask: Tensor) -> Tensor:
+        """LPIPS in the mask, [B]."""
+        maps = self.perceptual.compare(seen, true)
+        return torch.stack([weighted_mean(layer.float(), mask) for layer in maps]).sum(0)
 
 
 def _mosaic_steps(options: RefineOptions) -> float:
@@ -233,22 +279,34 @@ def _mosaic_steps(options: RefineOptions) -> float:
     return mosaic / (mosaic + (1 - options.mosaic) * four)
 
 
+def _draw_sigmas(steps: Sequence[int], rng: np.random.Generator) -> list[float]:
+    """The first sigmas, from 1 on, of a sampler of one of so many `steps`; up to all of them."""
+    count = int(rng.choice(steps))
+    return sampler_sigmas(count)[: 1 + int(rng.integers(count))]
+
+
+@cache
+def sampler_sigmas(steps: int) -> list[float]:
+    """Where the steps of the embedded model's sampler begin: 1, and less and less."""
+    scheduler = new_scheduler()
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist(), mu=SHIFT)
+    return [float(sigma) for sigma in scheduler.sigmas][:-1]  # pyright: ignore[reportOptionalIterable]
+
+
 def _own_way(
     velocity: Callable[[Tensor, Tensor], Tensor],
     plan: TokenPlan | None,
     x0_BNC: Tensor,
     noise_BNC: Tensor,
-    sigma_B: Tensor,
-    steps: int,
+    sigmas: Sequence[float],
 ) -> Tensor:
-    """The x_t at `sigma_B` that Euler comes to from pure noise in `steps` equal steps."""
-    x_BNC, at_B = noise_BNC, torch.ones_like(sigma_B)
-    for i in range(1, steps + 1):
-        next_B = 1 - (1 - sigma_B) * i / steps
+    """The x_t at the last of `sigmas` that Euler comes to by them from pure noise."""
+    x_BNC = noise_BNC
+    for sigma, following in pairwise(sigmas):
+        sigma_B = torch.full((len(x_BNC),), sigma)
         with torch.no_grad():
-            end_BNC = _end(plan, x_BNC, x0_BNC, at_B, velocity(x_BNC, at_B))
-        x_BNC = end_BNC + (next_B / at_B)[:, None, None] * (x_BNC - end_BNC)
-        at_B = next_B
+            end_BNC = _end(plan, x_BNC, x0_BNC, sigma_B, velocity(x_BNC, sigma_B)).to(x_BNC)
+        x_BNC = end_BNC + following / sigma * (x_BNC - end_BNC)
     return x_BNC
 
 
@@ -261,38 +319,3 @@ def _end(
         return x_BNC.to(device) - sigma_B11 * velocity_BKC
     end_BKC = gather(x_BNC, plan).to(device) - sigma_B11 * velocity_BKC
     return x0_BNC.to(device).index_copy(1, plan.keep_K.to(device), end_BKC)
-
-
-def _corners(
-    mask_11HW: Tensor, count: int, side: int, rng: np.random.Generator
-) -> list[tuple[int, int]]:
-    """Top and left, in latents, of `count` squares around masked latents drawn at random."""
-    touched = F.max_pool2d(mask_11HW, LATENT)[0, 0]
-    inside = touched.nonzero().numpy()
-    middles = inside[rng.integers(len(inside), size=count)]
-    most = np.array(touched.shape) - side
-    return [(int(y), int(x)) for y, x in (middles - side // 2).clip(0, most)]
-
-
-def _cut(images: Tensor, corners: Sequence[tuple[int, int]], side: int) -> Tensor:
-    """A square of every image, [B, C, side, side]."""
-    pairs = zip(images, corners, strict=True)
-    return torch.stack([image[:, y : y + side, x : x + side] for image, (y, x) in pairs])
-
-
-def _off_grid(images: Sequence[Tensor], rng: np.random.Generator) -> list[Tensor]:
-    """All but up to a latent's width of each, cut off at random on both sides.
-
-    LPIPS looks at every fourth pixel: on the latents' own grid it would overlook a pattern of that
-    period, and the decoder would soon paint one.
-    """
-    y, x = rng.integers(LATENT, size=2)
-    height, width = (side - LATENT for side in images[0].shape[-2:])
-    return [image[..., y : y + height, x : x + width] for image in images]
-
-
-def _weighted_mean(map_B1HW: Tensor, weight_B1HW: Tensor) -> Tensor:
-    """The mean [B] of each map under a weight of any size."""
-    height, width = map_B1HW.shape[-2:]
-    share = F.adaptive_avg_pool2d(weight_B1HW, (height, width))
-    return (map_B1HW * share).sum((1, 2, 3)) / share.sum((1, 2, 3)).clamp_min(1e-6)
