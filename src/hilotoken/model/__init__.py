@@ -26,7 +26,7 @@ from ..methods.udit import as_trained
 WEIGHTS = Path(__file__).parent / "weights"
 REGISTERS = 8  # learned vectors in place of a text
 BLOCKS = 18  # single blocks of the transformer, after one double block
-SHIFT = -2.0  # of sigma, as `mu` of FLUX's scheduler: 8 steps begin at 1, 0.49, 0.29, 0.18 ...
+SHIFT = -3.0  # of sigma, as `mu` of FLUX's scheduler: 8 steps begin at 1, 0.26, 0.13, 0.08 ...
 LABELS = 32  # room for a kind of thing, one-hot, through the pooled projection
 
 

@@ -56,9 +56,9 @@ class RefineOptions:
 
     samples: int = 45_000
     batches: int = 2  # groups whose gradients make one step
-    rate: float = 7e-4
+    rate: float = 5e-4
     decoder: float = 0.3  # the decoder's rate, as a share of it
-    cooldown: float = 0.8  # share of the samples over which the rate falls to nothing
+    cooldown: float = 1.0  # share of the samples over which the rate falls to nothing
     perceptual: float = 2.0  # weight of LPIPS + L1 beside flow matching
     half: float = 0.25  # weight in it of LPIPS at half the size
     l1: float = 0.25  # weight of L1 in it
