@@ -13,8 +13,8 @@ from toys import curve, small_transformer, small_views, some_distance
 
 from hilotoken import HiLo, load_model
 from hilotoken.grid import touch
-from hilotoken.model import new_scheduler
-from hilotoken.train import crops, refine, transformer, views
+from hilotoken.model import SHIFT
+from hilotoken.train import crops, own_way, refine, transformer, views
 from hilotoken.train.autoencoder import new_autoencoder, to_model
 from hilotoken.train.refine import RefineOptions
 from hilotoken.train.transformer import pack
@@ -47,9 +47,9 @@ def test_the_true_velocity_ends_at_the_truth(seed, shortened):
     sigma = torch.rand(2) * 0.9 + 0.1
     x = x0 + sigma[:, None, None] * (noise - x0)
     runs = torch.arange(256) if plan is None else plan.keep_K
-    end = refine._end(plan, x, x0, sigma, (noise - x0)[:, runs])
+    end = own_way.end_of(plan, x, x0, sigma, (noise - x0)[:, runs])
     torch.testing.assert_close(end, x0)
-    moved = refine._end(plan, x, x0, sigma, (noise - x0)[:, runs] + 1)
+    moved = own_way.end_of(plan, x, x0, sigma, (noise - x0)[:, runs] + 1)
     changed = (moved - end).abs().amax((0, 2)) > 1e-3
     assert set(changed.nonzero().flatten().tolist()) == set(runs.tolist())
 
@@ -69,10 +69,10 @@ def test_its_own_way_is_the_straight_line_for_who_knows_the_truth(sigmas, shorte
         assert not torch.is_grad_enabled()
         return ((x - x0) / at[:, None, None])[:, runs]
 
-    x = refine._own_way(know_all, plan, x0, noise, sigmas)
+    x = own_way.own_way(know_all, plan, x0, noise, sigmas)
     torch.testing.assert_close(x, line)
     assert visited == pytest.approx(sigmas[:-1])
-    other = refine._own_way(lambda x, at: x[:, runs], plan, x0, noise, sigmas)
+    other = own_way.own_way(lambda x, at: x[:, runs], plan, x0, noise, sigmas)
     off = (other - line).abs().amax((0, 2)) > 1e-3
     assert set(off.nonzero().flatten().tolist()) == (set(runs.tolist()) if sigmas[1:] else set())
 
@@ -90,7 +90,7 @@ def test_its_own_way_comes_back_from_an_accelerator(shortened):
             return torch.empty(2, count, 32, device="cuda")
 
         x0, noise = torch.empty(2, 256, 32), torch.empty(2, 256, 32)
-        x = refine._own_way(velocity, plan, x0, noise, [1.0, 0.5, 0.2])
+        x = own_way.own_way(velocity, plan, x0, noise, [1.0, 0.5, 0.2])
     assert [*asked, x.device.type] == ["cpu"] * 3
 
 
@@ -98,17 +98,18 @@ def test_its_own_way_comes_back_from_an_accelerator(shortened):
 def test_its_own_way_is_that_of_the_pipelines_sampler(steps):
     """Where a batch starts from is what the pipeline itself has before that step."""
     pipe = load_model()
-    pipe.scheduler = new_scheduler()
     pipe.set_progress_bar_config(disable=True)
     given = {"image": make_photo(64, 64), "mask_image": Image.new("L", (64, 64), 255)}
     pipe(**given, height=64, width=64, num_inference_steps=steps, output_type="latent")
-    assert refine.sampler_sigmas(steps) == pytest.approx(pipe.scheduler.sigmas[:-1].tolist())
+    assert own_way.sampler_sigmas(steps, SHIFT) == pytest.approx(
+        pipe.scheduler.sigmas[:-1].tolist()
+    )
 
 
 def test_a_way_is_the_beginning_of_a_samplers():
     rng = np.random.default_rng(0)
-    drawn = {tuple(refine._draw_sigmas((2, 4), rng)) for _ in range(200)}
-    ways = [refine.sampler_sigmas(count) for count in (2, 4)]
+    drawn = {tuple(own_way.draw_sigmas((2, 4), -2.0, rng)) for _ in range(200)}
+    ways = [own_way.sampler_sigmas(count, -2.0) for count in (2, 4)]
     assert drawn == {tuple(way[:taken]) for way in ways for taken in range(1, len(way) + 1)}
 
 
@@ -253,7 +254,7 @@ def test_a_sampler_takes_a_step_at_least():
 
 @pytest.mark.parametrize("crop", [(8, 16), (24, 16)])
 def test_a_crop_is_large_enough_to_be_looked_at(crop):
-    with pytest.raises(ValueError, match=rf"crop .* 9 .* got \({crop[0]}, {crop[1]}\)"):
+    with pytest.raises(ValueError, match=rf"crop .* 9, got \({crop[0]}, {crop[1]}\)"):
         RefineOptions(crop=crop)
 
 

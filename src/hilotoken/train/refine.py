@@ -14,10 +14,8 @@ grid, are treated as single pictures are.
 B pictures, N grid tokens, K tokens that run, C channels a token.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +25,13 @@ from diffusers import AutoencoderTiny, FluxFillPipeline, FluxTransformer2DModel
 from torch import Tensor, nn
 
 from ..methods.sites import check_whole
-from ..model import SHIFT, new_scheduler
-from ..plan import TokenPlan, gather
+from ..plan import TokenPlan
 from .critic import Critic, fooling, telling
 from .crops import LATENT, corners, crop_side, cut, off_grid, weighted_mean
 from .labels import Labels
 from .loop import train_loop
 from .lpips import LPIPS
+from .own_way import draw_sigmas, end_of, own_way
 from .transformer import (
     coarse_noise,
     draw,
@@ -66,6 +64,7 @@ class RefineOptions:
     critic: float = 2.0  # the critic's rate, as a multiple of the transformer's
     own: float = 0.8  # share of the batches that start from the model's own x_t
     steps: tuple[int, ...] = (2, 4, 8)  # of samplers whose steps lead there
+    shift: float = -2.0  # of theirs, as `mu`: more noise than `SHIFT` leaves, so more to better
     crop: tuple[int, int] = (16, 24)  # latents a side of what is decoded, at least and at most
     clean: int = 1  # pictures a batch whose true latents are decoded too
     elastic: float = 0.65
@@ -164,7 +163,8 @@ class _Refiner:
             if self.labels:
                 batch = self.labels.give(batch, self.scale, rng)
             plan = draw_plan(batch, rng) if kind.random() < options.elastic else None
-            sigmas = _draw_sigmas(options.steps, kind) if kind.random() < options.own else []
+            own = kind.random() < options.own
+            sigmas = draw_sigmas(options.steps, options.shift, kind) if own else []
             if batch.mask.all():  # LPIPS of what nobody could know teaches blur
                 loss, figures = self._match(batch, plan, generator)
             else:
@@ -204,11 +204,11 @@ class _Refiner:
 
         if sigmas:
             sigma_B = torch.full_like(sigma_B, sigmas[-1])
-            x_BNC = _own_way(velocity, plan, x0_BNC, noise_BNC, sigmas)
+            x_BNC = own_way(velocity, plan, x0_BNC, noise_BNC, sigmas)
         else:
             x_BNC = x0_BNC + sigma_B[:, None, None] * (noise_BNC - x0_BNC)
         velocity_BKC = velocity(x_BNC, sigma_B)
-        end_BNC = _end(plan, x_BNC, x0_BNC, sigma_B, velocity_BKC)
+        end_BNC = end_of(plan, x_BNC, x0_BNC, sigma_B, velocity_BKC)
         loss, figures = self._compare(batch, end_BNC, rng, self.critic if sigmas else None)
         loss = self.options.perceptual * loss
         if sigmas:
@@ -277,45 +277,3 @@ def _mosaic_steps(options: RefineOptions) -> float:
     plain, four = options.batches, 4 * max(1, options.batches // 4)  # groups a step
     mosaic = options.mosaic * plain
     return mosaic / (mosaic + (1 - options.mosaic) * four)
-
-
-def _draw_sigmas(steps: Sequence[int], rng: np.random.Generator) -> list[float]:
-    """The first sigmas, from 1 on, of a sampler of one of so many `steps`; up to all of them."""
-    count = int(rng.choice(steps))
-    return sampler_sigmas(count)[: 1 + int(rng.integers(count))]
-
-
-@cache
-def sampler_sigmas(steps: int) -> list[float]:
-    """Where the steps of the embedded model's sampler begin: 1, and less and less."""
-    scheduler = new_scheduler()
-    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist(), mu=SHIFT)
-    return [float(sigma) for sigma in scheduler.sigmas][:-1]  # pyright: ignore[reportOptionalIterable]
-
-
-def _own_way(
-    velocity: Callable[[Tensor, Tensor], Tensor],
-    plan: TokenPlan | None,
-    x0_BNC: Tensor,
-    noise_BNC: Tensor,
-    sigmas: Sequence[float],
-) -> Tensor:
-    """The x_t at the last of `sigmas` that Euler comes to by them from pure noise."""
-    x_BNC = noise_BNC
-    for sigma, following in pairwise(sigmas):
-        sigma_B = torch.full((len(x_BNC),), sigma)
-        with torch.no_grad():
-            end_BNC = _end(plan, x_BNC, x0_BNC, sigma_B, velocity(x_BNC, sigma_B)).to(x_BNC)
-        x_BNC = end_BNC + following / sigma * (x_BNC - end_BNC)
-    return x_BNC
-
-
-def _end(
-    plan: TokenPlan | None, x_BNC: Tensor, x0_BNC: Tensor, sigma_B: Tensor, velocity_BKC: Tensor
-) -> Tensor:
-    """Where the velocity leads: x_t - sigma v; a token that did not run is at its source."""
-    sigma_B11, device = sigma_B[:, None, None].to(velocity_BKC), velocity_BKC.device
-    if plan is None:
-        return x_BNC.to(device) - sigma_B11 * velocity_BKC
-    end_BKC = gather(x_BNC, plan).to(device) - sigma_B11 * velocity_BKC
-    return x0_BNC.to(device).index_copy(1, plan.keep_K.to(device), end_BKC)

@@ -1,0 +1,60 @@
+"""Where a model's own steps lead: the x_t that its sampler would come to from pure noise.
+
+A sampler shows a transformer what it made of noise itself, and never an x_t that was mixed with
+the truth, which tells much of it. What is trained from here learns to better its own first answers.
+
+B pictures, N grid tokens, K tokens that run, C channels a token.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..model import new_scheduler
+from ..plan import TokenPlan, gather
+
+
+def draw_sigmas(steps: Sequence[int], shift: float, rng: np.random.Generator) -> list[float]:
+    """The first sigmas, from 1 on, of a sampler of one of so many `steps`; up to all of them."""
+    count = int(rng.choice(steps))
+    return sampler_sigmas(count, shift)[: 1 + int(rng.integers(count))]
+
+
+@cache
+def sampler_sigmas(steps: int, shift: float) -> list[float]:
+    """Where the steps of a Fill pipeline's sampler begin: 1, and less and less."""
+    scheduler = new_scheduler()
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist(), mu=shift)
+    return [float(sigma) for sigma in scheduler.sigmas][:-1]  # pyright: ignore[reportOptionalIterable]
+
+
+def own_way(
+    velocity: Callable[[Tensor, Tensor], Tensor],
+    plan: TokenPlan | None,
+    x0_BNC: Tensor,
+    noise_BNC: Tensor,
+    sigmas: Sequence[float],
+) -> Tensor:
+    """The x_t at the last of `sigmas` that Euler comes to by them from pure noise."""
+    x_BNC = noise_BNC
+    for sigma, following in pairwise(sigmas):
+        sigma_B = torch.full((len(x_BNC),), sigma)
+        with torch.no_grad():
+            end_BNC = end_of(plan, x_BNC, x0_BNC, sigma_B, velocity(x_BNC, sigma_B)).to(x_BNC)
+        x_BNC = end_BNC + following / sigma * (x_BNC - end_BNC)
+    return x_BNC
+
+
+def end_of(
+    plan: TokenPlan | None, x_BNC: Tensor, x0_BNC: Tensor, sigma_B: Tensor, velocity_BKC: Tensor
+) -> Tensor:
+    """Where the velocity leads: x_t - sigma v; a token that did not run is at its source."""
+    sigma_B11, device = sigma_B[:, None, None].to(velocity_BKC), velocity_BKC.device
+    if plan is None:
+        return x_BNC.to(device) - sigma_B11 * velocity_BKC
+    end_BKC = gather(x_BNC, plan).to(device) - sigma_B11 * velocity_BKC
+    return x0_BNC.to(device).index_copy(1, plan.keep_K.to(device), end_BKC)
