@@ -31,9 +31,9 @@ def corners(
     return [(int(y), int(x)) for y, x in (middles - side // 2).clip(0, most)]
 
 
-def cut(images: Tensor, corners: Sequence[tuple[int, int]], side: int) -> Tensor:
-    """A square of every image, [B, C, side, side]."""
-    pairs = zip(images, corners, strict=True)
+def cut(images: Tensor, places: Sequence[tuple[int, int]], side: int) -> Tensor:
+    """A square of every image, [B, C, side, side]; `places` are their corners, top and left."""
+    pairs = zip(images, places, strict=True)
     return torch.stack([image[:, y : y + side, x : x + side] for image, (y, x) in pairs])
 
 

@@ -110,11 +110,6 @@ def refine(
     if critic:
         models["critic"] = critic
     models.requires_grad_(True).train().to(device)
-    decoder = {"params": list(autoencoder.decoder.parameters()), "share": options.decoder}
-    optimizers = [*new_optimizers(transformer), torch.optim.AdamW([decoder], weight_decay=1e-3)]
-    if critic:
-        judging = {"params": list(critic.parameters()), "share": options.critic}
-        optimizers.append(torch.optim.AdamW([judging], betas=(0.5, 0.99), weight_decay=1e-3))
     pictures = views, photos, scale
     chances = chances_of_masks(views, options.tilt)
     refiner = _Refiner(
@@ -122,7 +117,7 @@ def refine(
     )
     train_loop(
         models,
-        optimizers,
+        _optimizers(models, options),
         refiner.gradients,
         run,
         "refine",
@@ -132,6 +127,19 @@ def refine(
         decay=options.decay,
         checkpoint_seconds=options.checkpoint_seconds,
     )
+
+
+def _optimizers(models: nn.ModuleDict, options: RefineOptions) -> list[torch.optim.Optimizer]:
+    """Those of the transformer, and AdamW for the others, which learn at rates of their own."""
+    optimizers = new_optimizers(models["transformer"])
+    for name, share, betas in (
+        ("decoder", options.decoder, (0.9, 0.999)),
+        ("critic", options.critic, (0.5, 0.99)),
+    ):
+        if name in models:
+            group = {"params": list(models[name].parameters()), "share": share}
+            optimizers.append(torch.optim.AdamW([group], betas=betas, weight_decay=1e-3))
+    return optimizers
 
 
 @dataclass(frozen=True, eq=False)
