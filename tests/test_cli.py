@@ -318,6 +318,7 @@ def test_train_names_what_is_wrong(hilo, tmp_path):
     for arguments, parts in (
         ([tmp_path / "none", tmp_path / "run"], ["none", "no photographs"]),
         ([tmp_path, tmp_path / "run", "--elastic", 2], ["elastic", "[0, 1]", "2"]),
+        ([tmp_path, tmp_path / "run", "--refine-rate", 0], ["rate", "positive", "0"]),
         ([tmp_path, tmp_path / "run", "--device", "nonsense"], ["nonsense", "cpu"]),
     ):
         done = hilo("train", *arguments)

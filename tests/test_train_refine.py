@@ -66,15 +66,30 @@ def test_its_own_way_is_the_straight_line_for_who_knows_the_truth(sigmas, shorte
 
     def know_all(x, at):
         visited.append(at.unique().item())
-        assert not torch.is_grad_enabled()
         return ((x - x0) / at[:, None, None])[:, runs]
 
-    x = own_way.own_way(know_all, plan, x0, noise, sigmas)
+    x = own_way.own_way(know_all, plan, x0, noise, sigmas, 1)
     torch.testing.assert_close(x, line)
     assert visited == pytest.approx(sigmas[:-1])
-    other = own_way.own_way(lambda x, at: x[:, runs], plan, x0, noise, sigmas)
+    other = own_way.own_way(lambda x, at: x[:, runs], plan, x0, noise, sigmas, 1)
     off = (other - line).abs().amax((0, 2)) > 1e-3
     assert set(off.nonzero().flatten().tolist()) == (set(runs.tolist()) if sigmas[1:] else set())
+
+
+@pytest.mark.parametrize("through", [0, 1, 2, 5])
+def test_the_last_steps_of_its_own_way_are_trained_with_the_one_after(through):
+    sigmas, gains = [1.0, 0.5, 0.2, 0.1], torch.zeros(3, requires_grad=True)
+    taken = iter(gains)
+
+    def velocity(x, at):
+        return x * (1 + next(taken))
+
+    x = own_way.own_way(velocity, None, torch.zeros(2, 4, 8), torch.ones(2, 4, 8), sigmas, through)
+    if not through:
+        assert not x.requires_grad
+        return
+    (felt,) = torch.autograd.grad(x.sum(), gains)
+    assert (felt != 0).tolist() == [place >= 3 - through for place in range(3)]
 
 
 @pytest.mark.parametrize("shortened", [False, True])
@@ -90,7 +105,7 @@ def test_its_own_way_comes_back_from_an_accelerator(shortened):
             return torch.empty(2, count, 32, device="cuda")
 
         x0, noise = torch.empty(2, 256, 32), torch.empty(2, 256, 32)
-        x = own_way.own_way(velocity, plan, x0, noise, [1.0, 0.5, 0.2])
+        x = own_way.own_way(velocity, plan, x0, noise, [1.0, 0.5, 0.2], 1)
     assert [*asked, x.device.type] == ["cpu"] * 3
 
 
@@ -108,9 +123,9 @@ def test_its_own_way_is_that_of_the_pipelines_sampler(steps):
 
 def test_a_way_is_the_beginning_of_a_samplers():
     rng = np.random.default_rng(0)
-    drawn = {tuple(own_way.draw_sigmas((2, 4), -2.0, rng)) for _ in range(200)}
-    ways = [own_way.sampler_sigmas(count, -2.0) for count in (2, 4)]
-    assert drawn == {tuple(way[:taken]) for way in ways for taken in range(1, len(way) + 1)}
+    drawn = {tuple(own_way.draw_sigmas((2, 4), (0, 1, 3), -2.0, rng)) for _ in range(200)}
+    two, four = (own_way.sampler_sigmas(count, -2.0) for count in (2, 4))
+    assert drawn == {(1.0,), tuple(two), tuple(four[:2]), tuple(four)}
 
 
 @pytest.mark.parametrize("side", [4, 16, 32])
@@ -220,7 +235,7 @@ def test_processes_side_by_side_do_work_of_one_kind(tmp_path, refiner, monkeypat
     made.done[0] = 4
     drawn: list[tuple] = []
 
-    def note(self, batch, plan, sigmas, rng, generator):
+    def note(self, batch, plan, sigmas, through, rng, generator):
         drawn.append((plan is None, len(sigmas), batch.groups, int(rng.integers(1 << 30))))
         return torch.zeros((), requires_grad=True), {}
 
@@ -232,7 +247,7 @@ def test_processes_side_by_side_do_work_of_one_kind(tmp_path, refiner, monkeypat
             whole.gradients(done + process)
     one, other = drawn[::2], drawn[1::2]
     assert [kind[:2] for kind in one] == [kind[:2] for kind in other]
-    assert {kind[1] for kind in one} == {0, 1, 2, 3, 4}
+    assert {kind[1] for kind in one} == {0, 1, 2, 3}
     assert all(ours[3] != theirs[3] for ours, theirs in zip(one, other, strict=True))
 
 
@@ -247,9 +262,19 @@ def test_attention_written_out_is_attention(masked):
     torch.testing.assert_close(ours, theirs.transpose(1, 2))
 
 
-def test_a_sampler_takes_a_step_at_least():
-    with pytest.raises(ValueError, match=r"steps .* got 0"):
-        RefineOptions(steps=(2, 0))
+@pytest.mark.parametrize(
+    ("name", "given", "told"),
+    [
+        ("steps", (2, 0), "got 0"),
+        ("before", (1, -1), "got -1"),
+        ("through", -1, "got -1"),
+        ("rate", 0.0, "got 0.0"),
+        ("rate", float("nan"), "got nan"),
+    ],
+)
+def test_what_cannot_be_is_named(name, given, told):
+    with pytest.raises(ValueError, match=rf"{name} .* {told}"):
+        RefineOptions(**{name: given})
 
 
 @pytest.mark.parametrize("crop", [(8, 16), (24, 16)])
@@ -270,6 +295,24 @@ def test_refining_learns_and_leaves_the_encoder_alone(tmp_path, monkeypatch):
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
     changed = {n.split(".")[0] for n, w in model.state_dict().items() if not w.equal(before[n])}
     assert changed == {"decoder"}
+
+
+def test_a_mosaic_does_not_hold_two_steps_at_once(refiner, tmp_path, monkeypatch):
+    made = Views.open(tmp_path, ViewOptions(4, 2, 2), 8)
+    made.masks[:, :, :64] = 255
+    made.done[0] = 4
+    taken = set()
+
+    def note(self, batch, plan, sigmas, through, rng, generator):
+        taken.add((batch.latents.shape[-1], through))
+        return torch.zeros((), requires_grad=True), {}
+
+    monkeypatch.setattr(refine._Refiner, "_loss", note)
+    options = RefineOptions(batches=1, mosaic=0.8, through=2)
+    whole = replace(refiner, views=made, options=options)
+    for done in range(40):
+        whole.gradients(done)
+    assert taken == {(32, 2), (64, 0)}
 
 
 def test_mosaics_are_refined_by_their_pixels(tmp_path, monkeypatch):

@@ -195,6 +195,9 @@ def train(
     refine_samples: Annotated[
         int, typer.Option(help="Pictures for refining both by what is seen; needs --lpips.", min=0)
     ] = 45_000,
+    refine_rate: Annotated[
+        float, typer.Option(help="Rate of learning in it, which falls to nothing by its end.")
+    ] = 7e-4,
     start: Annotated[
         str,
         typer.Option(
@@ -235,7 +238,7 @@ def train(
         AutoencoderOptions(samples=autoencoder_samples),
         ViewOptions(groups=groups),
         TransformerOptions(samples=samples, elastic=elastic, blocks=blocks, phases=phases),
-        RefineOptions(samples=refine_samples, elastic=elastic),
+        RefineOptions(samples=refine_samples, rate=refine_rate, elastic=elastic),
         labels,
         start,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .checkpoint import Average, load_if_any, save_atomically
 from .log import Log
@@ -42,12 +42,14 @@ def train_loop(
         rate: of learning; constant, then down to nothing over the last `cooldown` of the samples.
             A parameter group with a `share` learns at that share of it
         decay: of the moving average
+
+    Raises ValueError for a checkpoint of another model.
     """
     average, path, done = Average(model, decay), run / f"{name}.pt", 0
     device = next(model.parameters()).device
     crew = processes(device)
     if state := load_if_any(path):
-        model.load_state_dict(state["model"])
+        _load(model, state["model"], path)
         average.load_state_dict(state["average"])
         for optimizer, saved_state in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved_state)
@@ -85,6 +87,16 @@ def train_loop(
     crew.wait_for_everyone()
     model.load_state_dict(average.weights)
     return model.requires_grad_(False).eval()
+
+
+def _load(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} has other parts than what is to be trained: finish that run as it was begun, "
+            f"or name another folder ({error})"
+        ) from error
 
 
 @contextmanager

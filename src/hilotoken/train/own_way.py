@@ -1,7 +1,8 @@
 """Where a model's own steps lead: the x_t that its sampler would come to from pure noise.
 
 A sampler shows a transformer what it made of noise itself, and never an x_t that was mixed with
-the truth, which tells much of it. What is trained from here learns to better its own first answers.
+the truth, which tells much of it. What is trained from here learns to better its own first answers;
+and where the gradient goes back along the way, to give first answers that can be bettered.
 
 B pictures, N grid tokens, K tokens that run, C channels a token.
 """
@@ -18,10 +19,13 @@ from ..model import new_scheduler
 from ..plan import TokenPlan, gather
 
 
-def draw_sigmas(steps: Sequence[int], shift: float, rng: np.random.Generator) -> list[float]:
-    """The first sigmas, from 1 on, of a sampler of one of so many `steps`; up to all of them."""
-    count = int(rng.choice(steps))
-    return sampler_sigmas(count, shift)[: 1 + int(rng.integers(count))]
+def draw_sigmas(
+    steps: Sequence[int], before: Sequence[int], shift: float, rng: np.random.Generator
+) -> list[float]:
+    """The first sigmas, from 1 on, of a sampler of one of so many `steps`: `before` the last one,
+    so many of them.
+    """
+    return sampler_sigmas(int(rng.choice(steps)), shift)[: 1 + int(rng.choice(before))]
 
 
 @cache
@@ -38,12 +42,16 @@ def own_way(
     x0_BNC: Tensor,
     noise_BNC: Tensor,
     sigmas: Sequence[float],
+    through: int,
 ) -> Tensor:
-    """The x_t at the last of `sigmas` that Euler comes to by them from pure noise."""
-    x_BNC = noise_BNC
-    for sigma, following in pairwise(sigmas):
+    """The x_t at the last of `sigmas` that Euler comes to by them from pure noise.
+
+    The gradient goes back through the last `through` of these steps.
+    """
+    x_BNC, fixed = noise_BNC, len(sigmas) - 1 - through
+    for place, (sigma, following) in enumerate(pairwise(sigmas)):
         sigma_B = torch.full((len(x_BNC),), sigma)
-        with torch.no_grad():
+        with torch.set_grad_enabled(place >= fixed):
             end_BNC = end_of(plan, x_BNC, x0_BNC, sigma_B, velocity(x_BNC, sigma_B)).to(x_BNC)
         x_BNC = end_BNC + following / sigma * (x_BNC - end_BNC)
     return x_BNC

@@ -5,17 +5,19 @@ Here the transformer's x0 is decoded, a crop of it around the mask, and LPIPS an
 photograph go back through both. The encoder stays, so that the views stay valid, and flow matching
 goes on beside it, so that the model stays one of diffusion.
 
-Most batches start from an x_t that the model itself came to from pure noise, without a gradient, by
-the first steps of its own sampler: an x_t that was mixed with the truth tells much of it. So every
-step of the sampler learns to better what the steps before it made. Those batches have no velocity
-to match; their decoded pixels alone count. Mosaics, by which a 256 px photograph trains a 512 px
-grid, are treated as single pictures are.
+Most batches start from an x_t that the model itself came to from pure noise by the first steps of
+its own sampler: an x_t that was mixed with the truth tells much of it. The gradient goes back
+through the step before too, so that two steps learn together what they come to: a first answer need
+not be good, but good to go on from. Those batches have no velocity to match; their decoded pixels
+alone count. Mosaics, by which a 256 px photograph trains a 512 px grid, are treated as single
+pictures are, but step by step.
 
 B pictures, N grid tokens, K tokens that run, C channels a token.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -49,27 +51,30 @@ SMALLEST = 9  # latents a side: half of that, a latent less, is what AlexNet nee
 class RefineOptions:
     """How long, on how much, how fast.
 
-    Raises ValueError for a share outside [0, 1], no steps, or crops too small for LPIPS.
+    Raises ValueError for a share outside [0, 1], a rate that is not positive, no steps, or crops
+    too small for LPIPS.
     """
 
     samples: int = 45_000
     batches: int = 2  # groups whose gradients make one step
-    rate: float = 5e-4
+    rate: float = 7e-4
     decoder: float = 0.3  # the decoder's rate, as a share of it
     cooldown: float = 1.0  # share of the samples over which the rate falls to nothing
     perceptual: float = 2.0  # weight of LPIPS + L1 beside flow matching
-    half: float = 0.25  # weight in it of LPIPS at half the size
-    l1: float = 0.25  # weight of L1 in it
-    realism: float = 0.05  # weight in it of not being told from photographs; 0: without a critic
+    half: float = 0.1  # weight in it of LPIPS at half the size
+    l1: float = 0.1  # weight of L1 in it
+    realism: float = 0.04  # weight in it of not being told from photographs; 0: without a critic
     critic: float = 2.0  # the critic's rate, as a multiple of the transformer's
-    own: float = 0.8  # share of the batches that start from the model's own x_t
-    steps: tuple[int, ...] = (2, 4, 8)  # of samplers whose steps lead there
-    shift: float = -2.0  # of theirs, as `mu`: more noise than `SHIFT` leaves, so more to better
+    own: float = 0.85  # share of the batches that start from the model's own x_t
+    steps: tuple[int, ...] = (4, 8)  # of samplers whose steps lead there
+    before: tuple[int, ...] = (0, 1, 1, 1, 2)  # how many of their steps do
+    through: int = 1  # of these, the last so many are trained with the one after them
+    shift: float = -2.5  # of theirs, as `mu`: more noise than `SHIFT` leaves, so more to better
     crop: tuple[int, int] = (16, 24)  # latents a side of what is decoded, at least and at most
     clean: int = 1  # pictures a batch whose true latents are decoded too
     elastic: float = 0.65
     mosaic: float = 0.15  # share of the samples in 2 x 2 mosaics
-    tilt: float = 0.5  # a mask is drawn as often as its share of the picture ** tilt
+    tilt: float = 0.8  # a mask is drawn as often as its share of the picture ** tilt
     outside: float = 0.05  # weight of a token that the mask does not touch
     decay: float = 0.9995
     checkpoint_seconds: float = 120.0
@@ -80,8 +85,13 @@ class RefineOptions:
                 raise ValueError(
                     f"{name} is a share and must lie in [0, 1], got {getattr(self, name)}"
                 )
+        if not 0 < self.rate < inf:
+            raise ValueError(f"rate is of learning and must be positive, got {self.rate}")
         for steps in self.steps:
             check_whole("steps", steps, 1)
+        for before in self.before:
+            check_whole("before", before, 0)
+        check_whole("through", self.through, 0)
         if not SMALLEST <= self.crop[0] <= self.crop[1]:
             raise ValueError(
                 f"crop is the least and the most latents a side, from {SMALLEST}, got {self.crop}"
@@ -172,11 +182,12 @@ class _Refiner:
                 batch = self.labels.give(batch, self.scale, rng)
             plan = draw_plan(batch, rng) if kind.random() < options.elastic else None
             own = kind.random() < options.own
-            sigmas = draw_sigmas(options.steps, options.shift, kind) if own else []
+            sigmas = self._draw_way(kind) if own else []
+            through = options.through if tiles == 1 else 0  # two of a mosaic take too much memory
             if batch.mask.all():  # LPIPS of what nobody could know teaches blur
                 loss, figures = self._match(batch, plan, generator)
             else:
-                loss, figures = self._loss(batch, plan, sigmas, rng, generator)
+                loss, figures = self._loss(batch, plan, sigmas, through, rng, generator)
             if tiles > 1:
                 figures = {f"{key}_mosaic": value for key, value in figures.items()}
             (loss / rounds).backward()
@@ -184,6 +195,10 @@ class _Refiner:
                 sums.setdefault(key, []).append(value)
             count += len(batch.latents) * tiles**2
         return count, {key: sum(values) / len(values) for key, values in sums.items()}
+
+    def _draw_way(self, rng: np.random.Generator) -> list[float]:
+        options = self.options
+        return draw_sigmas(options.steps, options.before, options.shift, rng)
 
     def _match(
         self, batch: Batch, plan: TokenPlan | None, generator: torch.Generator
@@ -200,6 +215,7 @@ class _Refiner:
         batch: Batch,
         plan: TokenPlan | None,
         sigmas: Sequence[float],
+        through: int,
         rng: np.random.Generator,
         generator: torch.Generator,
     ) -> tuple[Tensor, dict[str, float]]:
@@ -212,7 +228,7 @@ class _Refiner:
 
         if sigmas:
             sigma_B = torch.full_like(sigma_B, sigmas[-1])
-            x_BNC = own_way(velocity, plan, x0_BNC, noise_BNC, sigmas)
+            x_BNC = own_way(velocity, plan, x0_BNC, noise_BNC, sigmas, through)
         else:
             x_BNC = x0_BNC + sigma_B[:, None, None] * (noise_BNC - x0_BNC)
         velocity_BKC = velocity(x_BNC, sigma_B)
