@@ -78,6 +78,6 @@ def test_without_a_weight_there_is_no_critic(tmp_path, realism):
         fresh = Critic(some_distance()).state_dict()
         assert all(not fresh[n[7:]].equal(state["model"][n]) for n in known if "weight" in n)
         assert all(np.isfinite(state["model"][name].numpy()).all() for name in known)
+    other = replace(options, samples=16, realism=0.05 - realism)
     with pytest.raises(ValueError, match=r"refine\.pt has other parts .* name another folder"):
-        other = replace(options, samples=16, realism=0.05 - realism)
         refine.refine(*parts, tmp_path, other, torch.device("cpu"))
