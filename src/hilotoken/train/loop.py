@@ -95,7 +95,7 @@ def _load(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     except RuntimeError as error:
         raise ValueError(
             f"{path} has other parts than what is to be trained: finish that run as it was begun, "
-            f"or name another folder ({error})"
+            "or name another folder"
         ) from error
 
 

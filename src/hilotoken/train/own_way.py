@@ -22,8 +22,8 @@ from ..plan import TokenPlan, gather
 def draw_sigmas(
     steps: Sequence[int], before: Sequence[int], shift: float, rng: np.random.Generator
 ) -> list[float]:
-    """The first sigmas, from 1 on, of a sampler of one of so many `steps`: `before` the last one,
-    so many of them.
+    """The first sigmas of a sampler, from 1 on: of one of so many `steps`, the last of them after
+    one of so many `before`.
     """
     return sampler_sigmas(int(rng.choice(steps)), shift)[: 1 + int(rng.choice(before))]
 
