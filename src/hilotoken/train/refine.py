@@ -175,14 +175,14 @@ class _Refiner:
         kind = draw_of_kinds(self.views, done)
         tiles = 2 if kind.random() < _mosaic_steps(options) else 1
         rounds = max(1, options.batches // tiles**2)
+        way = options.steps, options.before, options.shift
         sums: dict[str, list[float]] = {}
         for _ in range(rounds):
             batch = read_batch(self.views, rng, tiles, self.scale, self.chances)
             if self.labels:
                 batch = self.labels.give(batch, self.scale, rng)
             plan = draw_plan(batch, rng) if kind.random() < options.elastic else None
-            own = kind.random() < options.own
-            sigmas = self._draw_way(kind) if own else []
+            sigmas = draw_sigmas(*way, kind) if kind.random() < options.own else []
             through = options.through if tiles == 1 else 0  # two of a mosaic take too much memory
             if batch.mask.all():  # LPIPS of what nobody could know teaches blur
                 loss, figures = self._match(batch, plan, generator)
@@ -195,10 +195,6 @@ class _Refiner:
                 sums.setdefault(key, []).append(value)
             count += len(batch.latents) * tiles**2
         return count, {key: sum(values) / len(values) for key, values in sums.items()}
-
-    def _draw_way(self, rng: np.random.Generator) -> list[float]:
-        options = self.options
-        return draw_sigmas(options.steps, options.before, options.shift, rng)
 
     def _match(
         self, batch: Batch, plan: TokenPlan | None, generator: torch.Generator
