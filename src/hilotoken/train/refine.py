@@ -51,8 +51,8 @@ SMALLEST = 9  # latents a side: half of that, a latent less, is what AlexNet nee
 class RefineOptions:
     """How long, on how much, how fast.
 
-    Raises ValueError for a share outside [0, 1], a rate that is not positive, no steps, or crops
-    too small for LPIPS.
+    Raises ValueError for a share outside [0, 1], a rate that is not positive, no steps or none left
+    after those before, or crops too small for LPIPS.
     """
 
     samples: int = 45_000
@@ -91,6 +91,11 @@ class RefineOptions:
             check_whole("steps", steps, 1)
         for before in self.before:
             check_whole("before", before, 0)
+        if max(self.before) >= min(self.steps):
+            raise ValueError(
+                "before must leave a step to be trained, got "
+                f"{self.before} of samplers of {self.steps}"
+            )
         check_whole("through", self.through, 0)
         if not SMALLEST <= self.crop[0] <= self.crop[1]:
             raise ValueError(
