@@ -91,7 +91,7 @@ class RefineOptions:
             check_whole("steps", steps, 1)
         for before in self.before:
             check_whole("before", before, 0)
-        if max(self.before) >= min(self.steps):
+        if max(self.before, default=inf) >= min(self.steps, default=0):
             raise ValueError(
                 "before must leave a step to be trained, got "
                 f"{self.before} of samplers of {self.steps}"
