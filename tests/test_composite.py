@@ -124,7 +124,7 @@ def test_matching_the_border_undoes_a_shift_of_colour():
 def test_matching_the_border_leaves_a_good_edit_and_its_texture_alone():
     photo, mask = painted()
     led = match_border(photo, photo, mask)
-    assert np.abs(led.astype(int) - photo).max() <= 4
+    assert np.abs(led.astype(int) - photo).max() <= 5  # the slope of two pixels
     spot = photo.copy()
     spot[20:28, 28:36] = 255  # something new in the middle, clear of the border
     assert match_border(photo, spot, mask)[20:28, 28:36].min() > 245

@@ -75,6 +75,7 @@ def regions(fills, tmp_path):
                 row
                 | {"setting": row["method"] + " x=1" * (row["method"] == "hilo")}
                 | {"flop_share": int(row["tokens_run"]) / 256 if raw else "", "sharpness": -1.0}
+                | {"edit_lpips": float(row["lpips"]) / 2, "edit_psnr": 20.5}
                 | {"ssim_dense": 0.9, "outside_equal": True, "outside_psnr": 30 if raw else ""}
                 | {"ring_psnr": 25 if raw else "", "ring_ssim": 0.8 if raw else ""}
                 | {"ring_lpips": 0.2 if raw else "", "step": 12, "step_photo": 6, "colour": 3}
@@ -201,6 +202,17 @@ def test_older_rows_have_the_tables_that_they_had(fills, regions):
         header, *_ = tables(new, {}, part).splitlines()
         assert "SSIM" in header
         assert "gradient energy" in header
+        assert "edit" in header
+        assert "edit" not in tables(old, {}, part)
+
+
+def test_of_an_edit_and_of_the_fill_in_it_the_edit_comes_first(regions):
+    text = tables(read_rows(regions), {}, "quality")
+    assert "| LPIPS of the edit | PSNR of the edit, dB | LPIPS | PSNR, dB |" in text
+    (dense,) = [line for line in text.splitlines() if "| dense | 256 |" in line][:1]
+    edit, decibels, fill, *_ = (cell.split()[0] for cell in dense.split("|")[5:9])
+    assert float(edit) == pytest.approx(float(fill) / 2, abs=0.001)
+    assert decibels == "20.5"
 
 
 def test_regions_say_what_surrounds_the_mask(regions):

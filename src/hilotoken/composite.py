@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+REACH = 1.0  # pixels: the sigma of the means on both sides of a border
+
 
 def feather_weight(mask: np.ndarray, feather: int) -> np.ndarray:
     """How much of the edit each pixel takes: float32 [H, W], 0 outside the mask, 1 deep inside.
@@ -37,29 +39,20 @@ def match_border(photo: np.ndarray, edited: np.ndarray, mask: np.ndarray) -> np.
     """The edit with its colours led to the photo's along the mask's border: uint8 [H, W, 3].
 
     An autoencoder shifts colours a little, and a sampler may miss them, which shows as a seam. What
-    the mean colours on both sides of the border differ by is added to the edit at the border, and
-    ever more evenly inwards: a membrane, as in Poisson image editing (Perez, Gangnet and Blake
-    2003), of low frequencies alone. Outside the mask nothing changes.
+    the colours on both sides of the border differ by, means of a pixel or two, is added to the edit
+    at the border, and ever more evenly inwards: a membrane, as in Poisson image editing (Perez,
+    Gangnet and Blake 2003). Wider means tell less of what is next to them: they leave more of the
+    seam, and change an edit more that has none. Outside the mask nothing changes.
     """
     inside = mask.astype(np.float32)
     near = cv2.dilate(1 - inside, np.ones((3, 3), np.uint8))
     rim = inside * near
     if not rim.any():  # a mask without a border has nothing to be led to
         return edited
-    jump = _reaching(photo, 1 - inside) - _reaching(edited, inside)
+    jump = _mean_near(photo, 1 - inside, REACH) - _mean_near(edited, inside, REACH)
     shift = _membrane(jump * rim[..., None], rim)
     led = np.rint(edited + shift).clip(0, 255).astype(np.uint8)
     return np.where(mask[..., None], led, edited)
-
-
-def _reaching(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The weighted side's colours carried over the border: Gaussian means, a slope continued.
-
-    The mean of one side of a slope lies off the border by as much as its reach; two reaches, one
-    twice the other, tell how far, and so a slope that runs on is no jump.
-    """
-    near, far = _mean_near(image, weight, 2.0), _mean_near(image, weight, 4.0)
-    return 2 * near - far
 
 
 def _mean_near(image: np.ndarray, weight: np.ndarray, sigma: float) -> np.ndarray:

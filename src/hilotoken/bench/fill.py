@@ -2,10 +2,10 @@
 
 Every photograph is filled under a mask of each class by every method, from the same noise. OpenCV's
 inpainting is the bar that a model must clear. In the mask, a fill is compared with the truth and
-with dense. Around the mask and outside it, what is compared is the raw picture that the model
-gives, before the photo's own pixels are put back: it differs there by what the autoencoder loses
-and by what the method does to tokens that nobody edits. The seam is taken of what `hilo edit`
-makes of a fill: colours led to the photo's, and the photo's own pixels outside the mask.
+with dense, and so is what `hilo edit` makes of it and hands over: its colours led to the photo's
+along the mask's border, where the seam is taken too. Around the mask and outside it, what is
+compared is the raw picture that the model gives, before the photo's own pixels are put back: it
+differs there by what the autoencoder loses and by what the method does to tokens that nobody edits.
 """
 
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -45,6 +45,7 @@ class FillRow:
     net:        whose features LPIPS compares
     tokens_run: the mean over the steps
     flop_share: FLOPs of the DiT over dense's, counted
+    edit_:      of what `hilo edit` hands over, see `match_border`; OpenCV's fills as they are
     sharpness:  log2 of the gradient energy in the mask over the truth's: see `measures`
     ring_:      of the raw picture, within 16 pixels around the mask: to the photo, and to dense
     outside_:   of the raw picture, everywhere outside the mask
@@ -74,6 +75,9 @@ class FillRow:
     psnr_dense: float
     ssim_dense: float
     lpips_dense: float
+    edit_psnr: float
+    edit_ssim: float
+    edit_lpips: float
     sharpness: float
     ring_psnr: float | None
     ring_ssim: float | None
@@ -196,6 +200,7 @@ class _Judge:
         true = distances(self.perceptual, seen, self.truth, case.mask)
         near = distances(self.perceptual, seen, self.dense_seen, case.mask)
         led = match_border(case.photo, fill.pixels, case.mask) if run else fill.pixels
+        edit = distances(self.perceptual, see(self.perceptual, led), self.truth, case.mask)
         step, colour = seam(led, case.photo, case.mask)
         step_photo, colour_photo = seam(case.truth, case.truth, case.mask)
         row = FillRow(
@@ -215,6 +220,7 @@ class _Judge:
             dit_seconds=run.dit_seconds if run else 0.0,
             **_named(true),
             **_named(near, end="_dense"),
+            **_named(edit, "edit_"),
             sharpness=sharpness(fill.pixels, case.truth, case.mask),
             **self._raw(fill),
             outside_equal=bool((fill.pixels == case.photo)[~case.mask].all()),

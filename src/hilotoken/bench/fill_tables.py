@@ -20,9 +20,14 @@ from .readings import (
 
 
 def quality_table(readings: Readings, labels: Labels) -> str:
-    """Of fills: what each costs, and its figures in the mask against the truth."""
+    """Of fills: what each costs, and its figures in the mask against the truth.
+
+    Of the edit first, which a user gets, its colours led to the photo's along the border; then of
+    the fill as it was sampled.
+    """
     full = max(row.tokens_full for row in readings.rows)
     costs, more = _has(readings, "flop_share"), _has(readings, "ssim", "sharpness")
+    edits = _has(readings, "edit_lpips", "edit_psnr")
     lines = []
     for mask_class, methods in groups_of(readings.rows).items():
         for i, (name, group) in enumerate(with_best_classical(methods).items()):
@@ -32,11 +37,15 @@ def quality_table(readings: Readings, labels: Labels) -> str:
             cells += ["" if name == OPENCV else f"{tokens(group):.0f}"]
             if costs:
                 cells.append(_percent(figure(group, "flop_share")))
+            if edits:
+                cells += [spread(figure(group, "edit_lpips"), 3)]
+                cells += [spread(figure(group, "edit_psnr"), 1)]
             cells += [spread(figure(group, "lpips"), 3), spread(figure(group, "psnr"), 1)]
             if more:
                 cells += [spread(figure(group, "ssim"), 3), octaves(figure(group, "sharpness"))]
             lines.append(cells)
-    header = ["mask", "method", f"tokens of {full}", *["FLOPs, %"] * costs, "LPIPS", "PSNR, dB"]
+    header = ["mask", "method", f"tokens of {full}", *["FLOPs, %"] * costs]
+    header += ["LPIPS of the edit", "PSNR of the edit, dB"] * edits + ["LPIPS", "PSNR, dB"]
     header += ["SSIM", "gradient energy, % of the truth's"] * more
     return markdown(header, lines)
 
@@ -44,6 +53,7 @@ def quality_table(readings: Readings, labels: Labels) -> str:
 def paired_table(readings: Readings, labels: Labels) -> str:
     """Of fills: what each method loses or gains over dense, photograph by photograph."""
     more, lines = _has(readings, "ssim", "ssim_dense", "sharpness"), []
+    edits = _has(readings, "edit_lpips")
     for mask_class, methods in groups_of(readings.rows).items():
         dense = methods[DENSE]
         for name, group in methods.items():
@@ -52,6 +62,8 @@ def paired_table(readings: Readings, labels: Labels) -> str:
                 continue
             same = sum(row.lpips_dense == 0 for row in group)
             cells = [mask_class, called(group, labels), spread(change, 4), verdict(change)]
+            if edits:
+                cells.append(spread(difference(group, dense, "edit_lpips"), 4))
             cells += [spread(difference(group, dense, "psnr"), 2)]
             cells += [spread(figure(group, "psnr_dense"), 1), f"{same} of {len(group)}"]
             if more:
@@ -59,7 +71,8 @@ def paired_table(readings: Readings, labels: Labels) -> str:
                 cells += [spread(figure(group, "ssim_dense"), 3)]
                 cells += [octaves(difference(group, dense, "sharpness"))]
             lines.append(cells)
-    header = ["mask", "method", "LPIPS over dense's", "difference", "PSNR over dense's, dB"]
+    header = ["mask", "method", "LPIPS over dense's", "difference"]
+    header += ["the edit's over dense's"] * edits + ["PSNR over dense's, dB"]
     header += ["PSNR to dense, dB", "the same as dense"]
     header += ["SSIM over dense's", "SSIM to dense", "gradient energy, % of dense's"] * more
     return markdown(header, lines)
