@@ -1,5 +1,7 @@
 """Compositing: the photo's pixels outside the mask to the bit, the edit inside."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from hilotoken.composite import composite, composite_images, feather_weight, match_border
 
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.jpg"))
 MASKS = hnp.arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))
 quick = settings(deadline=None, max_examples=60)
 
@@ -128,6 +131,15 @@ def test_matching_the_border_leaves_a_good_edit_and_its_texture_alone():
     spot = photo.copy()
     spot[20:28, 28:36] = 255  # something new in the middle, clear of the border
     assert match_border(photo, spot, mask)[20:28, 28:36].min() > 245
+
+
+@pytest.mark.parametrize("photo", EXAMPLES, ids=lambda path: path.stem)
+def test_matching_the_border_harms_no_photograph_much(photo):
+    image = Image.open(photo).convert("RGB").reduce(3)
+    mask = Image.open(photo.with_name(f"{photo.stem}_mask.png")).resize(image.size)
+    pixels, inside = np.asarray(image), np.asarray(mask.convert("L")) > 127
+    led = match_border(pixels, pixels, inside)
+    assert np.abs(led.astype(int) - pixels)[inside].mean() < 3  # of 255
 
 
 @pytest.mark.parametrize("full", [True, False])

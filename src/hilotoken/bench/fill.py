@@ -199,8 +199,10 @@ class _Judge:
         case, run, seen = self.case, fill.run, see(self.perceptual, fill.pixels)
         true = distances(self.perceptual, seen, self.truth, case.mask)
         near = distances(self.perceptual, seen, self.dense_seen, case.mask)
-        led = match_border(case.photo, fill.pixels, case.mask) if run else fill.pixels
-        edit = distances(self.perceptual, see(self.perceptual, led), self.truth, case.mask)
+        led, edit = fill.pixels, true
+        if run:
+            led = match_border(case.photo, fill.pixels, case.mask)
+            edit = distances(self.perceptual, see(self.perceptual, led), self.truth, case.mask)
         step, colour = seam(led, case.photo, case.mask)
         step_photo, colour_photo = seam(case.truth, case.truth, case.mask)
         row = FillRow(
