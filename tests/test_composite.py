@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from torch import Tensor
 
-from hilotoken.composite import composite, composite_images, feather_weight, match_border
+from hilotoken.composite import composite, composite_images, feather_weight, lead, match_border
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.jpg"))
 MASKS = hnp.arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))
@@ -147,6 +147,21 @@ def test_a_mask_without_a_border_has_nothing_to_match(full):
     photo, mask = painted()
     edited = np.full_like(photo, 200)
     assert np.array_equal(match_border(photo, edited, np.full_like(mask, full)), edited)
+
+
+def test_what_is_led_does_not_tell_a_shift_of_colour():
+    """So whoever trains with it need not care for one, and the border alone carries a gradient."""
+    photos, edits, masks = (
+        torch.rand(3, channels, 40, 56, generator=torch.Generator().manual_seed(channels))
+        for channels in (3, 4, 1)
+    )
+    edits, masks = edits[:, :3].requires_grad_(), (masks > 0.4).float()
+    led = lead(photos, edits, masks)
+    torch.testing.assert_close(lead(photos, edits + 0.3, masks), led)
+    torch.testing.assert_close(lead(photos[1:2], edits[1:2], masks[1:2]), led[1:2])
+    (felt,) = torch.autograd.grad((led * masks).sum(), edits)
+    assert (felt.sum((-2, -1)).abs() < 1e-2).all()  # of a shift
+    assert felt.abs().sum() > 1
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2)])

@@ -192,6 +192,17 @@ def test_only_pixels_in_the_mask_are_compared(refiner):
     assert loss(torch.cat([best, torch.zeros(2, 5, 32, 32)], 1)) < 0.5 * base
 
 
+def test_fills_are_seen_as_an_edit_hands_them_over(refiner):
+    """Their colours led to the photograph's: LPIPS does not see what that mends, and L1 does."""
+    batch, end = some_batch(), torch.randn(2, 32, 32, 8).permute(0, 3, 1, 2)
+    figures = [
+        refiner._compare(batch, pack(latents), np.random.default_rng(0))[1]
+        for latents in (end, end + 0.5)
+    ]
+    assert figures[1]["lpips"] == pytest.approx(figures[0]["lpips"], rel=1e-4)
+    assert figures[1]["l1"] != pytest.approx(figures[0]["l1"], rel=1e-2)
+
+
 def test_the_views_are_of_the_crops_drawn_again(tmp_path):
     photos = [np.asarray(make_photo(280, 300, seed=seed)) for seed in range(5)]
     model = new_autoencoder().requires_grad_(False)

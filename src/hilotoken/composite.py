@@ -5,6 +5,7 @@ from itertools import cycle
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -38,42 +39,51 @@ def composite(photo: np.ndarray, edited: np.ndarray, weight: np.ndarray) -> np.n
 def match_border(photo: np.ndarray, edited: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The edit with its colours led to the photo's along the mask's border: uint8 [H, W, 3].
 
-    An autoencoder shifts colours a little, and a sampler may miss them, which shows as a seam. What
-    the colours on both sides of the border differ by, means of a pixel or two, is added to the edit
-    at the border, and ever more evenly inwards: a membrane, as in Poisson image editing (Perez,
-    Gangnet and Blake 2003). Wider means tell less of what is next to them: they leave more of the
-    seam, and change an edit more that has none. Outside the mask nothing changes.
+    An autoencoder shifts colours a little, and a sampler may miss them, which shows as a seam. See
+    `lead`; outside the mask nothing changes.
     """
-    inside = mask.astype(np.float32)
-    near = cv2.dilate(1 - inside, np.ones((3, 3), np.uint8))
-    rim = inside * near
-    if not rim.any():  # a mask without a border has nothing to be led to
-        return edited
-    jump = _mean_near(photo, 1 - inside, REACH) - _mean_near(edited, inside, REACH)
-    shift = _membrane(jump * rim[..., None], rim)
-    led = np.rint(edited + shift).clip(0, 255).astype(np.uint8)
-    return np.where(mask[..., None], led, edited)
+    pictures = (torch.from_numpy(np.array(x)).movedim(-1, 0)[None].float() for x in (photo, edited))
+    led = lead(*pictures, torch.from_numpy(mask)[None, None].float())[0].movedim(0, -1)
+    return np.where(mask[..., None], led.round().clip(0, 255).byte().numpy(), edited)
 
 
-def _mean_near(image: np.ndarray, weight: np.ndarray, sigma: float) -> np.ndarray:
-    total = cv2.GaussianBlur(image.astype(np.float32) * weight[..., None], (0, 0), sigma)
-    return total / np.maximum(cv2.GaussianBlur(weight, (0, 0), sigma), 1e-6)[..., None]
+def lead(photo_B3HW: Tensor, edited_B3HW: Tensor, mask_B1HW: Tensor) -> Tensor:
+    """The edits with what they differ by from the photos at the masks' border added, differentiably.
+
+    What the colours on both sides of the border differ by, means of a pixel or two, is added to the
+    edit at the border, and ever more evenly inwards: a membrane, as in Poisson image editing (Perez,
+    Gangnet and Blake 2003). Wider means tell less of what is next to them: they leave more of the
+    seam, and change an edit more that has none. A mask without a border has nothing to be led to.
+    """
+    outside_B1HW = 1 - mask_B1HW
+    rim_B1HW = mask_B1HW * F.max_pool2d(outside_B1HW, 3, 1, 1)
+    jump_B3HW = _mean_near(photo_B3HW, outside_B1HW) - _mean_near(edited_B3HW, mask_B1HW)
+    return edited_B3HW + _membrane(jump_B3HW * rim_B1HW, rim_B1HW)
 
 
-def _membrane(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def _mean_near(image_B3HW: Tensor, weight_B1HW: Tensor) -> Tensor:
+    return _blur(image_B3HW * weight_B1HW) / _blur(weight_B1HW).clamp_min(1e-6)
+
+
+def _blur(image_BCHW: Tensor) -> Tensor:
+    """Gaussian means of `REACH`."""
+    reach = round(4 * REACH)
+    kernel = torch.exp(-torch.arange(-reach, reach + 1).square() / (2 * REACH**2)).to(image_BCHW)
+    taps = (kernel / kernel.sum()).expand(image_BCHW.shape[1], 1, 1, -1)
+    across_BCHW = F.conv2d(image_BCHW, taps, padding="same", groups=len(taps))
+    return F.conv2d(across_BCHW, taps.mT, padding="same", groups=len(taps))
+
+
+def _membrane(values_BCHW: Tensor, weight_B1HW: Tensor) -> Tensor:
     """Known values (already times their weight) carried everywhere, by a pyramid."""
-    share = np.minimum(weight, 1)[..., None]
-    own = values / np.maximum(weight, 1e-6)[..., None]
-    if max(weight.shape) <= 2:
+    own = values_BCHW / weight_B1HW.clamp_min(1e-6)
+    size = weight_B1HW.shape[-2:]
+    if max(size) == 1:
         return own
-    coarse = _membrane(_halve(values), _halve(weight))
-    size = (weight.shape[1], weight.shape[0])
-    return share * own + (1 - share) * cv2.resize(coarse, size, interpolation=cv2.INTER_LINEAR)
-
-
-def _halve(image: np.ndarray) -> np.ndarray:
-    size = (-(-image.shape[1] // 2), -(-image.shape[0] // 2))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA) * 2
+    half = [-(-side // 2) for side in size]
+    coarse = _membrane(*(2 * F.adaptive_avg_pool2d(x, half) for x in (values_BCHW, weight_B1HW)))
+    share = weight_B1HW.clamp_max(1)
+    return share * own + (1 - share) * F.interpolate(coarse, size=size, mode="bilinear")
 
 
 def composite_images(images: object, photo_B3HW: Tensor, mask_B1HW: Tensor, feather: int) -> object:

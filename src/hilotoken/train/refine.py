@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny, FluxFillPipeline, FluxTransformer2DModel
 from torch import Tensor, nn
 
+from ..composite import lead
 from ..methods.sites import check_whole
 from ..plan import TokenPlan
 from .critic import Critic, fooling, telling
@@ -268,7 +269,7 @@ class _Refiner:
             small = small.contiguous(memory_format=torch.channels_last)
             decoded = self.autoencoder.decode(small, return_dict=False)[0].float()
             decoded, truth, mask = off_grid((decoded, truth, mask), rng)
-            pasted = torch.where(mask > 0, decoded, truth)
+            pasted = torch.where(mask > 0, lead(truth, decoded, mask), truth)
             seen, true = (self.perceptual.features(images) for images in (pasted, truth))
             lpips_B = self._distance(seen, true, mask)
             half_seen, half_true = (
