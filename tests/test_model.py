@@ -11,6 +11,7 @@ import torch
 from diffusers import FluxFillPipeline
 from diffusers.pipelines.flux.pipeline_flux_fill import calculate_shift
 from tiny import make_mask, make_photo, make_pipe
+from torch import Tensor
 from toys import saved_model, saved_reader
 
 from hilotoken import HiLo, compress, load_model
@@ -21,10 +22,12 @@ from hilotoken.model import (
     EmbeddedFillPipeline,
     find_device,
     new_scheduler,
+    quiet,
     verify,
 )
 from hilotoken.photo import load_mask, load_photo
 from hilotoken.train.run import write_checksums
+from hilotoken.train.transformer import pack
 
 SIDE = 128
 
@@ -59,13 +62,52 @@ def plain() -> FluxFillPipeline:
     return pipe
 
 
-def test_it_is_a_plain_fill_pipeline_given_its_prompt(model, plain):
+def white() -> Tensor:
+    """The noise that `arguments` draw."""
+    return torch.randn(1, 8, SIDE // 8, SIDE // 8, generator=torch.Generator().manual_seed(5))
+
+
+def test_it_is_a_plain_fill_pipeline_given_its_prompt_and_noise(model, plain):
     assert type(plain) is FluxFillPipeline
     mine = model(**arguments()).images
-    theirs = plain(**arguments(**model.prompt())).images
+    given = model.prompt() | {"latents": pack(quiet(white()))}
+    theirs = plain(**arguments(**given)).images
     assert np.array_equal(mine, theirs)
     other = {"prompt_embeds": -model.prompt()["prompt_embeds"]}
     assert not np.array_equal(mine, model(**arguments(**model.prompt() | other)).images)
+
+
+def test_noise_is_quiet_where_it_is_slow():
+    drawn = torch.randn(64, 8, 32, 48, generator=torch.Generator().manual_seed(0))
+    left, whole = (torch.fft.fft2(x).abs().square().mean((0, 1)) for x in (quiet(drawn), drawn))
+    kept = left / whole
+    assert kept[0, 0] < 1e-9
+    assert kept[1, 1] < 0.01  # a wave of 32 latents
+    assert kept[8, 0] > 0.95  # one of 4
+    assert kept[0, 12] > 0.95
+    assert quiet(drawn.bfloat16()).dtype == torch.bfloat16
+
+
+def test_latents_that_are_given_are_not_made_quiet(model, plain):
+    given = arguments(latents=pack(white()), output_type="latent")
+    theirs = plain(**given, **model.prompt()).images
+    assert torch.equal(model(**given).images, theirs)
+    assert not torch.equal(model(**arguments(output_type="latent")).images, theirs)
+
+
+def test_the_photo_that_an_edit_begins_from_keeps_its_slow_waves(model, plain):
+    """At a strength below 1 noise is added to a photo, and only the noise is made quiet."""
+    begun, photo = [], torch.full((1, 3, SIDE, SIDE), 0.9)
+    for pipe in (model, plain):
+        pipe.scheduler.set_timesteps(4, mu=-3.0)
+        timestep, generator = pipe.scheduler.timesteps[1:2], torch.Generator().manual_seed(5)
+        given = photo, timestep, 1, 8, SIDE, SIDE, torch.float32, "cpu", generator
+        begun.append(pipe.prepare_latents(*given)[0])
+    sigma = float(plain.scheduler.sigmas[1])
+    assert 0 < sigma < 1
+    slow = sigma * pack(white() - quiet(white()))
+    torch.testing.assert_close(begun[0], begun[1] - slow)
+    assert "scale_noise" not in vars(model.scheduler)
 
 
 def test_the_prompt_is_the_identity(model):

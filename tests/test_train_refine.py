@@ -279,7 +279,7 @@ def test_attention_written_out_is_attention(masked):
     [
         ("steps", (2, 0), "got 0"),
         ("before", (1, -1), "got -1"),
-        ("before", (1, 4), r"got \(1, 4\) of samplers of \(4, 8\)"),
+        ("before", (1, 8), r"got \(1, 8\) of samplers of \(8,\)"),
         ("before", (), r"got \(\) of samplers"),
         ("through", -1, "got -1"),
         ("rate", 0.0, "got 0.0"),

@@ -197,7 +197,7 @@ def train(
     ] = 45_000,
     refine_rate: Annotated[
         float, typer.Option(help="Rate of learning in it, which falls to nothing by its end.")
-    ] = 7e-4,
+    ] = 4e-4,
     start: Annotated[
         str,
         typer.Option(

@@ -48,12 +48,14 @@ def match_border(photo: np.ndarray, edited: np.ndarray, mask: np.ndarray) -> np.
 
 
 def lead(photo_B3HW: Tensor, edited_B3HW: Tensor, mask_B1HW: Tensor) -> Tensor:
-    """The edits with what they differ by from the photos at the masks' border added, differentiably.
+    """The edits with their colours led to the photos' along the masks' border, differentiably.
 
     What the colours on both sides of the border differ by, means of a pixel or two, is added to the
-    edit at the border, and ever more evenly inwards: a membrane, as in Poisson image editing (Perez,
-    Gangnet and Blake 2003). Wider means tell less of what is next to them: they leave more of the
-    seam, and change an edit more that has none. A mask without a border has nothing to be led to.
+    edit at the border, and ever more evenly inwards: a membrane, as in Poisson image editing
+    (Perez, Gangnet and Blake 2003). Wider means tell less of what is next to them: they leave more
+    of the seam, and change an edit more that has none. A mask without a border leads nowhere.
+
+    photo_B3HW, edited_B3HW: in any one range; mask_B1HW: 0 or 1
     """
     outside_B1HW = 1 - mask_B1HW
     rim_B1HW = mask_B1HW * F.max_pool2d(outside_B1HW, 3, 1, 1)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from diffusers import (
@@ -27,6 +28,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 REGISTERS = 8  # learned vectors in place of a text
 BLOCKS = 18  # single blocks of the transformer, after one double block
 SHIFT = -3.0  # of sigma, as `mu` of FLUX's scheduler: 8 steps begin at 1, 0.26, 0.13, 0.08 ...
+QUIET = 1 / 8  # cycles a latent, of 8 pixels: the noise has little below
 LABELS = 32  # room for a kind of thing, one-hot, through the pooled projection
 
 
@@ -35,9 +37,9 @@ class EmbeddedFillPipeline(FluxFillPipeline):
 
     The prompt is the identity matrix: row i picks column i of the transformer's text embedding, so
     the empty prompt is learned, and lies in the transformer's own weights. The pooled projection
-    takes a kind of thing, one of `labels`, or none. In all else this is the pipeline that it
-    derives from, and the saved folder loads as one, given None for the text encoders and
-    tokenizers.
+    takes a kind of thing, one of `labels`, or none. Noise is `quiet`. In all else this is the
+    pipeline that it derives from, and the saved folder loads as one, given None for the text
+    encoders and tokenizers; its own noise is white, so give such `latents`.
     """
 
     labels: tuple[str, ...] = ()  # kinds of things that it was trained to tell apart
@@ -94,6 +96,30 @@ class EmbeddedFillPipeline(FluxFillPipeline):
         del given["self"]
         with as_trained(self.transformer, self.scheduler):
             return super().__call__(**given)
+
+    @wraps(FluxFillPipeline.prepare_latents)
+    def prepare_latents(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, *args: Any, **kwargs: Any
+    ) -> Any:
+        add = self.scheduler.scale_noise
+
+        def add_quiet(clean: Any, timestep: Any, noise: torch.Tensor) -> Any:
+            return add(clean, timestep, quiet(noise))
+
+        # The noise is drawn in the middle of the method, and this is where it goes by.
+        with patch.object(self.scheduler, "scale_noise", add_quiet):
+            return super().prepare_latents(*args, **kwargs)
+
+
+def quiet(noise_BCHW: torch.Tensor) -> torch.Tensor:
+    """White noise without its lowest frequencies: what the embedded model's pictures begin as.
+
+    Texture is left to chance, and the colours of large shapes are not: the photograph around the
+    mask tells them better.
+    """
+    y, x = (torch.fft.fftfreq(side, device=noise_BCHW.device) for side in noise_BCHW.shape[-2:])
+    kept_HW = 1 - torch.exp(-(y[:, None].square() + x.square()) / QUIET**2)
+    return torch.fft.ifft2(torch.fft.fft2(noise_BCHW.float()) * kept_HW).real.to(noise_BCHW)
 
 
 def _batch(image: Any) -> int:

@@ -2,8 +2,9 @@
 
 Flow matching weighs every latent alike, and its decoder has only seen latents of real photographs.
 Here the transformer's x0 is decoded, a crop of it around the mask, and LPIPS and L1 against the
-photograph go back through both. The encoder stays, so that the views stay valid, and flow matching
-goes on beside it, so that the model stays one of diffusion.
+photograph go back through both. LPIPS sees colours led to the photograph's, as an edit ends. The
+encoder stays, so that the views stay valid, and flow matching goes on beside it, so that the model
+stays one of diffusion.
 
 Most batches start from an x_t that the model itself came to from pure noise by the first steps of
 its own sampler: an x_t that was mixed with the truth tells much of it. The gradient goes back
@@ -58,7 +59,7 @@ class RefineOptions:
 
     samples: int = 45_000
     batches: int = 2  # groups whose gradients make one step
-    rate: float = 7e-4
+    rate: float = 4e-4
     decoder: float = 0.3  # the decoder's rate, as a share of it
     cooldown: float = 1.0  # share of the samples over which the rate falls to nothing
     perceptual: float = 2.0  # weight of LPIPS + L1 beside flow matching
@@ -67,15 +68,15 @@ class RefineOptions:
     realism: float = 0.04  # weight in it of not being told from photographs; 0: without a critic
     critic: float = 2.0  # the critic's rate, as a multiple of the transformer's
     own: float = 0.85  # share of the batches that start from the model's own x_t
-    steps: tuple[int, ...] = (4, 8)  # of samplers whose steps lead there
-    before: tuple[int, ...] = (0, 1, 1, 1, 2)  # how many of their steps do
+    steps: tuple[int, ...] = (8,)  # of samplers whose steps lead there
+    before: tuple[int, ...] = (0, 1, 1, 1)  # how many of their steps do
     through: int = 1  # of these, the last so many are trained with the one after them
     shift: float = -2.5  # of theirs, as `mu`: more noise than `SHIFT` leaves, so more to better
     crop: tuple[int, int] = (16, 24)  # latents a side of what is decoded, at least and at most
     clean: int = 1  # pictures a batch whose true latents are decoded too
     elastic: float = 0.65
     mosaic: float = 0.15  # share of the samples in 2 x 2 mosaics
-    tilt: float = 0.8  # a mask is drawn as often as its share of the picture ** tilt
+    tilt: float = 1.0  # a mask is drawn as often as its share of the picture ** tilt
     outside: float = 0.05  # weight of a token that the mask does not touch
     decay: float = 0.9995
     checkpoint_seconds: float = 120.0

@@ -29,7 +29,7 @@ from ..grid import touch
 from ..methods import HiLo
 from ..methods.sites import check_whole
 from ..methods.udit import as_trained, phases_of
-from ..model import BLOCKS, LABELS, REGISTERS, new_scheduler, new_transformer
+from ..model import BLOCKS, LABELS, REGISTERS, new_scheduler, new_transformer, quiet
 from ..plan import TokenPlan, gather, token_positions
 from .checkpoint import note
 from .labels import Labels
@@ -196,7 +196,7 @@ def draw(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tens
     """Logit-normal sigma_B, the batch's tokens x0_BNC, and as much noise_BNC."""
     x0_BNC = pack(batch.latents)
     sigma_B = torch.sigmoid(torch.randn(len(x0_BNC), generator=generator) + 0.25)
-    return sigma_B, x0_BNC, torch.randn(x0_BNC.shape, generator=generator)
+    return sigma_B, x0_BNC, pack(quiet(torch.randn(batch.latents.shape, generator=generator)))
 
 
 def coarse_noise(batch: Batch, plan: TokenPlan | None, generator: torch.Generator) -> Tensor | None:
