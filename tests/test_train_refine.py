@@ -252,7 +252,7 @@ def test_processes_side_by_side_do_work_of_one_kind(tmp_path, refiner, monkeypat
         return torch.zeros((), requires_grad=True), {}
 
     monkeypatch.setattr(refine._Refiner, "_loss", note)
-    options = RefineOptions(batches=1, mosaic=0, own=0.6, steps=(4,))
+    options = RefineOptions(batches=1, mosaic=0, own=0.6, steps=(4,), before=(0, 1, 2))
     whole = replace(refiner, views=made, options=options)
     for done in range(0, 160, 4):
         for process in (0, 1):

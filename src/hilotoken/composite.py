@@ -42,8 +42,9 @@ def match_border(photo: np.ndarray, edited: np.ndarray, mask: np.ndarray) -> np.
     An autoencoder shifts colours a little, and a sampler may miss them, which shows as a seam. See
     `lead`; outside the mask nothing changes.
     """
-    pictures = (torch.from_numpy(np.array(x)).movedim(-1, 0)[None].float() for x in (photo, edited))
-    led = lead(*pictures, torch.from_numpy(mask)[None, None].float())[0].movedim(0, -1)
+    photo_1HW3, edited_1HW3 = (torch.from_numpy(np.array(x))[None].float() for x in (photo, edited))
+    mask_11HW = torch.from_numpy(mask)[None, None].float()
+    led = lead(photo_1HW3.movedim(-1, 1), edited_1HW3.movedim(-1, 1), mask_11HW)[0].movedim(0, -1)
     return np.where(mask[..., None], led.round().clip(0, 255).byte().numpy(), edited)
 
 
@@ -79,13 +80,14 @@ def _blur(image_BCHW: Tensor) -> Tensor:
 def _membrane(values_BCHW: Tensor, weight_B1HW: Tensor) -> Tensor:
     """Known values (already times their weight) carried everywhere, by a pyramid."""
     own = values_BCHW / weight_B1HW.clamp_min(1e-6)
-    size = weight_B1HW.shape[-2:]
-    if max(size) == 1:
+    height, width = weight_B1HW.shape[-2:]
+    if max(height, width) == 1:
         return own
-    half = [-(-side // 2) for side in size]
-    coarse = _membrane(*(2 * F.adaptive_avg_pool2d(x, half) for x in (values_BCHW, weight_B1HW)))
+    half = -(-height // 2), -(-width // 2)
+    values, weight = (2 * F.adaptive_avg_pool2d(x, half) for x in (values_BCHW, weight_B1HW))
+    coarse = F.interpolate(_membrane(values, weight), size=(height, width), mode="bilinear")
     share = weight_B1HW.clamp_max(1)
-    return share * own + (1 - share) * F.interpolate(coarse, size=size, mode="bilinear")
+    return share * own + (1 - share) * coarse
 
 
 def composite_images(images: object, photo_B3HW: Tensor, mask_B1HW: Tensor, feather: int) -> object:
