@@ -7,15 +7,15 @@ from tiny import arguments, make_photo, make_pipe
 from toys import interrupt_at, saved_model
 
 from hilotoken import Dense, HiLo, load_model
-from hilotoken.bench import ablate as ablation
-from hilotoken.bench.ablate import GROUPS, bench_ablate, contests
-from hilotoken.bench.cases import CLASSES
-from hilotoken.bench.compass import Compass
-from hilotoken.bench.evidence_cli import ablate
-from hilotoken.bench.markdown import tables
-from hilotoken.bench.readings import read_rows
-from hilotoken.bench.rows import append_rows
-from hilotoken.train.lpips import LPIPS
+from hilotoken.bench.measure import ablate as ablation
+from hilotoken.bench.measure.ablate import GROUPS, bench_ablate, contests
+from hilotoken.bench.measure.compass import Compass
+from hilotoken.bench.results.readings import read_rows
+from hilotoken.bench.results.rows import append_rows
+from hilotoken.bench.show.markdown import tables
+from hilotoken.cli.bench_evidence import ablate
+from hilotoken.data.cases import CLASSES
+from hilotoken.metrics.lpips import LPIPS
 
 SIDE = 256
 

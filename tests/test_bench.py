@@ -7,10 +7,10 @@ import pytest
 from toys import saved_model
 
 from hilotoken import load_model
-from hilotoken.bench.arch import Subject
-from hilotoken.bench.cases import CLASSES
-from hilotoken.bench.rows import append_rows, check_rows, grouped, interval
-from hilotoken.bench.speed import SpeedRow, bench_speed, cases
+from hilotoken.bench.measure.arch import Subject
+from hilotoken.bench.measure.speed import SpeedRow, bench_speed, cases
+from hilotoken.bench.results.rows import append_rows, check_rows, grouped, interval
+from hilotoken.data.cases import CLASSES
 
 SIDE, EVERY = 128, ",".join(CLASSES)
 

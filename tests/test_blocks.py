@@ -10,11 +10,11 @@ from models import GRID, MODELS, TEXT, flux, pixart, qwen, sd3
 from torch import Tensor, nn
 
 from hilotoken.attention import rerouted
+from hilotoken.blocks.attach import placed
+from hilotoken.blocks.matching import take
+from hilotoken.blocks.method import BlockMethod, Session, Tokens
+from hilotoken.layout import layout_of
 from hilotoken.methods import SDTM, BiGainTD, BiGainTM, ToDo, TokenPooling, ToMe
-from hilotoken.methods.blocks import placed
-from hilotoken.methods.layout import layout_of
-from hilotoken.methods.matching import take
-from hilotoken.methods.sites import BlockMethod, Session, Tokens
 from hilotoken.methods.stages import Fused
 
 N = GRID**2

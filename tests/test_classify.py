@@ -8,15 +8,15 @@ import torch
 from tiny import make_photo
 from toys import small_transformer
 
-from hilotoken.bench.classify import LabelCompass, bench_classify, choose
-from hilotoken.bench.markdown import tables
-from hilotoken.bench.readings import read_rows
-from hilotoken.bench.rows import append_rows
+from hilotoken.bench.measure.classify import LabelCompass, bench_classify, choose
+from hilotoken.bench.results.readings import read_rows
+from hilotoken.bench.results.rows import append_rows
+from hilotoken.bench.show.markdown import tables
+from hilotoken.data.manifest import read_manifest
 from hilotoken.methods import Dense, ToMe
 from hilotoken.model import load_model
 from hilotoken.train import autoencoder
 from hilotoken.train.autoencoder import new_autoencoder
-from hilotoken.train.data import read_manifest
 from hilotoken.train.labels import Labels
 from hilotoken.train.run import export
 

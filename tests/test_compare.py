@@ -12,9 +12,9 @@ from hilotoken import Dense, HiLo
 from hilotoken.compare import AMPLIFIED, PANEL, compare, compare_sheet
 from hilotoken.edit import edit_photo
 from hilotoken.methods import METHODS, CropStitch, FewerSteps, ToDo, ToMe
+from hilotoken.methods.parse import method_from, method_names
 from hilotoken.methods.within import Within
 from hilotoken.model import load_model
-from hilotoken.options import method_from, method_names
 from hilotoken.photo import Photo, load_photo
 
 BOX = (60, 50, 110, 90)

@@ -10,8 +10,8 @@ from toys import small_transformer, small_views, some_distance
 from hilotoken.train import refine
 from hilotoken.train.checkpoint import load_if_any
 from hilotoken.train.critic import Critic, fooling, telling
+from hilotoken.train.latent_cache import ViewOptions
 from hilotoken.train.refine import RefineOptions
-from hilotoken.train.views import ViewOptions
 
 MASK = torch.ones(4, 1, 32, 32)
 

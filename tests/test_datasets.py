@@ -10,12 +10,12 @@ from tiny import make_photo
 from toys import saved_model
 
 from hilotoken import load_model
-from hilotoken.bench.cases import cases_of
-from hilotoken.bench.datasets import LAYOUTS, load_layout
-from hilotoken.bench.fill import bench_fill
-from hilotoken.bench.matched import Costs
-from hilotoken.bench.samples import Outline, Runs, Sample
-from hilotoken.train.lpips import LPIPS
+from hilotoken.bench.measure.fill import bench_fill
+from hilotoken.bench.measure.matched import Costs
+from hilotoken.data.cases import cases_of
+from hilotoken.data.datasets import LAYOUTS, load_layout
+from hilotoken.data.samples import Outline, Runs, Sample
+from hilotoken.metrics.lpips import LPIPS
 
 HEIGHT, WIDTH, BOX = 40, 60, (10, 5, 30, 25)  # left, top, right, bottom
 

@@ -9,13 +9,13 @@ from tiny import make_photo
 from toys import interrupt_at, saved_model, small_transformer, some_distance
 
 from hilotoken import load_model
-from hilotoken.bench import fill as filling
-from hilotoken.bench import fill_cli
-from hilotoken.bench.cases import CLASSES, cases_of, square
-from hilotoken.bench.fill import bench_fill, fill_sheet, raw_pictures
-from hilotoken.bench.matched import Costs
-from hilotoken.bench.readings import read_rows
-from hilotoken.bench.sets import Features
+from hilotoken.bench.measure import fill as filling
+from hilotoken.bench.measure.fill import bench_fill, fill_sheet, raw_pictures
+from hilotoken.bench.measure.matched import Costs
+from hilotoken.bench.measure.sets import Features
+from hilotoken.bench.results.readings import read_rows
+from hilotoken.cli import bench_fill as fill_cli
+from hilotoken.data.cases import CLASSES, cases_of, square
 
 SIDE = 128
 SETTINGS = {"dense": "dense", "hilo": "hilo bucket=8"}
@@ -140,7 +140,7 @@ def _command(files, output, **given):
 def toys(monkeypatch, model, perceptual):
     """What the command runs on."""
     monkeypatch.setattr("hilotoken.model.load_model", lambda name, device: model)
-    monkeypatch.setattr("hilotoken.train.lpips.load_lpips", lambda path, net: perceptual)
+    monkeypatch.setattr("hilotoken.metrics.lpips.load_lpips", lambda path, net: perceptual)
 
 
 @pytest.mark.usefixtures("toys", "one_class")
@@ -184,7 +184,7 @@ def test_a_matched_method_is_named_shortly_and_its_row_says_how_it_ran(
 ):
     found = {"tome": "tome ratio=0.25", "todo": "todo factor=3"}
     monkeypatch.setattr(
-        "hilotoken.bench.matched.matched_settings", lambda *given: {"small": dict(found)}
+        "hilotoken.bench.measure.matched.matched_settings", lambda *given: {"small": dict(found)}
     )
     given = {"matched": True, "limit": 1, "method": ["hilo bucket=8", "todo"]}
     _command(files, tmp_path / "m.csv", **given)

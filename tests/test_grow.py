@@ -13,11 +13,11 @@ from hilotoken.model import LABELS, REGISTERS
 from hilotoken.train import autoencoder, run, transformer
 from hilotoken.train.autoencoder import new_autoencoder
 from hilotoken.train.checkpoint import load_if_any
-from hilotoken.train.grow import grow_decoder, grow_transformer, start_from
+from hilotoken.train.depth import grow_decoder, grow_transformer, start_from
+from hilotoken.train.latent_cache import ViewOptions, Views, latent_scale
 from hilotoken.train.refine import RefineOptions
 from hilotoken.train.run import TrainOptions, export, train
 from hilotoken.train.transformer import TransformerOptions
-from hilotoken.train.views import ViewOptions, Views, latent_scale
 
 CPU, DISTANCE = torch.device("cpu"), Path("weights of LPIPS")
 SCALE = 1.7  # of the start, and of no views
@@ -95,7 +95,7 @@ def test_nothing_is_made_shallower():
 
 
 def test_a_pipeline_of_another_kind_is_refused(monkeypatch):
-    monkeypatch.setattr("hilotoken.train.grow.load_model", lambda name: make_pipe("kl"))
+    monkeypatch.setattr("hilotoken.train.depth.load_model", lambda name: make_pipe("kl"))
     with pytest.raises(ValueError, match=r"flux-fill has a AutoencoderKL.*'embedded'"):
         start_from("flux-fill", 2, (1, 1, 1, 1))
 

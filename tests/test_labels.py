@@ -10,16 +10,16 @@ import torch
 from tiny import make_mask, make_photo
 from toys import small_transformer
 
+from hilotoken.data.manifest import Entry
 from hilotoken.edit import edit_photo
 from hilotoken.model import LABELS, load_model
 from hilotoken.photo import load_photo
 from hilotoken.train import autoencoder, run
 from hilotoken.train.autoencoder import new_autoencoder
-from hilotoken.train.data import Entry
-from hilotoken.train.grow import start_from
+from hilotoken.train.depth import start_from
 from hilotoken.train.labels import HIDDEN, Labels, find_labels, one_hot
+from hilotoken.train.latent_cache import Batch, ViewOptions, Views, encoder, group_crops, read_batch
 from hilotoken.train.transformer import predict
-from hilotoken.train.views import Batch, ViewOptions, Views, encoder, group_crops, read_batch
 
 CPU = torch.device("cpu")
 PHOTOS = 12

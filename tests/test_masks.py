@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hilotoken.train import masks
-from hilotoken.train.masks import SHAPES, random_mask
+from hilotoken.data import masks
+from hilotoken.data.masks import SHAPES, random_mask
 
 
 def silhouette(height: int = 90, width: int = 60) -> np.ndarray:

@@ -8,11 +8,11 @@ from tiny import make_photo
 from toys import saved_model, small_transformer
 
 from hilotoken import load_model
-from hilotoken.bench import matched as matching
-from hilotoken.bench.cases import CLASSES, Case, cases_of, hidden
-from hilotoken.bench.matched import Costs, ladders_of, matched, matched_settings, nearest
+from hilotoken.bench.measure import matched as matching
+from hilotoken.bench.measure.matched import Costs, ladders_of, matched, matched_settings, nearest
+from hilotoken.data.cases import CLASSES, Case, cases_of, hidden
 from hilotoken.methods import METHODS
-from hilotoken.options import method_from
+from hilotoken.methods.parse import method_from
 
 SIDE, STEPS = 128, 4
 

@@ -7,7 +7,7 @@ import pytest
 from tiny import make_photo
 from toys import some_distance
 
-from hilotoken.bench.measures import (
+from hilotoken.metrics.regions import (
     distances,
     gradient_energy,
     pooled,

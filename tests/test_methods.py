@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hilotoken.blocks.matching import Match
 from hilotoken.methods import bigain, sdtm, todo, tome
-from hilotoken.methods.matching import Match
 from hilotoken.methods.pooling import cluster
 
 GOLDEN = Path(__file__).parent / "golden"

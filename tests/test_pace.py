@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hilotoken.train import pace
+from hilotoken.train import throughput as pace
 from hilotoken.train.loop import train_loop
 
 CPU = torch.device("cpu")

@@ -17,12 +17,12 @@ from hilotoken.train import autoencoder, transformer
 from hilotoken.train import run as recipe
 from hilotoken.train.autoencoder import AutoencoderOptions
 from hilotoken.train.checkpoint import load_if_any
+from hilotoken.train.latent_cache import ViewOptions
 from hilotoken.train.loop import train_loop
 from hilotoken.train.parallel import own_device
 from hilotoken.train.refine import RefineOptions
 from hilotoken.train.run import TrainOptions
 from hilotoken.train.transformer import TransformerOptions
-from hilotoken.train.views import ViewOptions
 
 OPTIONS = {"samples": 40, "rate": 0.1, "cooldown": 0.5, "decay": 0.9, "checkpoint_seconds": 0.0}
 

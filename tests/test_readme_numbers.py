@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hilotoken.bench.evidence_cli import table_text
-from hilotoken.bench.markdown import commands_in, refreshed
+from hilotoken.bench.show.markdown import commands_in, refreshed
+from hilotoken.cli.bench_evidence import table_text
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -8,11 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hilotoken.bench.difficulty import divided
-from hilotoken.bench.evidence_cli import difficulty, plot, report, table_text
-from hilotoken.bench.markdown import commands_in, labels_from, parts_of, refreshed, tables
-from hilotoken.bench.plots import plot_quality
-from hilotoken.bench.readings import (
+from hilotoken.bench.results.readings import (
     OPENCV,
     cost,
     difference,
@@ -23,6 +19,10 @@ from hilotoken.bench.readings import (
     verdict,
     with_best_classical,
 )
+from hilotoken.bench.show.difficulty import divided
+from hilotoken.bench.show.markdown import commands_in, labels_from, parts_of, refreshed, tables
+from hilotoken.bench.show.plots import plot_quality
+from hilotoken.cli.bench_evidence import difficulty, plot, report, table_text
 
 CLASSES = {"small": 0.06, "large": 0.35}
 # What LPIPS each is made to have over dense's, and the tokens it runs of 256.

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hilotoken.blocks.method import Site, Tokens
 from hilotoken.methods import (
     SDTM,
     BiGainTD,
@@ -17,7 +18,6 @@ from hilotoken.methods import (
     tome,
 )
 from hilotoken.methods.pooling import cluster, pool
-from hilotoken.methods.sites import Site, Tokens
 
 GRID, N = (8, 8), 64
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from hilotoken.bench.measures import pooled, see
-from hilotoken.bench.sets import TRUTH, Features, kernel_distance, set_rows
+from hilotoken.bench.measure.sets import TRUTH, Features, kernel_distance, set_rows
+from hilotoken.metrics.regions import pooled, see
 
 PHOTOS = [f"{i}.jpg" for i in range(24)]
 

@@ -13,15 +13,16 @@ from toys import saved_model
 from typer.testing import CliRunner
 
 from hilotoken import HiLo, load_model, plan_tokens
-from hilotoken.bench import arch as archs
-from hilotoken.bench import speed, tables
-from hilotoken.bench.arch import ARCHS, SCALES, Scale, build, scale_from, subject_of
-from hilotoken.bench.cases import CLASSES
-from hilotoken.bench.rows import append_rows
-from hilotoken.bench.speed import bench_speed, cases, disc, graphs
+from hilotoken.bench.measure import arch as archs
+from hilotoken.bench.measure import speed
+from hilotoken.bench.measure.arch import ARCHS, SCALES, Scale, build, scale_from, subject_of
+from hilotoken.bench.measure.speed import bench_speed, cases, disc, graphs
+from hilotoken.bench.results.rows import append_rows
+from hilotoken.bench.show import tables
 from hilotoken.cli import app
+from hilotoken.data.cases import CLASSES
 from hilotoken.methods import FewerSteps, StepCache
-from hilotoken.options import method_from
+from hilotoken.methods.parse import method_from
 
 SIDE, TOKENS, TEXT = 128, 64, 6
 TOY = Scale("toy", 1 / 19, 1 / 24)  # one head of 128

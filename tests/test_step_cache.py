@@ -13,7 +13,7 @@ from test_families import arguments as family_arguments
 from tiny import arguments, latents, make_pipe
 
 from hilotoken import compress
-from hilotoken.bench.flops import count_flops
+from hilotoken.bench.measure.flops import count_flops
 from hilotoken.methods import StepCache
 
 STEPS, BLOCKS = 4, 2  # the tiny pipeline's: one double and one single block

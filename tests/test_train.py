@@ -15,17 +15,16 @@ from toys import curve, interrupt_at, small_transformer, some_distance, training
 
 from hilotoken import Dense, HiLo, compress, load_model
 from hilotoken.adapters.coarse import Coarse
+from hilotoken.data import manifest as data
+from hilotoken.data.manifest import random_crop, read_manifest
 from hilotoken.grid import touch
 from hilotoken.model import REGISTERS, quiet
 from hilotoken.plan import gather
-from hilotoken.train import autoencoder, data, refine, run, transformer, views
+from hilotoken.train import autoencoder, refine, run, transformer
+from hilotoken.train import latent_cache as views
 from hilotoken.train.autoencoder import AutoencoderOptions, train_autoencoder
 from hilotoken.train.checkpoint import Average, load_if_any
-from hilotoken.train.data import random_crop, read_manifest
-from hilotoken.train.refine import RefineOptions
-from hilotoken.train.run import TrainOptions, train
-from hilotoken.train.transformer import TransformerOptions, train_transformer
-from hilotoken.train.views import (
+from hilotoken.train.latent_cache import (
     GRID,
     SIZE,
     ViewOptions,
@@ -34,6 +33,9 @@ from hilotoken.train.views import (
     latent_scale,
     read_batch,
 )
+from hilotoken.train.refine import RefineOptions
+from hilotoken.train.run import TrainOptions, train
+from hilotoken.train.transformer import TransformerOptions, train_transformer
 
 CPU = torch.device("cpu")
 DISTANCE = Path("weights of LPIPS")  # read by `some_distance` in these tests

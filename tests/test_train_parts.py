@@ -12,9 +12,9 @@ from PIL import Image
 from tiny import make_photo
 from toys import KIND, curve, interrupt_at, training_photos
 
-from hilotoken.train import lpips
+from hilotoken.data.manifest import decode, random_crop, read_manifest, silhouettes
+from hilotoken.metrics import lpips
 from hilotoken.train.checkpoint import Average, load_if_any, save_atomically
-from hilotoken.train.data import decode, random_crop, read_manifest, silhouettes
 from hilotoken.train.log import Log, plot
 
 

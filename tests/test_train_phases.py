@@ -11,14 +11,14 @@ from tiny import make_photo, widen
 from toys import interrupt_at, small_transformer
 
 from hilotoken import Dense, HiLo, compress, load_model
+from hilotoken.blocks.attach import placed
 from hilotoken.methods import FewerSteps, ToMe, UDiTAttention
-from hilotoken.methods.blocks import placed
 from hilotoken.train import autoencoder, sheet, transformer
 from hilotoken.train.checkpoint import Average, load_if_any
+from hilotoken.train.latent_cache import ViewOptions, Views
 from hilotoken.train.refine import RefineOptions
 from hilotoken.train.run import TrainOptions, export
 from hilotoken.train.transformer import TransformerOptions, train_transformer
-from hilotoken.train.views import ViewOptions, Views
 
 CPU = torch.device("cpu")
 PHASES = TransformerOptions(samples=6, batches=1, elastic=0, mosaic=0, phases=2)

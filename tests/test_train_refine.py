@@ -14,11 +14,13 @@ from toys import curve, small_transformer, small_views, some_distance
 from hilotoken import HiLo, load_model
 from hilotoken.grid import touch
 from hilotoken.model import SHIFT
-from hilotoken.train import crops, own_way, refine, transformer, views
+from hilotoken.train import crops, refine, transformer
+from hilotoken.train import latent_cache as views
+from hilotoken.train import rollout as own_way
 from hilotoken.train.autoencoder import new_autoencoder, to_model
+from hilotoken.train.latent_cache import GRID, Batch, ViewOptions, Views, group_crops, make_views
 from hilotoken.train.refine import RefineOptions
 from hilotoken.train.transformer import pack
-from hilotoken.train.views import GRID, Batch, ViewOptions, Views, group_crops, make_views
 
 CPU = torch.device("cpu")
 

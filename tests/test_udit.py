@@ -7,10 +7,10 @@ from test_blocks import STEPS, N, run, state, within, worst
 from torch import nn
 
 from hilotoken.attention import rerouted
-from hilotoken.bench.flops import count_flops
+from hilotoken.bench.measure.flops import count_flops
+from hilotoken.blocks.attach import placed
+from hilotoken.layout import layout_of
 from hilotoken.methods import HiLo, UDiTAttention, check_inside
-from hilotoken.methods.blocks import placed
-from hilotoken.methods.layout import layout_of
 
 
 @pytest.fixture(params=MODELS)

@@ -15,12 +15,12 @@ from PIL import Image, ImageCms
 from tiny import make_photo, make_pipe
 from torch import nn
 
+from hilotoken.metrics.lpips import LPIPS
 from hilotoken.model import LABELS, REGISTERS, new_transformer
 from hilotoken.photo import Photo
 from hilotoken.train.autoencoder import new_autoencoder
-from hilotoken.train.lpips import LPIPS
+from hilotoken.train.latent_cache import ViewOptions, Views, make_views
 from hilotoken.train.run import export
-from hilotoken.train.views import ViewOptions, Views, make_views
 
 
 @dataclass(frozen=True)

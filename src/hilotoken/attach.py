@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from .adapters import Adapter, adapter_for
+from .blocks.attach import Placement, placed
 from .capture import Seen, Source, captured
 from .methods import BlockMethod, Dense, Method
-from .methods.blocks import Placement, placed
 from .plan import TokenPlan
 from .reuse import Reuse
 from .timing import Stopwatch

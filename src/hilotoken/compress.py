@@ -23,12 +23,12 @@ from .arguments import (
     takes_mask,
 )
 from .attach import State, attached, vae_parts
+from .blocks.attach import placed
 from .capture import Source
 from .composite import composite_images
+from .layout import layout_of
 from .methods import BlockMethod, Control, Dense, HiLo, Method, check_inside
-from .methods.blocks import placed
 from .methods.dense import whole_plan
-from .methods.layout import layout_of
 from .methods.udit import check_phases
 from .record import Run
 from .timing import Stopwatch

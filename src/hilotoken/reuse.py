@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .adapters.base import Adapter, Span
 from .attention import rerouted, weighted
-from .kept import in_blocks, restored, stored
+from .kv_store import in_blocks, restored, stored
 from .methods.hilo import HiLo
 
 

@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from ..blocks.method import BlockMethod
 from ..plan import TokenPlan
 from .bigain import BiGainTD, BiGainTM
 from .controls import Control, CropStitch, Downsample, FewerSteps, RandomKeep
 from .dense import Dense
 from .hilo import HiLo
 from .pooling import TokenPooling
-from .sites import BlockMethod
 from .stages import SDTM
 from .step_cache import StepCache
 from .todo import ToDo

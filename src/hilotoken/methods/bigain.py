@@ -11,8 +11,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import todo
-from .matching import (
+from ..blocks.matching import (
     Match,
     cell_destinations,
     cell_tokens,
@@ -20,7 +19,7 @@ from .matching import (
     match_sources,
     widen,
 )
-from .sites import (
+from ..blocks.method import (
     BlockMethod,
     Merging,
     MergingSession,
@@ -29,6 +28,7 @@ from .sites import (
     Tokens,
     check_whole,
 )
+from . import todo
 from .tome import check_stride
 
 NORMS = ("l1", "l2")

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..blocks.method import check_share, check_whole
 from ..composite import composite_images
 from ..grid import touch
 from ..plan import TokenPlan
 from .dense import Dense, whole_plan
 from .hilo import HiLo
-from .sites import check_share, check_whole
 
 
 @dataclass(frozen=True)

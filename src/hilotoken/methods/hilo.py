@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..blocks.method import block_numbers
 from ..grid import dilate, touch
 from ..plan import POSITIONS, REFERENCES, TokenPlan, cells_of
 from ..scores import SCORES, check_score, score
-from .sites import block_numbers
 
 CONTEXTS = ("frequency", "sampled")
 COARSE_CELLS = ("open", "clear", "all")

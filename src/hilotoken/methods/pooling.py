@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .matching import sum_slots, take, widen
-from .sites import Merging, MergingSession, Short, Site, check_whole, identity
+from ..blocks.matching import sum_slots, take, widen
+from ..blocks.method import Merging, MergingSession, Short, Site, check_whole, identity
 
 SIGNIFICANCE = ("one", "key", "attention")
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .matching import (
+from ..blocks.matching import (
     Match,
     cell_destinations,
     cell_tokens,

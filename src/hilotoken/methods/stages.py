@@ -9,9 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from . import sdtm
-from .matching import Match, match_targets
-from .sites import (
+from ..blocks.matching import Match, match_targets
+from ..blocks.method import (
     BlockMethod,
     Session,
     Short,
@@ -20,6 +19,7 @@ from .sites import (
     check_share,
     check_whole,
 )
+from . import sdtm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from typing import Any
 from diffusers import FirstBlockCacheConfig
 from torch import nn
 
+from ..blocks.tokens import Moment
 from .controls import Control, named
-from .sequence import Moment
 
 # Whose blocks diffusers' cache knows, and was seen to run.
 CACHED = ("FluxTransformer2DModel", "QwenImageTransformer2DModel")

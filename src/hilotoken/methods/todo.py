@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .matching import check_tokens, sum_slots, take, widen
-from .sites import BlockMethod, Session, Site, Tokens, check_whole
+from ..blocks.matching import check_tokens, sum_slots, take, widen
+from ..blocks.method import BlockMethod, Session, Site, Tokens, check_whole
 
 MODES = ("nearest", "nearest-exact", "average", "area")
 

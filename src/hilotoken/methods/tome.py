@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .matching import Match, cell_destinations, cell_tokens, check_tokens, match_sources
-from .sites import Merging, MergingSession, Site, check_whole
+from ..blocks.matching import Match, cell_destinations, cell_tokens, check_tokens, match_sources
+from ..blocks.method import Merging, MergingSession, Site, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)

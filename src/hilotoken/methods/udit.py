@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .blocks import placed
+from ..blocks.attach import placed
+from ..blocks.method import BlockMethod, Session, Site, Tokens, check_whole
 from .controls import Control
 from .dense import Dense
-from .sites import BlockMethod, Session, Site, Tokens, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import random_crop
+from ..data.manifest import random_crop
 from .loop import train_loop
 
 LATENT_CHANNELS = 8

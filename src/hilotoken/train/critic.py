@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..metrics.lpips import LPIPS
 from .crops import weighted_mean
-from .lpips import LPIPS
 
 
 class Critic(nn.Module):

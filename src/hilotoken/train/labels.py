@@ -15,9 +15,9 @@ import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor
 
+from ..data.manifest import Entry
 from ..model import LABELS
-from .data import Entry
-from .views import SIZE, STRIDE, Batch, encoder, group_photos
+from .latent_cache import SIZE, STRIDE, Batch, encoder, group_photos
 
 HIDDEN = 0.25  # share of the batches that hide the whole picture
 GIVEN, GIVEN_HIDDEN = 0.5, 0.9  # share of the pictures that are given their label

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from .checkpoint import Average, load_if_any, save_atomically
 from .log import Log
-from .pace import Pace
 from .parallel import average_gradients, processes
+from .throughput import Pace
 
 Model = TypeVar("Model", bound=nn.Module)
 # From the samples done: how many more, and figures for the log. Leaves the gradients on the model.

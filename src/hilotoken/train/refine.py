@@ -27,15 +27,16 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny, FluxFillPipeline, FluxTransformer2DModel
 from torch import Tensor, nn
 
+from ..blocks.method import check_whole
 from ..composite import lead
-from ..methods.sites import check_whole
+from ..metrics.lpips import LPIPS
 from ..plan import TokenPlan
 from .critic import Critic, fooling, telling
 from .crops import LATENT, corners, crop_side, cut, off_grid, weighted_mean
 from .labels import Labels
+from .latent_cache import Batch, Views, batch_crops, chances_of_masks, draw_of_kinds, read_batch
 from .loop import train_loop
-from .lpips import LPIPS
-from .own_way import draw_sigmas, end_of, own_way
+from .rollout import draw_sigmas, end_of, own_way
 from .transformer import (
     coarse_noise,
     draw,
@@ -44,7 +45,6 @@ from .transformer import (
     new_optimizers,
     predict,
 )
-from .views import Batch, Views, batch_crops, chances_of_masks, draw_of_kinds, read_batch
 
 SMALLEST = 9  # latents a side: half of that, a latent less, is what AlexNet needs to see anything
 

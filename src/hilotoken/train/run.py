@@ -17,19 +17,19 @@ import torch
 from diffusers import AutoencoderTiny, FluxTransformer2DModel
 from torch import nn
 
+from ..data.manifest import Entry, decode, read_manifest, silhouettes
+from ..metrics.lpips import load_lpips
 from ..model import new_scheduler
 from .autoencoder import DECODER, AutoencoderOptions, new_autoencoder, train_autoencoder
 from .checkpoint import load_if_any, note
-from .data import Entry, decode, read_manifest, silhouettes
-from .grow import start_from
+from .depth import start_from
 from .labels import Labels, find_labels
+from .latent_cache import SIZE, ViewOptions, Views, latent_scale, make_views
 from .log import plot
-from .lpips import load_lpips
 from .parallel import own_device, processes
 from .refine import RefineOptions, refine
 from .sheet import sample_sheet
 from .transformer import TransformerOptions, train_transformer
-from .views import SIZE, ViewOptions, Views, latent_scale, make_views
 
 
 @dataclass(frozen=True)

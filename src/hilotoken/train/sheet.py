@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from ..compress import compress
+from ..data.masks import random_mask
 from ..methods import Dense, HiLo
 from ..methods.udit import phases_of
 from ..model import load_model
 from ..picture import sheet
-from .masks import random_mask
-from .views import SIZE
+from .latent_cache import SIZE
 
 AREAS = (0.0638, 0.1592, 0.3536)  # the mean mask shares of the paper's three classes
 

@@ -25,16 +25,16 @@ from torch import Tensor, nn
 
 from ..adapters.coarse import Coarse
 from ..attention import rerouted
+from ..blocks.method import check_whole
 from ..grid import touch
 from ..methods import HiLo
-from ..methods.sites import check_whole
 from ..methods.udit import as_trained, phases_of
 from ..model import BLOCKS, LABELS, REGISTERS, new_scheduler, new_transformer, quiet
 from ..plan import TokenPlan, gather, token_positions
 from .checkpoint import note
 from .labels import Labels
+from .latent_cache import GRID, STRIDE, Batch, Views, draw_of_kinds, read_batch
 from .loop import train_loop
-from .views import GRID, STRIDE, Batch, Views, draw_of_kinds, read_batch
 
 
 @dataclass(frozen=True)

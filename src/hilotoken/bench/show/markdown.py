@@ -1,0 +1,223 @@
+"""Markdown tables made of committed rows, and the places in documents that hold them.
+
+A document holds a table between `<!-- hilo bench table ARGUMENTS -->` and `<!-- end -->`;
+`hilo bench refresh` makes it anew, and a test fails where it differs from the rows.
+"""
+
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, median
+from typing import Any
+
+from ..results.readings import (
+    DENSE,
+    Figure,
+    Readings,
+    by_photo,
+    difference,
+    figure,
+    groups_of,
+    verdict,
+)
+from ..results.rows import grouped, interval
+from .cells import FEWEST, Labels, markdown, spread
+from .fill_tables import paired_table, quality_table, regions_table, sets_table
+
+_MARKED = re.compile(
+    r"^(<!-- (hilo bench table .+?) -->\n).*?^(<!-- end -->)$", re.DOTALL | re.MULTILINE
+)
+
+
+def labels_from(texts: Sequence[str]) -> dict[str, str]:
+    """Labels by method, from texts `LABEL: METHOD`.
+
+    Raises:
+        ValueError: a text without the colon.
+    """
+    found = {}
+    for text in texts:
+        label, colon, method = text.partition(": ")
+        if not colon:
+            raise ValueError(f'a label is "LABEL: METHOD", got {text!r}')
+        found[method.strip()] = label.strip()
+    return found
+
+
+def speed_table(readings: Readings, labels: Labels) -> str:
+    """Of speeds: medians, and from the least to the greatest, a table for each set-up."""
+    kinds = [name for name in ("arch", "scale", "dtype", "size", "steps") if _has(readings, name)]
+    setups = grouped(readings.rows, *kinds)
+    parts = []
+    for setup, rows in setups.items():
+        named = dict(zip(kinds, setup, strict=True))
+        words = [str(named[name]) for name in ("arch", "scale", "dtype") if name in named]
+        caption = ", ".join([*words, f"{named['size']} px, {named['steps']} steps"])
+        parts.append(f"{caption}\n\n" * (len(setups) > 1) + _one_setup(rows, labels))
+    return "\n".join(parts)
+
+
+def _has(readings: Readings, name: str) -> bool:
+    return hasattr(readings.rows[0], name)
+
+
+def _one_setup(rows: Sequence[Any], labels: Labels) -> str:
+    names = [name for (name,) in grouped(rows, "method") if name != DENSE]
+    several, lines = len(names) > 1, []
+    for methods in groups_of(rows).values():
+        dense = methods[DENSE]
+        for name, group in methods.items():
+            if name == DENSE:
+                continue
+            label = labels.get(name, name)
+            lines.append(
+                [
+                    f"{group[0].mask_share:.2%}".replace("%", " %"),
+                    *[label] * several,
+                    f"{group[0].tokens_run} of {group[0].tokens_full}",
+                    f"{median(row.dit_seconds for row in dense):.2f} s",
+                    f"{median(row.dit_seconds for row in group):.2f} s",
+                    _times([row.dit_speedup for row in group], bold=True),
+                    _times([row.speedup for row in group]),
+                ]
+            )
+    mine = "DiT" if several else f"DiT, {labels.get(str(names[0]), names[0])}"
+    header = ["mask", *["method"] * several, "tokens run", "DiT, dense", mine]
+    return markdown([*header, "DiT speed-up", "whole edit"], lines)
+
+
+def _times(values: Sequence[float], bold: bool = False) -> str:
+    middle = f"{median(values):.2f}x"
+    middle = f"**{middle}**" if bold else middle
+    return f"{middle} ({min(values):.2f} to {max(values):.2f})"
+
+
+def ablate_table(readings: Readings, labels: Labels) -> str:
+    """Of an ablation: every variant, all classes of masks together, and its difference from the
+    default of its group; below, the best of each group."""
+    lines, winners = [], []
+    for (group,), rows in grouped(readings.rows, "group").items():
+        variants = {str(name): some for (name,), some in grouped(rows, "variant").items()}
+        default = next((n for n, some in variants.items() if some[0].default == "True"), None)
+        if default is None:
+            raise ValueError(f"{readings.path} holds no default of {group}: let the run go on")
+        # Where context is reused, one call says nothing: the finished picture must.
+        judge, sign = ("velocity", 1) if figure(rows, "velocity") else ("psnr_dense", -1)
+        for name, some in variants.items():
+            change = difference(some, variants[default], "velocity")
+            lines.append(
+                [
+                    str(group) if name == next(iter(variants)) else "",
+                    labels.get(name, name) + " (default)" * (name == default),
+                    f"{fmean(row.mean_tokens_run for row in some):.0f}",
+                    _percent(figure(some, "velocity"), less=1),
+                    "" if name == default else _percent(change),
+                    spread(figure(some, "psnr_dense"), 1),
+                    spread(figure(some, "lpips_over_dense"), 4),
+                ]
+            )
+        if found := _winner(str(group), variants, default, judge, sign):
+            winners.append(found)
+    header = ["choice", "variant", "tokens", "velocity error over dense's, %"]
+    header += ["less the default's, points", "PSNR to dense, dB", "LPIPS over dense's"]
+    best = ["choice", "best", "by", "over the default", "the interval"]
+    return f"{markdown(header, lines)}\n{markdown(best, winners)}"
+
+
+def _percent(found: Figure | None, less: float = 0, digits: int = 2) -> str:
+    if found is None:
+        return ""
+    mean, low, high = (100 * (value - less) for value in found)
+    return spread((mean, low, high), digits)
+
+
+def _winner(
+    group: str, variants: Mapping[str, list[Any]], default: str, judge: str, sign: int
+) -> list[str] | None:
+    """The variant of the best mean, and whether its interval tells it from the default."""
+    means = {name: found[0] for name, some in variants.items() if (found := figure(some, judge))}
+    if default not in means:
+        return None
+    best = min(means, key=lambda name: sign * means[name])
+    change = difference(variants[best], variants[default], judge)
+    if best == default or change is None:
+        return [group, best, judge, "it is the default", ""]
+    low, high = change[1:]
+    said = "leaves 0 out" if low > 0 or high < 0 else "holds 0: no reason to change"
+    if (count := len(by_photo(variants[best], judge))) < FEWEST:
+        said = f"of {count} photographs: too few to tell"
+    amount = spread(change, 2) + " dB" if sign < 0 else _percent(change) + " points"
+    return [group, best, judge, amount, said]
+
+
+def classify_table(readings: Readings, labels: Labels) -> str:
+    """Of a classification: accuracy, what it loses on dense photo by photo, and how fast it is."""
+    methods = {str(name): rows for (name,), rows in grouped(readings.rows, "method").items()}
+    dense, lines = methods[DENSE], []
+    times = by_photo(dense, "seconds")
+    for name, rows in methods.items():
+        accuracy = _percent(figure(rows, "correct"), digits=1)
+        cells = [labels.get(name, name), str(len(by_photo(rows, "correct"))), accuracy]
+        if name != DENSE:
+            change = difference(rows, dense, "correct")
+            mine = by_photo(rows, "seconds")
+            faster = interval([times[photo] / mine[photo] for photo in mine if photo in times])
+            cells += [_percent(change, digits=1), verdict(change, lower_is_better=False)]
+            cells += [spread(faster, 2)]
+        lines.append([*cells, "", "", ""][:6])
+    header = ["method", "photographs", "accuracy, %", "over dense's, points", "difference"]
+    chance = f"By chance {100 / dense[0].labels:.1f} %, of {dense[0].labels} labels.\n"
+    return f"{markdown([*header, 'times as fast'], lines)}\n{chance}"
+
+
+Part = Callable[[Readings, Labels], str]
+PARTS: dict[str, dict[str, Part]] = {
+    "fill": {"quality": quality_table, "paired": paired_table, "regions": regions_table},
+    "sets": {"sets": sets_table},
+    "speed": {"speed": speed_table},
+    "ablate": {"ablate": ablate_table},
+    "classify": {"classify": classify_table},
+}
+
+
+# Columns without which a part cannot be made: older rows do not have them.
+NEEDED = {"regions": "ring_psnr"}
+
+
+def parts_of(readings: Readings) -> list[str]:
+    """The parts that these rows have the columns for."""
+    parts = PARTS[readings.kind]
+    return [part for part in parts if part not in NEEDED or _has(readings, NEEDED[part])]
+
+
+def tables(readings: Readings, labels: Labels, part: str | None = None) -> str:
+    """The tables of rows of this kind, or one of them, with an empty line between two.
+
+    Raises:
+        ValueError: a part that this kind does not have, or that these rows lack a column for.
+    """
+    parts = PARTS[readings.kind]
+    if part is not None and part not in parts:
+        raise ValueError(f"{readings.kind} rows have no part {part!r}; choose from {list(parts)}")
+    if part is not None and part not in parts_of(readings):
+        raise ValueError(
+            f"{readings.path} has no column {NEEDED[part]}: its rows are of an earlier version; "
+            "measure them anew, or choose from " + str(parts_of(readings))
+        )
+    chosen = parts_of(readings) if part is None else [part]
+    return "\n".join(parts[name](readings, labels) for name in chosen)
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """The arguments of the tables that a document holds."""
+    return [shlex.split(command)[3:] for _, command, _ in _MARKED.findall(text)]
+
+
+def refreshed(text: str, make: Callable[[list[str]], str]) -> str:
+    """The document with every table that it holds made anew from its arguments."""
+
+    def again(match: re.Match[str]) -> str:
+        begin, command, end = match.groups()
+        return f"{begin}{make(shlex.split(command)[3:])}{end}"
+
+    return _MARKED.sub(again, text)

@@ -1,0 +1,193 @@
+"""Plots of what `hilo bench` measured. They need matplotlib, of the extra `train`."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ..results.readings import (
+    CLASSICAL,
+    DENSE,
+    OPENCV,
+    Figure,
+    Readings,
+    cost,
+    figure,
+    groups_of,
+    with_best_classical,
+)
+from ..results.rows import grouped
+
+_TIMES = (0.5, 1, 2, 4, 8, 16, 32)
+MARKS = "osD^vP<>X*hp"
+COSTS = {
+    "tokens": "tokens run, % of dense",
+    "flops": "FLOPs of the DiT, % of dense",
+    "seconds": "seconds of the DiT, % of dense",
+}
+QUALITIES = {
+    "lpips": "LPIPS to the truth, lower is better",
+    "psnr_dense": "PSNR to dense, dB, higher is nearer",
+}
+
+
+def plot_quality(readings: Readings, labels: Mapping[str, str], kind: str = "tokens") -> Any:
+    """Cost against quality in the mask: a panel a class, a mark a method, bars of 95 %.
+
+    Dense is the line that a method must hold in the upper row; OpenCV, which runs no transformer,
+    the dotted one. Against dense itself there is nothing but methods in the lower row.
+
+    Args:
+        labels: what a method is called, by its text
+        kind: of `COSTS`
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        ValueError: an unknown kind of cost.
+    """
+    if kind not in COSTS:
+        raise ValueError(f"unknown cost {kind!r}; choose from {list(COSTS)}")
+    plt = _pyplot()
+    classes = groups_of(readings.rows)
+    picture, axes = plt.subplots(
+        2, len(classes), figsize=(1.5 + 3.6 * len(classes), 7.2), sharex=True, squeeze=False
+    )
+    names = [name for (name,) in grouped(readings.rows, "method") if name not in CLASSICAL]
+    styles = {name: i for i, name in enumerate(n for n in names if n != DENSE)}
+    for column, (mask_class, methods) in enumerate(classes.items()):
+        share = sum(row.mask_share for row in methods[DENSE]) / len(methods[DENSE])
+        axes[0, column].set_title(f"{mask_class} masks, {share:.1%}", fontsize=10)
+        for row, quality in enumerate(QUALITIES):
+            _panel(axes[row, column], methods, quality, kind, styles, labels)
+        axes[1, column].set_xlabel(COSTS[kind])
+    axes[0, 0].set_xlim(left=0)  # of all panels, and last: it ends their fitting to what is drawn
+    for row, said in enumerate(QUALITIES.values()):
+        axes[row, 0].set_ylabel(said)
+    lines, said = axes[0, 0].get_legend_handles_labels()
+    picture.legend(lines, said, loc="lower center", ncols=min(3, len(said)), fontsize=8)
+    picture.tight_layout(rect=(0, 0.03 + 0.025 * -(-len(said) // 3), 1, 1))
+    return picture
+
+
+def _panel(
+    axis: Any,
+    methods: Mapping[str, list[Any]],
+    quality: str,
+    kind: str,
+    styles: Mapping[Any, int],
+    labels: Mapping[str, str],
+) -> None:
+    dense = methods[DENSE]
+    axis.grid(alpha=0.25)
+    if quality == "lpips":
+        _level(axis, figure(dense, quality), "k-", DENSE)
+        if classical := with_best_classical(methods).get(OPENCV):
+            _level(axis, figure(classical, quality), "k:", OPENCV, band=False)
+    for name, group in methods.items():
+        if name not in styles:
+            continue
+        x, y = cost(group, dense, kind), figure(group, quality)
+        if x is None or y is None:
+            continue
+        percent = tuple(100 * value for value in x)
+        axis.errorbar(
+            percent[0],
+            y[0],
+            xerr=_arms(percent),
+            yerr=_arms(y),
+            fmt=MARKS[styles[name] % len(MARKS)],
+            color=f"C{styles[name] % 10}",
+            markersize=5,
+            elinewidth=1,
+            label=labels.get(name, name),
+        )
+
+
+def _level(axis: Any, found: Figure | None, style: str, label: str, band: bool = True) -> None:
+    if found is None:
+        return
+    axis.axhline(found[0], ls=style[1:], color=style[0], lw=1, label=label)
+    if band:
+        axis.axhspan(found[1], found[2], color=style[0], alpha=0.06)
+
+
+def _arms(found: Sequence[float]) -> list[list[float]]:
+    """An interval as matplotlib wants it: how far it reaches below and above the mean."""
+    mean, low, high = found
+    return [[max(0.0, mean - low)], [max(0.0, high - mean)]]
+
+
+def plot_speed(readings: Readings, labels: Mapping[str, str]) -> Any:
+    """How many times as fast the DiT is, against the share that the mask covers; a panel a set-up.
+
+    Medians, with bars from the least to the greatest. The dotted line is what running the masked
+    tokens alone would give if a token cost the same in sequences of any length.
+    """
+    plt = _pyplot()
+    keys = [name for name in ("arch", "dtype", "size") if hasattr(readings.rows[0], name)]
+    setups = grouped(readings.rows, *keys)
+    picture, axes = plt.subplots(1, len(setups), figsize=(5 * len(setups), 4), squeeze=False)
+    for axis, (setup, rows) in zip(axes[0], setups.items(), strict=True):
+        for (method,), group in grouped(rows, "method").items():
+            if method == DENSE:
+                continue
+            by_share = grouped(group, "mask_share")
+            x = [100 * float(str(share)) for (share,) in by_share]
+            ratios = [[row.dit_speedup for row in some] for some in by_share.values()]
+            middle = [median(each) for each in ratios]
+            arms = [[m - min(each) for m, each in zip(middle, ratios, strict=True)]]
+            arms += [[max(each) - m for m, each in zip(middle, ratios, strict=True)]]
+            axis.errorbar(x, middle, yerr=arms, fmt="-o", label=labels.get(str(method), method))
+        shares = sorted({row.mask_share for row in rows})
+        axis.plot(
+            [100 * share for share in shares], [1 / share for share in shares], "k:",
+            label="mask alone, at a price a token",
+        )  # fmt: skip
+        axis.set(yscale="log", xlabel="mask, % of the picture", ylabel="DiT, times as fast")
+        axis.set_yticks(_TIMES, [f"{times}x" for times in _TIMES])
+        axis.minorticks_off()
+        words = [f"{v} px" if key == "size" else str(v) for key, v in zip(keys, setup, strict=True)]
+        axis.set_title(", ".join(words), fontsize=10)
+        axis.axhline(1, color="k", lw=1)
+        axis.legend(fontsize=8)
+    picture.tight_layout()
+    return picture
+
+
+def save_plot(picture: Any, path: Path) -> None:
+    """Write a plot: the suffix says as what.
+
+    Raises:
+        ValueError: a suffix that matplotlib does not write.
+    """
+    known = picture.canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in known:
+        raise ValueError(f"a plot cannot be written as {path.name!r}: name a file .png or .svg")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.savefig(path, dpi=120)
+    _pyplot().close(picture)
+
+
+def embedded(picture: Any) -> str:
+    """A plot as the source of an <img>, with nothing outside the document; the plot is closed."""
+    buffer = io.BytesIO()
+    picture.savefig(buffer, format="svg", metadata={"Date": None})
+    _pyplot().close(picture)
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install 'hilotoken[train]'") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    matplotlib.rcParams["svg.hashsalt"] = "hilo"  # else the same plot differs from run to run
+    return plt
