@@ -4,44 +4,23 @@ Resizing, cropping and sampled posteriors are right by construction when they ar
 own. So for one call a few methods of the instance and of its processors are shadowed by others that
 call them and keep what they return; the classes, and every other instance, stay as they are.
 
-B batch, H W pixels, N grid tokens, C channels.
+B batch, H W pixels, C channels.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
+from .hooks import shadowed
 from .plan import as_batch
 
 Step = Callable[[Any], Any]
-
-
-@dataclass
-class Source:
-    """The edit's given side, on the pipeline's own grid.
-
-    photo_B3HW:  the photo as the pipeline resized it, in [-1, 1]
-    mask_B1HW:   its mask, 0 or 1, 1 where it is edited
-    latents_BNC: the clean latents of the photo, packed into tokens
-    grid:        (h, w), N = h * w
-    """
-
-    photo_B3HW: Tensor
-    mask_B1HW: Tensor
-    latents_BNC: Tensor
-    grid: tuple[int, int]
-
-    def for_batch(self, batch: int) -> Tensor:
-        """The clean latents of every picture of the batch, in the pipeline's order."""
-        return self.latents_BNC.repeat(batch // len(self.latents_BNC), 1, 1)
 
 
 @dataclass
@@ -77,7 +56,7 @@ class Seen:
 
 
 @contextmanager
-def captured(pipe: DiffusionPipeline) -> Iterator[Seen]:
+def captured(pipe: Any) -> Iterator[Seen]:
     """Keep what the pipeline makes of photo and mask while in this context.
 
     Raises:
@@ -100,9 +79,8 @@ def captured(pipe: DiffusionPipeline) -> Iterator[Seen]:
             (pipe, "_encode_vae_image", tap.latents),
             (pipe.scheduler, "scale_noise", tap.noised),
         ):
-            if original := getattr(thing, name, None):
-                setattr(thing, name, partial(keep, original))
-                stack.callback(vars(thing).pop, name)
+            if hasattr(thing, name):
+                stack.enter_context(shadowed(thing, name, keep))
         yield tap.seen
 
 

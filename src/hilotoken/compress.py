@@ -11,7 +11,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from .adapters import adapter_for
+from .adapters import family_of
 from .arguments import (
     MASKS,
     PHOTOS,
@@ -22,9 +22,8 @@ from .arguments import (
     makes_from_text,
     takes_mask,
 )
-from .attach import State, attached, vae_parts
+from .attach import Running, attached, vae_parts
 from .blocks.attach import placed
-from .capture import Source
 from .composite import composite_images
 from .layout import layout_of
 from .methods import BlockMethod, Control, Dense, HiLo, Method, check_inside
@@ -66,7 +65,7 @@ def compress(
     check_inside(method, inside)
     if not (isinstance(method, BlockMethod) and makes_from_text(pipe)):
         try:
-            adapter_for(pipe)
+            family_of(pipe)
         except TypeError as error:
             if not makes_from_text(pipe):
                 raise
@@ -134,7 +133,7 @@ class Compressed:
         self.last_run = Run(
             whole_plan(placement.tokens.grid),
             method,
-            placement.moment.step + 1,
+            placement.clock.step + 1,
             (placement.length, placement.length),
             0.0,
             watch.seconds.get("dit", 0.0),
@@ -158,38 +157,23 @@ class Compressed:
             )
         check_pixels("image", image, lowest=-1)  # which pipelines take as [-1, 1]
         check_pixels("mask_image", mask_image, lowest=0)
-        state = State(mask_image)
         started = time.perf_counter()
         sequence, inside = self.method, self.inside
         if isinstance(sequence, BlockMethod):
             sequence, inside = Dense(), sequence
-        with attached(self.pipe, sequence, state, inside):
+        with attached(self.pipe, sequence, mask_image, inside) as run:
             output = self.pipe(*args, **kwargs)
-        assert state.source is not None  # else the first step refused
-        assert state.plan is not None
         overlaid = given.get("padding_mask_crop") is not None  # by the pipeline itself
         if given.get("output_type", "pil") != "latent" and not overlaid:
-            output = self._composite(output, image, state.source)
-        seconds = state.watch.seconds
-        self.last_run = Run(
-            state.plan,
-            self.method,
-            len(state.steps),
-            state.sequence,
-            seconds.get("plan", 0.0),
-            seconds.get("dit", 0.0),
-            seconds.get("vae", 0.0),
-            time.perf_counter() - started,
-            state.placement.kept if state.placement else {},
-            tuple(state.reuse.refreshed) if state.reuse else None,
-            state.reuse.bytes if state.reuse else 0,
-        )
+            output = self._composite(output, image, run)
+        self.last_run = run.record(self.method, time.perf_counter() - started)
         return output
 
-    def _composite(self, output: Any, image: Any, source: Source) -> Any:
-        images = output[0]
-        photo_B3HW = exact_photo(image, source.photo_B3HW)
-        mixed = composite_images(images, photo_B3HW, source.mask_B1HW, self.feather)
+    def _composite(self, output: Any, image: Any, run: Running) -> Any:
+        assert run.source is not None  # else the first step refused
+        assert run.mask_B1HW is not None
+        photo_B3HW = exact_photo(image, run.source.photo_B3HW)
+        mixed = composite_images(output[0], photo_B3HW, run.mask_B1HW, self.feather)
         if isinstance(output, tuple):
             return (mixed, *output[1:])
         output.images = mixed
