@@ -39,6 +39,7 @@ class ShortCall:
     """A plan at work. Made once for a plan; another plan is another short call.
 
     beside_BND: what the target's tokens have in their channels besides x_t
+    counts_S:   how many tokens each of the short sequence stands for: float32
     ran:        image tokens that the last call was seen to run on
     """
 
@@ -53,6 +54,9 @@ class ShortCall:
     ) -> None:
         self.family, self.plan, self.source = family, plan, source
         self.spans, self.beside_BND, self.coarse = spans, beside_BND, coarse
+        counts = plan.count_S
+        whole = [counts if span.short else counts.new_ones(span.length) for span in spans]
+        self.counts_S = torch.cat(whole)
         self.ran = 0
 
     @classmethod
@@ -86,13 +90,6 @@ class ShortCall:
         return type(self)(self.family, alone, self.source, spans, self.beside_BND)
 
     # What a plan comes to, for each token of the short sequence.
-
-    @cached_property
-    def counts_S(self) -> Tensor:
-        """How many tokens each stands for: float32."""
-        counts = self.plan.count_S
-        whole = [counts.new_ones(span.length) for span in self.spans]
-        return torch.cat([counts if s.short else w for s, w in zip(self.spans, whole, strict=True)])
 
     @cached_property
     def coarse_S(self) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..hooks import shadowed
-from ..plan import gather
+from ..plan import TokenPlan, gather, token_positions
 from .pictures import Pictures, PicturesShort
 
 
@@ -30,26 +30,11 @@ class SD3Short(PicturesShort):
         short_BKD = gather(whole_BND, self.plan)
         if self.extra_BMD is not None:
             strip = F.pixel_shuffle(self.extra_BMD.mT[:, :, None], 2)  # one patch high
-            places_MD = self._places(pos_embed).to(strip.device)
+            places_MD = coarse_rows(pos_embed, self.plan).to(strip.device)
             coarse_BMD = pos_embed.proj(strip).flatten(2).mT + places_MD
             short_BKD = torch.cat([short_BKD, coarse_BMD.to(short_BKD.dtype)], 1)
         self.ran = short_BKD.shape[1]
         return short_BKD
-
-    def _places(self, pos_embed: Any) -> Tensor:
-        """What `pos_embed` adds to a token at each coarse place, [M, D].
-
-        The table is the checkpoint's. The picture takes its middle, and a coarse place lies on a
-        row of it or halfway between.
-        """
-        P = pos_embed.pos_embed_max_size
-        table_PPD = pos_embed.pos_embed[0].float().unflatten(0, (P, P))
-        edge = [(P - n) // 2 for n in self.plan.grid]  # as the picture is cropped from it
-        place_M2 = self.coarse_places.to(table_PPD.device)
-        place_M2 = (place_M2 + place_M2.new_tensor(edge)).clamp(max=P - 1)
-        near = [place_M2.floor().long(), place_M2.ceil().long()]
-        corners = [table_PPD[row[:, 0], column[:, 1]] for row in near for column in near]
-        return halfway(torch.stack(corners)).to(pos_embed.pos_embed.dtype)
 
 
 class SD3(Pictures):
@@ -78,6 +63,22 @@ class SD3(Pictures):
             shadowed(model.pos_embed, "forward", enter),
             shadowed(model.proj_out, "forward", leave),
         )
+
+
+def coarse_rows(pos_embed: Any, plan: TokenPlan) -> Tensor:
+    """What `pos_embed` adds to a token at each coarse place, [M, D].
+
+    The table is the checkpoint's. The picture takes its middle, and a coarse place lies on a row of
+    it or halfway between.
+    """
+    P = pos_embed.pos_embed_max_size
+    table_PPD = pos_embed.pos_embed[0].float().unflatten(0, (P, P))
+    edge = [(P - n) // 2 for n in plan.grid]  # as the picture is cropped from it
+    place_M2 = token_positions(plan)[len(plan.keep_K) :].to(table_PPD.device)
+    place_M2 = (place_M2 + place_M2.new_tensor(edge)).clamp(max=P - 1)
+    near = [place_M2.floor().long(), place_M2.ceil().long()]
+    corners = [table_PPD[row[:, 0], column[:, 1]] for row in near for column in near]
+    return halfway(torch.stack(corners)).to(pos_embed.pos_embed.dtype)
 
 
 def halfway(corners_4MD: Tensor) -> Tensor:
