@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .blocks.method import block_numbers
+from .checks import block_numbers
 
 EIGHT_BITS = torch.float8_e4m3fn
 

@@ -9,6 +9,7 @@ from typing import Any
 from diffusers import FirstBlockCacheConfig
 from torch import nn
 
+from ..checks import number, settle
 from ..hooks import StepClock
 from .controls import Control, named
 
@@ -31,9 +32,7 @@ class StepCache(Control):
     threshold: float = 0.2
 
     def __post_init__(self) -> None:
-        given = self.threshold
-        if isinstance(given, bool) or not isinstance(given, float | int) or not given >= 0:
-            raise ValueError(f"threshold must be a number of 0 or more, got {given!r}")
+        settle(self, threshold=number(0))
 
     def run(self, compressed: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         transformer = compressed.pipe.transformer
