@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 IMAGE_SUFFIXES = (".webp", ".jpg", ".jpeg", ".png")
 ENLARGED = 1.2  # a photo enlarged beyond this has no detail of its own left to learn
@@ -100,3 +102,8 @@ def random_crop(photo: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
     top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
     crop = photo[top : top + size, left : left + size]
     return crop[:, ::-1] if rng.random() < 0.5 else crop
+
+
+def to_model(photos: np.ndarray) -> Tensor:
+    """What models are given of photographs: [B, H, W, 3] uint8 to [B, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(photos)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..train.autoencoder import to_model
+from ..data.manifest import to_model
 from .lpips import LPIPS
 
 RING = 16  # pixels around the mask

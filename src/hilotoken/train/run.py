@@ -24,7 +24,7 @@ from .autoencoder import DECODER, AutoencoderOptions, new_autoencoder, train_aut
 from .checkpoint import load_if_any, note
 from .depth import start_from
 from .labels import Labels, find_labels
-from .latent_cache import SIZE, ViewOptions, Views, latent_scale, make_views
+from .latent_cache import SIZE, LatentCache, ViewOptions, latent_scale, make_views
 from .log import plot
 from .parallel import own_device, processes
 from .refine import RefineOptions, refine
@@ -85,7 +85,9 @@ def train(
         start.autoencoder if start else _autoencoder(training, run, options, device, perceptual)
     )
     with crew.main_process_first():
-        views = Views.open(run / "views", options.views, autoencoder.config["latent_channels"])
+        views = LatentCache.open(
+            run / "views", options.views, autoencoder.config["latent_channels"]
+        )
         if views.done[0] < len(views.latents):
             make_views(
                 views, decode(training, SIZE), silhouettes(training), autoencoder, run, device

@@ -20,7 +20,7 @@ from .checkpoint import note
 COUNTED, OF = 64, 4096  # batches that begin within the first so many of every so many pictures
 
 
-class Pace:
+class Throughput:
     """Of one stage since it was last begun; all its processes run as this one does."""
 
     def __init__(self, device: torch.device, processes: int) -> None:

@@ -33,7 +33,7 @@ from ..model import BLOCKS, LABELS, REGISTERS, new_scheduler, new_transformer, q
 from ..plan import TokenPlan, gather, token_positions
 from .checkpoint import note
 from .labels import Labels
-from .latent_cache import GRID, STRIDE, Batch, Views, draw_of_kinds, read_batch
+from .latent_cache import GRID, STRIDE, Batch, LatentCache, draw_of_kinds, read_batch
 from .loop import train_loop
 
 
@@ -69,7 +69,7 @@ class TransformerOptions:
 
 
 def train_transformer(
-    views: Views,
+    views: LatentCache,
     scale: float,
     run: Path,
     options: TransformerOptions,
@@ -130,7 +130,7 @@ def _keep_phases(run: Path, phases: int) -> None:
 
 def _gradients(
     model: FluxTransformer2DModel,
-    views: Views,
+    views: LatentCache,
     scale: float,
     options: TransformerOptions,
     done: int,
