@@ -43,7 +43,7 @@ def train_loop(
             A parameter group with a `share` learns at that share of it
         decay: of the moving average
 
-    Raises ValueError for a checkpoint of another model.
+    Raises ValueError for a checkpoint of another model, or a damaged one.
     """
     average, path, done = Average(model, decay), run / f"{name}.pt", 0
     device = next(model.parameters()).device
@@ -83,7 +83,8 @@ def train_loop(
             if time.monotonic() - saved > checkpoint_seconds:
                 checkpoint()
                 saved = time.monotonic()
-    checkpoint()
+    if throughput.pictures or not path.is_file():
+        checkpoint()
     crew.wait_for_everyone()
     model.load_state_dict(average.weights)
     return model.requires_grad_(False).eval()
