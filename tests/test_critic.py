@@ -66,7 +66,7 @@ def test_what_the_mask_does_not_cover_is_not_judged():
 @pytest.mark.parametrize("realism", [0.0, 0.05])
 def test_without_a_weight_there_is_no_critic(tmp_path, realism):
     photos, model, made = small_views(tmp_path, ViewOptions(1, 2, 1))
-    options = RefineOptions(samples=8, batches=1, mosaic=0, own=1, crop=(9, 9), realism=realism)
+    options = RefineOptions(samples=8, batches=1, mosaic=0, rollout=1, crop=(9, 9), realism=realism)
     parts = small_transformer(), model, made, photos, 1.0, some_distance()
     refine.refine(*parts, tmp_path, options, torch.device("cpu"))
     state = load_if_any(tmp_path / "refine.pt")

@@ -1,6 +1,7 @@
 """Public layouts, on made-up trees of the same shape: the right photo with the right mask."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -207,8 +208,30 @@ def test_runs_and_counts_there_and_back():
     edges = np.flatnonzero(np.diff(np.concatenate([[0], columns]))).tolist()
     counts = np.diff([0, *edges, columns.size]).tolist()
     assert (Outline({"counts": counts}, mask.shape).read() == mask).all()
-    with pytest.raises(ValueError, match="packed into a string"):
-        Outline({"counts": "abc"}, mask.shape).read()
+    packed = pytest.importorskip("pycocotools.mask").encode(np.asfortranarray(mask.view(np.uint8)))
+    for counts in (packed["counts"], packed["counts"].decode()):
+        assert (Outline({"counts": counts}, mask.shape).read() == mask).all()
+
+
+def test_packed_counts_without_their_library_name_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(ImportError, match=r"hilotoken\[bench\]"):
+        Outline({"counts": "abc"}, (4, 4)).read()
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/a.png", "b/../../a.png"])
+def test_a_list_names_files_inside_its_folder(tmp_path, name):
+    entry = {"image": name, "inpainting_mask": "1 2"}
+    (tmp_path / "mapping_file.json").write_text(json.dumps({"one": entry}))
+    with pytest.raises(ValueError, match="is no file inside"):
+        load_layout("brushbench", tmp_path)
+
+
+@pytest.mark.parametrize("entries", [{"one": {}}, [1], {"one": 3}])
+def test_a_list_of_something_else_is_named(tmp_path, entries):
+    (tmp_path / "mapping_file.json").write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match=f"the list in {tmp_path} lacks"):
+        load_layout("brushbench", tmp_path)
 
 
 def test_a_square_holds_the_mask_and_fits_its_photo(tmp_path):

@@ -18,7 +18,14 @@ from hilotoken.train import autoencoder, run
 from hilotoken.train.autoencoder import new_autoencoder
 from hilotoken.train.depth import start_from
 from hilotoken.train.labels import HIDDEN, Labels, find_labels, one_hot
-from hilotoken.train.latent_cache import Batch, ViewOptions, Views, encoder, group_crops, read_batch
+from hilotoken.train.latent_cache import (
+    Batch,
+    LatentCache,
+    ViewOptions,
+    encoder,
+    group_crops,
+    read_batch,
+)
 from hilotoken.train.transformer import predict
 
 CPU = torch.device("cpu")
@@ -220,7 +227,7 @@ def test_labels_where_they_have_no_place(pipe, any_pipe, tmp_path):
 
 def test_views_and_labels_are_of_the_same_photographs(tmp_path, model, labels):
     """A batch that was read is labelled by the group that it was read from."""
-    made = Views.open(tmp_path, ViewOptions(groups=5, photos=2, masks=1), 8)
+    made = LatentCache.open(tmp_path, ViewOptions(groups=5, photos=2, masks=1), 8)
     made.done[0] = 5
     batch = read_batch(made, np.random.default_rng(3), 1, 1.0)
     everything = replace(labels, of_P=np.arange(PHOTOS))

@@ -27,8 +27,8 @@ from hilotoken.train.checkpoint import Average, load_if_any
 from hilotoken.train.latent_cache import (
     GRID,
     SIZE,
+    LatentCache,
     ViewOptions,
-    Views,
     chances_of_masks,
     latent_scale,
     read_batch,
@@ -78,7 +78,7 @@ def test_a_run_makes_a_pipeline_that_edits(whole_run):
     image = pipe(**given, height=128, width=128, num_inference_steps=1).images[0]
     assert image.size == (128, 128)
     assert pipe.vae.config.scaling_factor == latent_scale(
-        Views.open(whole_run / "views", OPTIONS.views, 8)
+        LatentCache.open(whole_run / "views", OPTIONS.views, 8)
     )
     assert Image.open(whole_run / "curves.png").width > 500
     assert Image.open(whole_run / "samples.png").height > 2 * SIZE  # a row for each held-out photo
@@ -185,24 +185,24 @@ def test_nothing_to_train_on(tmp_path):
 
 
 def test_views_of_another_size_are_all_made_anew(tmp_path):
-    first = Views.open(tmp_path, ViewOptions(2, 1, 1), 8)
+    first = LatentCache.open(tmp_path, ViewOptions(2, 1, 1), 8)
     first.latents[:], first.done[0] = 1, 2
-    again = Views.open(tmp_path, ViewOptions(2, 1, 1), 8)
+    again = LatentCache.open(tmp_path, ViewOptions(2, 1, 1), 8)
     assert again.done[0] == 2
     assert again.latents.min() == 1
     for options in (ViewOptions(3, 1, 1), ViewOptions(2, 1, 2)):
-        assert Views.open(tmp_path, options, 8).done[0] == 0
+        assert LatentCache.open(tmp_path, options, 8).done[0] == 0
 
 
 @pytest.mark.parametrize("left", [0, 60, 3000])
 def test_views_cut_short_are_all_made_anew(tmp_path, left):
-    Views.open(tmp_path, ViewOptions(2, 1, 1), 8).done[0] = 2
+    LatentCache.open(tmp_path, ViewOptions(2, 1, 1), 8).done[0] = 2
     os.truncate(tmp_path / "masked.npy", left)
-    assert Views.open(tmp_path, ViewOptions(2, 1, 1), 8).done[0] == 0
+    assert LatentCache.open(tmp_path, ViewOptions(2, 1, 1), 8).done[0] == 0
 
 
 def test_views_tell_nothing_of_what_is_under_the_mask(tmp_path):
-    made, seen = Views.open(tmp_path, ViewOptions(1, 2, 1), 8), []
+    made, seen = LatentCache.open(tmp_path, ViewOptions(1, 2, 1), 8), []
 
     def encode(photo: torch.Tensor) -> np.ndarray:
         seen.append(photo)
@@ -219,7 +219,7 @@ def test_views_tell_nothing_of_what_is_under_the_mask(tmp_path):
 
 
 def test_a_mosaic_sets_groups_side_by_side(whole_run):
-    made = Views.open(whole_run / "views", OPTIONS.views, 8)
+    made = LatentCache.open(whole_run / "views", OPTIONS.views, 8)
     one, four = (read_batch(made, np.random.default_rng(3), tiles, 2.0) for tiles in (1, 2))
     assert one.latents.shape == one.masked.shape == (2, 8, 32, 32)
     assert four.latents.shape == four.masked.shape == (2, 8, 64, 64)
@@ -238,7 +238,7 @@ def test_a_mosaic_sets_groups_side_by_side(whole_run):
 
 @pytest.mark.parametrize("tilt", [0, 0.5, 1])
 def test_large_masks_are_drawn_more_often_as_told(tmp_path, tilt):
-    made = Views.open(tmp_path, ViewOptions(3, 1, 2), 8)
+    made = LatentCache.open(tmp_path, ViewOptions(3, 1, 2), 8)
     made.done[0] = 2  # so that the third group is never drawn
     shares = np.array([[1 / 32, 1 / 8], [1 / 2, 1 / 8]])
     for mask, share in zip(made.masks[:2].reshape(4, SIZE, SIZE // 8), shares.flat, strict=True):
@@ -261,7 +261,7 @@ def one_photo(whole_run, tmp_path):
     """One photo and mask: as a batch of training, and as an edit by the same pipeline."""
     pipe = load_model(whole_run / "pipeline")
     pipe.set_progress_bar_config(disable=True)
-    made = Views.open(tmp_path, ViewOptions(1, 1, 1), 8)
+    made = LatentCache.open(tmp_path, ViewOptions(1, 1, 1), 8)
     picture = np.asarray(make_photo(300, 310, seed=9))
     views.make_views(made, [picture], [], pipe.vae, tmp_path, CPU)
     rng = np.random.default_rng((2, 0))
@@ -359,7 +359,7 @@ def test_the_transformer_is_given_what_an_edit_gives_it(one_photo, monkeypatch, 
 
 @pytest.fixture
 def batch(whole_run):
-    made = Views.open(whole_run / "views", OPTIONS.views, 8)
+    made = LatentCache.open(whole_run / "views", OPTIONS.views, 8)
     return read_batch(made, np.random.default_rng(1), 1, latent_scale(made))
 
 
@@ -409,7 +409,7 @@ def test_the_velocity_of_the_sampler_has_no_loss(batch):
 
 
 def test_no_two_steps_draw_alike(whole_run, monkeypatch):
-    made, drawn = Views.open(whole_run / "views", OPTIONS.views, 8), []
+    made, drawn = LatentCache.open(whole_run / "views", OPTIONS.views, 8), []
 
     def note(model, batch, plan, outside, generator, device):
         drawn.append(torch.randn(4, generator=generator).tolist())
@@ -451,7 +451,7 @@ def test_the_autoencoder_learns(tmp_path, monkeypatch):
 
 def test_the_transformer_learns(whole_run, tmp_path, monkeypatch):
     monkeypatch.setattr("hilotoken.train.log.EVERY_SECONDS", 0)
-    made = Views.open(whole_run / "views", OPTIONS.views, 8)
+    made = LatentCache.open(whole_run / "views", OPTIONS.views, 8)
     options = TransformerOptions(samples=160, batches=2, mosaic=0)
     train_transformer(made, latent_scale(made), tmp_path, options, CPU)
     losses = curve(tmp_path / "transformer.csv", "dense", "compressed")

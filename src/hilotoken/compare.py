@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.table import Column, Table
 
 from .edit import Edit
+from .metrics.regions import psnr
 from .picture import outlined
 
 AMPLIFIED = 8  # how many times the difference from dense is drawn
@@ -24,7 +25,8 @@ PAPER, INK, SOFT = (255, 255, 255), (32, 32, 32), (110, 110, 110)
 
 @dataclass(frozen=True)
 class CompareRow:
-    """One edit. Ratios are over the dense one; psnr_dense is in dB and in the mask alone.
+    """One edit. Ratios are over the dense one; psnr_dense is in dB, in the mask alone, and None
+    where both are equal there.
 
     queries, keys and feed_forward are the mean shares of the tokens run that a method inside the
     blocks leaves to each; 1 for other methods.
@@ -43,7 +45,7 @@ class CompareRow:
     total_seconds: float
     dit_speedup: float
     speedup: float
-    psnr_dense: float
+    psnr_dense: float | None
     mean_difference: float
 
 
@@ -94,7 +96,7 @@ def compare(
 def _row(edit: Edit, dense: Edit, photo: str, name: str, seed: int) -> CompareRow:
     run, mask = edit.run, edit.mask
     gap = _difference(edit, dense)[mask]
-    psnr = 10 * np.log10(255**2 / max(float(np.square(gap).mean()), 1e-9)) if gap.size else np.inf
+    decibels = psnr(np.asarray(edit.after), np.asarray(dense.after), mask)
     queries, keys, feed = (run.inside.get(part, 1.0) for part in PARTS)
     return CompareRow(
         photo,
@@ -110,7 +112,7 @@ def _row(edit: Edit, dense: Edit, photo: str, name: str, seed: int) -> CompareRo
         run.total_seconds,
         dense.run.dit_seconds / run.dit_seconds,
         dense.run.total_seconds / run.total_seconds,
-        float(psnr),
+        decibels if np.isfinite(decibels) else None,
         float(np.abs(gap).mean()) if gap.size else 0.0,
     )
 
@@ -132,9 +134,13 @@ def compare_table(rows: list[CompareRow]) -> Table:
             f"{row.dit_seconds:.2f}",
             "" if dense else f"{row.dit_speedup:.2f}x",
             "" if dense else f"{row.speedup:.2f}x",
-            "" if dense else f"{row.psnr_dense:.1f}",
+            "" if dense else _decibels(row),
         )
     return table
+
+
+def _decibels(row: CompareRow, unit: str = "") -> str:
+    return "identical" if row.psnr_dense is None else f"{row.psnr_dense:.1f}{unit}"
 
 
 def compare_sheet(compared: list[Compared]) -> Image.Image:
@@ -174,7 +180,7 @@ def _lines(row: CompareRow) -> list[str]:
     inside = ", ".join(f"{name} {share:.0%}" for name, share in parts.items() if share < 1)
     speed = f"{row.steps} steps, DiT {row.dit_seconds:.2f} s"
     if not dense:
-        speed += f" ({row.dit_speedup:.2f}x), {row.psnr_dense:.1f} dB"
+        speed += f" ({row.dit_speedup:.2f}x), {_decibels(row, ' dB')}"
     return [row.method, f"{run}; {inside}" if inside else run, speed]
 
 

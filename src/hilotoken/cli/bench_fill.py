@@ -31,6 +31,10 @@ def fill(
     model: Model = "embedded",
     size: Annotated[int, typer.Option(help="Pixels a side.", min=128)] = 256,
     steps: Steps = 8,
+    mu: Annotated[
+        float | None,
+        typer.Option(help="Shift of the schedule, 1.15 for FLUX's at 1024 px; else the model's."),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Fills of each photograph and mask.", min=1)] = 1,
     limit: Annotated[
         int | None, typer.Option(help="Only the first N, by hash of name.", min=1)
@@ -81,6 +85,9 @@ def fill(
     )
     perceptual, pipe = load_lpips(lpips, net), load_model(model, device=device)
     named = _with_version(model)
+    if mu is not None:
+        _shift(pipe, mu)
+        named += f", mu {mu:g}"
     pipe.set_progress_bar_config(disable=True)
     costs = Costs(pipe, steps)
     settings = {name: {DENSE: DENSE, **given} for name in CLASSES}
@@ -128,6 +135,13 @@ def _with_version(model: str) -> str:
     if not sums.is_file():
         return model
     return f"{model} {hashlib.sha256(sums.read_bytes()).hexdigest()[:8]}"
+
+
+def _shift(pipe: Any, mu: float) -> None:
+    """Shift the schedule by `mu` at every length: raises ValueError where it knows no shift."""
+    if not pipe.scheduler.config.get("use_dynamic_shifting"):
+        raise ValueError(f"{type(pipe.scheduler).__name__} here has no shift to set: omit --mu")
+    pipe.scheduler.register_to_config(base_shift=mu, max_shift=mu)
 
 
 def _done(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .manifest import open_picture
 from .masks import random_mask
 from .samples import Sample
 
@@ -74,7 +75,7 @@ def cases_of(file: Path | Sample, size: int, seeds: int = 1) -> Iterator[Case]:
 
 def square(file: Path, size: int) -> np.ndarray:
     """The middle of a photograph as [size, size, 3] uint8."""
-    photo = Image.open(file).convert("RGB")
+    photo = open_picture(file, "RGB")
     scale = size / min(photo.size)
     photo = photo.resize(
         (max(size, round(photo.width * scale)), max(size, round(photo.height * scale))),

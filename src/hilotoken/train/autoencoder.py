@@ -14,7 +14,7 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.manifest import random_crop
+from ..data.manifest import random_crop, to_model
 from .loop import train_loop
 
 LATENT_CHANNELS = 8
@@ -87,11 +87,6 @@ def train_autoencoder(
         decay=0.999,
         checkpoint_seconds=options.checkpoint_seconds,
     )
-
-
-def to_model(photos: np.ndarray) -> Tensor:
-    """[B, H, W, 3] uint8 to [B, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(photos)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _loss(

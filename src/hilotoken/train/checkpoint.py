@@ -1,6 +1,8 @@
 """Checkpoints that survive a kill at any moment, and the averaged weights that are shipped."""
 
+import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,37 @@ def note(text: str, path: Path) -> None:
     os.replace(partial, path)
 
 
+def read_note(path: Path, otherwise: Any) -> Any:
+    """What was noted at `path` as JSON, or `otherwise` where nothing is.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        return json.loads(path.read_text()) if path.is_file() else otherwise
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): put back what it held, or name another folder"
+        ) from error
+
+
 def load_if_any(path: Path) -> dict[str, Any] | None:
-    """The state at `path`, or None where a run has not begun."""
-    return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
+    """The state at `path`, or None where a run has not begun.
+
+    Raises:
+        ValueError: the file is damaged, or no checkpoint.
+    """
+    if not path.is_file():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        state, reason = None, str(error).partition("\n")[0]
+    else:
+        reason = "no checkpoint of `hilo train`"
+    if not isinstance(state, dict) or "done" not in state:
+        raise ValueError(f"{path} is damaged ({reason}): remove it, and that stage is trained anew")
+    return state
 
 
 class Average:

@@ -42,8 +42,8 @@ def start_from(name_or_path: str | Path, blocks: int, decoder_blocks: Sequence[i
             f"{name_or_path} has a {type(autoencoder).__name__}: start from a pipeline of "
             "`hilo train`, or 'embedded'"
         )
-    grow_decoder(autoencoder, decoder_blocks)
-    grow_transformer(transformer, blocks)
+    deepen_decoder(autoencoder, decoder_blocks)
+    deepen_transformer(transformer, blocks)
     return Start(
         autoencoder.float().requires_grad_(False).eval(),
         transformer.float().train(),
@@ -51,7 +51,7 @@ def start_from(name_or_path: str | Path, blocks: int, decoder_blocks: Sequence[i
     )
 
 
-def grow_transformer(model: FluxTransformer2DModel, blocks: int) -> None:
+def deepen_transformer(model: FluxTransformer2DModel, blocks: int) -> None:
     """Add single blocks between those there are, in place, to `blocks` of them.
 
     Raises ValueError for fewer than there are.
@@ -59,10 +59,10 @@ def grow_transformer(model: FluxTransformer2DModel, blocks: int) -> None:
     old: list[Any] = list(model.single_transformer_blocks)
     _check("single blocks of the transformer", len(old), blocks)
     sources = [i * len(old) // blocks for i in range(blocks)]
-    grown = [old[0]]
+    deeper = [old[0]]
     for before, source in pairwise(sources):
-        grown.append(_shut(old[source]) if source == before else old[source])
-    model.single_transformer_blocks = nn.ModuleList(grown)
+        deeper.append(_shut(old[source]) if source == before else old[source])
+    model.single_transformer_blocks = nn.ModuleList(deeper)
     model.register_to_config(num_single_layers=blocks)
 
 
@@ -75,7 +75,7 @@ def _shut(block: Any) -> Any:
     return copied
 
 
-def grow_decoder(autoencoder: AutoencoderTiny, blocks: Sequence[int]) -> None:
+def deepen_decoder(autoencoder: AutoencoderTiny, blocks: Sequence[int]) -> None:
     """Add blocks to the decoder at the end of each of its sizes, in place.
 
     `blocks` are in the order of the config's `num_decoder_blocks`, the smallest size first. Raises

@@ -19,10 +19,9 @@ from diffusers import AutoencoderTiny
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
-from ..data.manifest import random_crop
+from ..data.manifest import random_crop, to_model
 from ..data.masks import random_mask
 from ..scores import score
-from .autoencoder import to_model
 from .log import Log
 
 SIZE, STRIDE = 256, 4  # pixels a side; tokens a side of a coarse cell
@@ -39,7 +38,7 @@ class ViewOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class Views:
+class LatentCache:
     """Memory-mapped arrays; `done` groups of them are filled. Latents are unscaled, float16."""
 
     latents: np.ndarray  # [G, P, C, 32, 32]
@@ -50,7 +49,7 @@ class Views:
     done: np.ndarray  # [1] int64
 
     @classmethod
-    def open(cls, folder: Path, options: ViewOptions, channels: int) -> "Views":
+    def open(cls, folder: Path, options: ViewOptions, channels: int) -> "LatentCache":
         """The arrays in `folder`, all made anew if one is not there or of another size."""
         folder.mkdir(parents=True, exist_ok=True)
         G, P, V = options.groups, options.photos, options.masks
@@ -79,7 +78,7 @@ def _shape(path: Path) -> tuple[int, ...] | None:
 
 
 def make_views(
-    views: Views,
+    views: LatentCache,
     photos: list[np.ndarray],
     silhouettes: list[np.ndarray],
     autoencoder: AutoencoderTiny,
@@ -97,7 +96,7 @@ def make_views(
 
 
 def _make_group(
-    views: Views,
+    views: LatentCache,
     g: int,
     photos: list[np.ndarray],
     silhouettes: list[np.ndarray],
@@ -166,12 +165,12 @@ def encoder(autoencoder: AutoencoderTiny, device: torch.device) -> Callable[[Ten
     return encode
 
 
-def latent_scale(views: Views) -> float:
+def latent_scale(views: LatentCache) -> float:
     """What brings the latents to unit variance: the autoencoder's `scaling_factor`."""
     return float(1 / views.latents[: min(64, int(views.done[0]))].astype(np.float32).std())
 
 
-def draw_of_kinds(views: Views, done: int) -> np.random.Generator:
+def draw_of_kinds(views: LatentCache, done: int) -> np.random.Generator:
     """Draws what kind of work a step is: the same in processes side by side, so that none waits.
 
     A process adds its own number to `done`, which grows by whole groups, and so draws pictures of
@@ -193,7 +192,7 @@ class Batch:
     label_BL: Tensor | None = None  # one-hot, or nothing
 
 
-def chances_of_masks(views: Views, tilt: float) -> np.ndarray:
+def chances_of_masks(views: LatentCache, tilt: float) -> np.ndarray:
     """How likely each mask of each group is drawn, [groups done * V]: as its share ** `tilt`.
 
     Shares are log-uniform (`random_mask`), half of them below a tenth: 0 leaves that, at 0.5 masks
@@ -205,7 +204,7 @@ def chances_of_masks(views: Views, tilt: float) -> np.ndarray:
 
 
 def read_batch(
-    views: Views,
+    views: LatentCache,
     rng: np.random.Generator,
     tiles: int,
     scale: float,

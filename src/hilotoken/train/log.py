@@ -30,7 +30,7 @@ class Log:
         with Progress(
             *columns, TimeRemainingColumn(), refresh_per_second=1, console=Console(stderr=True)
         ) as bar:
-            task = bar.add_task(self.name, total=total, completed=done)
+            task = bar.add_task(self.name, total=total, completed=min(done, total))
 
             def advance(count: int, **figures: float) -> None:
                 nonlocal done, last
@@ -42,15 +42,14 @@ class Log:
                     last = now
                     text = self._write(done, (done - begun) / max(now - started, 1e-9))
                     bar.update(task, description=text)
-                bar.update(task, completed=done)
+                bar.update(task, completed=min(done, total))  # the last step may go beyond
 
             yield advance
 
     def _forget_after(self, done: int) -> None:
         """Drop what was logged after the checkpoint that a run goes on from: it comes again."""
         if self.path.is_file():
-            with self.path.open(newline="") as stream:
-                rows = [row for row in csv.reader(stream) if int(row[0]) <= done]
+            rows = [row for row in read_log(self.path) if int(row[0]) <= done]
             with self.path.open("w", newline="") as stream:
                 csv.writer(stream).writerows(rows)
 
@@ -64,6 +63,24 @@ class Log:
         return f"{self.name} {rate:.1f}/s {figures}"
 
 
+def read_log(path: Path) -> list[list[str]]:
+    """The rows of a log: samples done, samples a second, the name of a figure, its value.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.reader(stream))
+        for done, _, _, value in rows:
+            int(done), float(value)
+    except (ValueError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): remove it, and its curve begins anew"
+        ) from error
+    return rows
+
+
 def plot(run: Path) -> Path:
     """Every curve of every log in `run`, as one picture."""
     import matplotlib
@@ -75,9 +92,8 @@ def plot(run: Path) -> Path:
     figure, axes = plt.subplots(1, max(1, len(logs)), figsize=(6 * max(1, len(logs)), 4))
     for axis, log in zip(axes if len(logs) > 1 else [axes], logs, strict=False):
         curves: dict[str, list[tuple[int, float]]] = {}
-        with log.open() as stream:
-            for done, _, key, value in csv.reader(stream):
-                curves.setdefault(key, []).append((int(done), float(value)))
+        for done, _, key, value in read_log(log):
+            curves.setdefault(key, []).append((int(done), float(value)))
         for key, points in curves.items():
             axis.plot(*zip(*points, strict=True), label=key, linewidth=1)
         axis.set(title=log.stem, xlabel="samples", yscale="log")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .checkpoint import Average, load_if_any, save_atomically
 from .log import Log
 from .parallel import average_gradients, processes
-from .throughput import Pace
+from .throughput import Throughput
 
 Model = TypeVar("Model", bound=nn.Module)
 # From the samples done: how many more, and figures for the log. Leaves the gradients on the model.
@@ -43,7 +43,7 @@ def train_loop(
             A parameter group with a `share` learns at that share of it
         decay: of the moving average
 
-    Raises ValueError for a checkpoint of another model.
+    Raises ValueError for a checkpoint of another model, or a damaged one.
     """
     average, path, done = Average(model, decay), run / f"{name}.pt", 0
     device = next(model.parameters()).device
@@ -61,9 +61,9 @@ def train_loop(
             return
         state = {"model": model.state_dict(), "average": average.state_dict(), "done": done}
         save_atomically(state | {"optimizers": [o.state_dict() for o in optimizers]}, path)
-        pace.keep(run / "pace.json", name)
+        throughput.keep(run / "pace.json", name)
 
-    pace = Pace(device, crew.num_processes)
+    throughput = Throughput(device, crew.num_processes)
     saved = time.monotonic()
     log = Log(run, name).progress(samples, done) if crew.is_main_process else _silence()
     with log as advance:
@@ -71,19 +71,20 @@ def train_loop(
             _set_rate(optimizers, rate * _schedule(done / samples, cooldown))
             model.zero_grad()
             first = done + crew.process_index  # which are fewer than any step's pictures
-            count, figures = pace.count(gradients, first)
+            count, figures = throughput.count(gradients, first)
             count = average_gradients(model, count, crew)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
                 optimizer.step()
             average.update(model)
             done += count
-            pace.pictures += count
+            throughput.pictures += count
             advance(count, **figures)
             if time.monotonic() - saved > checkpoint_seconds:
                 checkpoint()
                 saved = time.monotonic()
-    checkpoint()
+    if throughput.pictures or not path.is_file():
+        checkpoint()
     crew.wait_for_everyone()
     model.load_state_dict(average.weights)
     return model.requires_grad_(False).eval()

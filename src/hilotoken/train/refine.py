@@ -34,9 +34,16 @@ from ..plan import TokenPlan
 from .critic import Critic, fooling, telling
 from .crops import LATENT, corners, crop_side, cut, off_grid, weighted_mean
 from .labels import Labels
-from .latent_cache import Batch, Views, batch_crops, chances_of_masks, draw_of_kinds, read_batch
+from .latent_cache import (
+    Batch,
+    LatentCache,
+    batch_crops,
+    chances_of_masks,
+    draw_of_kinds,
+    read_batch,
+)
 from .loop import train_loop
-from .rollout import draw_sigmas, end_of, own_way
+from .rollout import draw_sigmas, end_of, rollout
 from .transformer import (
     coarse_noise,
     draw,
@@ -67,7 +74,7 @@ class RefineOptions:
     l1: float = 0.1  # weight of L1 in it
     realism: float = 0.04  # weight in it of not being told from photographs; 0: without a critic
     critic: float = 2.0  # the critic's rate, as a multiple of the transformer's
-    own: float = 0.85  # share of the batches that start from the model's own x_t
+    rollout: float = 0.85  # share of the batches that start from the model's own x_t
     steps: tuple[int, ...] = (8,)  # of samplers whose steps lead there
     before: tuple[int, ...] = (0, 1, 1, 1)  # how many of their steps do
     through: int = 1  # of these, the last so many are trained with the one after them
@@ -82,7 +89,7 @@ class RefineOptions:
     checkpoint_seconds: float = 120.0
 
     def __post_init__(self) -> None:
-        for name in ("own", "elastic", "mosaic"):
+        for name in ("rollout", "elastic", "mosaic"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
                     f"{name} is a share and must lie in [0, 1], got {getattr(self, name)}"
@@ -108,7 +115,7 @@ class RefineOptions:
 def refine(
     transformer: FluxTransformer2DModel,
     autoencoder: AutoencoderTiny,
-    views: Views,
+    views: LatentCache,
     photos: list[np.ndarray],
     scale: float,
     perceptual: LPIPS,
@@ -165,7 +172,7 @@ class _Refiner:
 
     transformer: FluxTransformer2DModel
     autoencoder: AutoencoderTiny
-    views: Views
+    views: LatentCache
     photos: list[np.ndarray]
     scale: float
     perceptual: LPIPS
@@ -182,14 +189,14 @@ class _Refiner:
         kind = draw_of_kinds(self.views, done)
         tiles = 2 if kind.random() < _mosaic_steps(options) else 1
         rounds = max(1, options.batches // tiles**2)
-        way = options.steps, options.before, options.shift
+        drawn_by = options.steps, options.before, options.shift
         sums: dict[str, list[float]] = {}
         for _ in range(rounds):
             batch = read_batch(self.views, rng, tiles, self.scale, self.chances)
             if self.labels:
                 batch = self.labels.give(batch, self.scale, rng)
             plan = draw_plan(batch, rng) if kind.random() < options.elastic else None
-            sigmas = draw_sigmas(*way, kind) if kind.random() < options.own else []
+            sigmas = draw_sigmas(*drawn_by, kind) if kind.random() < options.rollout else []
             through = options.through if tiles == 1 else 0  # two of a mosaic take too much memory
             if batch.mask.all():  # LPIPS of what nobody could know teaches blur
                 loss, figures = self._match(batch, plan, generator)
@@ -231,7 +238,7 @@ class _Refiner:
 
         if sigmas:
             sigma_B = torch.full_like(sigma_B, sigmas[-1])
-            x_BNC = own_way(velocity, plan, x0_BNC, noise_BNC, sigmas, through)
+            x_BNC = rollout(velocity, plan, x0_BNC, noise_BNC, sigmas, through)
         else:
             x_BNC = x0_BNC + sigma_B[:, None, None] * (noise_BNC - x0_BNC)
         velocity_BKC = velocity(x_BNC, sigma_B)

@@ -1,4 +1,4 @@
-"""Where a model's own steps lead: the x_t that its sampler would come to from pure noise.
+"""Rollout of a model's own steps: the x_t that its sampler would come to from pure noise.
 
 A sampler shows a transformer what it made of noise itself, and never an x_t that was mixed with
 the truth, which tells much of it. What is trained from here learns to better its own first answers;
@@ -36,7 +36,7 @@ def sampler_sigmas(steps: int, shift: float) -> list[float]:
     return [float(sigma) for sigma in scheduler.sigmas][:-1]  # pyright: ignore[reportOptionalIterable]
 
 
-def own_way(
+def rollout(
     velocity: Callable[[Tensor, Tensor], Tensor],
     plan: TokenPlan | None,
     x0_BNC: Tensor,

@@ -21,10 +21,10 @@ from ..data.manifest import Entry, decode, read_manifest, silhouettes
 from ..metrics.lpips import load_lpips
 from ..model import new_scheduler
 from .autoencoder import DECODER, AutoencoderOptions, new_autoencoder, train_autoencoder
-from .checkpoint import load_if_any, note
+from .checkpoint import load_if_any, note, read_note
 from .depth import start_from
 from .labels import Labels, find_labels
-from .latent_cache import SIZE, ViewOptions, Views, latent_scale, make_views
+from .latent_cache import SIZE, LatentCache, ViewOptions, latent_scale, make_views
 from .log import plot
 from .parallel import own_device, processes
 from .refine import RefineOptions, refine
@@ -64,7 +64,7 @@ def train(
     Raises:
         FileNotFoundError: no photographs, or none to train on.
         ValueError: a run that was begun with other labels, phases, depth or start; a start that is
-            of another kind, of other labels, or deeper than what is asked.
+            of another kind, of other labels, or deeper than what is asked; a damaged file.
         ImportError: the extra `train` is not installed.
     """
     if not find_spec("matplotlib"):
@@ -85,7 +85,9 @@ def train(
         start.autoencoder if start else _autoencoder(training, run, options, device, perceptual)
     )
     with crew.main_process_first():
-        views = Views.open(run / "views", options.views, autoencoder.config["latent_channels"])
+        views = LatentCache.open(
+            run / "views", options.views, autoencoder.config["latent_channels"]
+        )
         if views.done[0] < len(views.latents):
             make_views(
                 views, decode(training, SIZE), silhouettes(training), autoencoder, run, device
@@ -104,7 +106,7 @@ def train(
         again = decode(training, SIZE) if left else []
         pictures, tools = (views, again, scale), (perceptual, run, options.refine, device, labels)
         refine(transformer, autoencoder, *pictures, *tools)
-    if crew.is_main_process:
+    if crew.is_main_process and not _exported(run):
         export(autoencoder, transformer, scale, run / "pipeline", labels)
         plot(run)
         sample_sheet(run / "pipeline", decode(held_out[:8], SIZE), run / "samples.png")
@@ -112,10 +114,18 @@ def train(
     return run / "pipeline"
 
 
+def _exported(run: Path) -> bool:
+    """Whether the pipeline and its pictures are of the checkpoints there are."""
+    made = run / "samples.png"  # which is made last
+    if not made.is_file() or not (run / "pipeline" / "checksums.json").is_file():
+        return False
+    return all(path.stat().st_mtime_ns < made.stat().st_mtime_ns for path in run.glob("*.pt"))
+
+
 def _keep_start(run: Path, start: str, blocks: int) -> None:
     """Note where a run began: views and checkpoints are of that autoencoder and that depth."""
     noted, here = run / "start.json", {"start": start, "blocks": blocks}
-    began = json.loads(noted.read_text()) if noted.is_file() else here
+    began = read_note(noted, here)
     if began != here:
         raise ValueError(
             f"{run} was begun with --start {began['start'] or 'nothing'} and --blocks "
@@ -131,7 +141,7 @@ def _keep_labels(run: Path, labels: Labels | None, known: Sequence[str] = ()) ->
     `known` are those of the pipeline that it started from.
     """
     noted, names = run / "labels.json", list(labels.names) if labels else []
-    began = json.loads(noted.read_text()) if noted.is_file() else list(known)
+    began = read_note(noted, list(known))
     if began and began != names:
         raise ValueError(
             f"{run} was begun with the labels {began}, its own or its start's, got {names}: give "

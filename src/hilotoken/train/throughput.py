@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .checkpoint import note
+from .checkpoint import note, read_note
 
 COUNTED, OF = 64, 4096  # batches that begin within the first so many of every so many pictures
 
 
-class Pace:
+class Throughput:
     """Of one stage since it was last begun; all its processes run as this one does."""
 
     def __init__(self, device: torch.device, processes: int) -> None:
@@ -54,7 +54,7 @@ class Pace:
         """Write the figures into the file at `path`, beside those of other stages; if there are."""
         if not self.counted_pictures:
             return
-        known = json.loads(path.read_text()) if path.is_file() else {}
+        known = read_note(path, {})
         note(json.dumps(known | {stage: self.figures()}, indent=2), path)
 
 

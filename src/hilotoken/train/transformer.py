@@ -31,9 +31,9 @@ from ..methods import HiLo
 from ..methods.udit import as_trained, phases_of
 from ..model import BLOCKS, LABELS, REGISTERS, new_scheduler, new_transformer, quiet
 from ..plan import TokenPlan, gather, token_positions
-from .checkpoint import note
+from .checkpoint import note, read_note
 from .labels import Labels
-from .latent_cache import GRID, STRIDE, Batch, Views, draw_of_kinds, read_batch
+from .latent_cache import GRID, STRIDE, Batch, LatentCache, draw_of_kinds, read_batch
 from .loop import train_loop
 
 
@@ -69,7 +69,7 @@ class TransformerOptions:
 
 
 def train_transformer(
-    views: Views,
+    views: LatentCache,
     scale: float,
     run: Path,
     options: TransformerOptions,
@@ -119,7 +119,7 @@ def _new(options: TransformerOptions) -> FluxTransformer2DModel:
 def _keep_phases(run: Path, phases: int) -> None:
     """Note the phases of a run: its checkpoint would go on under others, and mean nothing."""
     noted = run / "phases.txt"
-    began = int(noted.read_text()) if noted.is_file() else 1
+    began = read_note(noted, 1)
     if (run / "transformer.pt").is_file() and began != phases:
         raise ValueError(
             f"{run} holds a transformer of phases={began}, got {phases}: name another folder, and "
@@ -130,7 +130,7 @@ def _keep_phases(run: Path, phases: int) -> None:
 
 def _gradients(
     model: FluxTransformer2DModel,
-    views: Views,
+    views: LatentCache,
     scale: float,
     options: TransformerOptions,
     done: int,

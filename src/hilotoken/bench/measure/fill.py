@@ -46,7 +46,7 @@ class FillRow:
     tokens_run: the mean over the steps
     flop_share: FLOPs of the DiT over dense's, counted
     edit_:      of what `hilo edit` hands over, see `match_border`; OpenCV's fills as they are
-    sharpness:  log2 of the gradient energy in the mask over the truth's: see `measures`
+    sharpness:  log2 of the gradient energy in the mask over the truth's: see `metrics.regions`
     ring_:      of the raw picture, within 16 pixels around the mask: to the photo, and to dense
     outside_:   of the raw picture, everywhere outside the mask
     outside_equal: whether the finished edit is the photo there, bit for bit

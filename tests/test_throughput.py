@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hilotoken.train import throughput as pace
+from hilotoken.train import throughput
 from hilotoken.train.loop import train_loop
 
 CPU = torch.device("cpu")
@@ -28,8 +28,8 @@ def trained(run, stage: str, samples: int) -> list[int]:
     return drawn
 
 
-def test_every_stage_leaves_its_pace(tmp_path, monkeypatch):
-    monkeypatch.setattr(pace, "matrix_rate", lambda device: 1e6)
+def test_every_stage_leaves_its_throughput(tmp_path, monkeypatch):
+    monkeypatch.setattr(throughput, "matrix_rate", lambda device: 1e6)
     assert trained(tmp_path, "one", 200) == list(range(0, 200, PICTURES))
     trained(tmp_path, "two", 3)
     found = json.loads((tmp_path / "pace.json").read_text())
@@ -43,15 +43,17 @@ def test_every_stage_leaves_its_pace(tmp_path, monkeypatch):
 
 
 def test_most_batches_are_not_slowed_down(monkeypatch):
-    counted, tracker = [], pace.Pace(CPU, 2)
-    mode = pace.FlopCounterMode
-    monkeypatch.setattr(pace, "FlopCounterMode", lambda **given: counted.append(1) or mode(**given))
-    all_done = range(0, 2 * pace.OF, 16)
+    counted, tracker = [], throughput.Throughput(CPU, 2)
+    mode = throughput.FlopCounterMode
+    monkeypatch.setattr(
+        throughput, "FlopCounterMode", lambda **given: counted.append(1) or mode(**given)
+    )
+    all_done = range(0, 2 * throughput.OF, 16)
     assert [tracker.count(lambda done: (1, done), done) for done in all_done] == [
         (1, done) for done in all_done
     ]
-    assert len(counted) == 2 * pace.COUNTED // 16
+    assert len(counted) == 2 * throughput.COUNTED // 16
 
 
 def test_the_matrix_rate_is_one():
-    assert 1e8 < pace.matrix_rate(CPU) < 1e14
+    assert 1e8 < throughput.matrix_rate(CPU) < 1e14

@@ -13,8 +13,8 @@ from hilotoken.model import LABELS, REGISTERS
 from hilotoken.train import autoencoder, run, transformer
 from hilotoken.train.autoencoder import new_autoencoder
 from hilotoken.train.checkpoint import load_if_any
-from hilotoken.train.depth import grow_decoder, grow_transformer, start_from
-from hilotoken.train.latent_cache import ViewOptions, Views, latent_scale
+from hilotoken.train.depth import deepen_decoder, deepen_transformer, start_from
+from hilotoken.train.latent_cache import LatentCache, ViewOptions, latent_scale
 from hilotoken.train.refine import RefineOptions
 from hilotoken.train.run import TrainOptions, export, train
 from hilotoken.train.transformer import TransformerOptions
@@ -57,7 +57,7 @@ def velocity(model) -> torch.Tensor:
 def test_a_deeper_transformer_is_the_same_until_it_learns(blocks):
     model = wide_transformer()
     before, old = velocity(model), {id(block) for block in model.single_transformer_blocks}
-    grow_transformer(model, blocks)
+    deepen_transformer(model, blocks)
     assert len(model.single_transformer_blocks) == model.config["num_single_layers"] == blocks
     assert torch.equal(velocity(model), before)
     velocity(model).square().mean().backward()
@@ -77,7 +77,7 @@ def test_a_deeper_decoder_is_the_same_until_it_learns(blocks):
     widen(model)
     latents = torch.randn(1, 8, 6, 6, generator=torch.Generator().manual_seed(0))
     before, count = model.decode(latents).sample, len(model.decoder.layers)
-    grow_decoder(model, blocks)
+    deepen_decoder(model, blocks)
     assert torch.equal(model.decode(latents).sample, before)
     assert len(model.decoder.layers) - count == sum(blocks) - 5
     again = type(model).from_config(model.config)
@@ -87,11 +87,11 @@ def test_a_deeper_decoder_is_the_same_until_it_learns(blocks):
 
 def test_nothing_is_made_shallower():
     with pytest.raises(ValueError, match="2 single blocks of the transformer, got 1"):
-        grow_transformer(wide_transformer(), 1)
+        deepen_transformer(wide_transformer(), 1)
     with pytest.raises(ValueError, match="2 blocks of the decoder, got 1"):
-        grow_decoder(new_autoencoder(), (1, 1, 1, 1))
+        deepen_decoder(new_autoencoder(), (1, 1, 1, 1))
     with pytest.raises(ValueError, match="4 sizes, got blocks for 3"):
-        grow_decoder(new_autoencoder(), (2, 1, 1))
+        deepen_decoder(new_autoencoder(), (2, 1, 1))
 
 
 def test_a_pipeline_of_another_kind_is_refused(monkeypatch):
@@ -129,7 +129,7 @@ def test_a_run_goes_on_from_a_pipeline_and_keeps_its_scale(beginning, photos, tm
         assert all(torch.equal(weights[name], w) for name, w in _kept(theirs, ours).items())
     assert same.transformer.config["num_single_layers"] == 4
     assert tuple(same.vae.config["num_decoder_blocks"]) == (3, 2, 1, 1)
-    views = Views.open(tmp_path / "same" / "views", options(beginning, 4).views, 8)
+    views = LatentCache.open(tmp_path / "same" / "views", options(beginning, 4).views, 8)
     assert same.vae.config["scaling_factor"] == SCALE != latent_scale(views)
     assert not (tmp_path / "same" / "autoencoder.pt").exists()
     for config in (tmp_path / "same" / "pipeline").rglob("*.json"):
