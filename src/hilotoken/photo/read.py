@@ -78,7 +78,7 @@ def _read_other(file: BinaryIO) -> Photo:
     except Image.DecompressionBombError:
         raise PhotoError("has more than 100 megapixels: crop or shrink it first") from None
     except UnidentifiedImageError:
-        known = ", ".join(("PNG", "TIFF", *READABLE, "HEIC"))
+        known = ", ".join(("PNG", "JPEG", "TIFF", *READABLE[1:], "HEIC"))
         raise PhotoError(f"is not a picture read here ({known}): convert to PNG") from None
     check_size(*image.size)
     frames = getattr(image, "n_frames", 1)
