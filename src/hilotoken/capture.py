@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .arguments import read_mask
 from .hooks import shadowed
-from .plan import as_batch
 
 Step = Callable[[Any], Any]
 
@@ -40,9 +40,7 @@ class Seen:
         """
         if self.photo_B3HW is None:
             raise ValueError("a mask_image was given, but no image to edit under it: give image")
-        given = mask_image if isinstance(mask_image, list | tuple) else [mask_image]
-        masks_B1HW = torch.cat([as_batch(one, 1).float().amax(1, True) for one in given])
-        return torch.cat([self._follow(mask_1HW) for mask_1HW in masks_B1HW])
+        return torch.cat([self._follow(mask_1HW) for mask_1HW in read_mask(mask_image)])
 
     def _follow(self, mask_1HW: Tensor) -> Tensor:
         image: Any = mask_1HW.expand(3, -1, -1)[None]

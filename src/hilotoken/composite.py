@@ -93,10 +93,11 @@ def _membrane(values_BCHW: Tensor, weight_B1HW: Tensor) -> Tensor:
 def composite_images(images: object, photo_B3HW: Tensor, mask_B1HW: Tensor, feather: int) -> object:
     """Composite a pipeline's output, in the form it came in: a list of pictures, array or tensor.
 
-    `photo_B3HW` is in [0, 1]; fewer photos than images repeat in the pipeline's order.
+    `photo_B3HW` is in [0, 1]; fewer photos than images repeat in the pipeline's order. Where the
+    mask lies between 0 and 1 the two are blended by it.
     """
     photos = photo_B3HW.permute(0, 2, 3, 1).float().cpu().numpy()
-    weights = [feather_weight(m, feather) for m in (mask_B1HW[:, 0] >= 0.5).cpu().numpy()]
+    weights = [m * feather_weight(m > 0, feather) for m in mask_B1HW[:, 0].float().cpu().numpy()]
     if isinstance(images, list):
         arrays = [np.asarray(image) for image in images]
         photos = np.rint(photos * 255).astype(np.uint8)

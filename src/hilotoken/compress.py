@@ -10,25 +10,30 @@ from contextlib import ExitStack
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from torch import Tensor
 
 from .adapters import family_of
 from .arguments import (
     MASKS,
     PHOTOS,
     bound,
+    check_crop,
     check_pixels,
     exact_photo,
     first_of,
     makes_from_text,
+    read_mask,
     takes_mask,
+    with_plain_masks,
 )
-from .attach import Running, attached, vae_parts
+from .attach import attached, vae_parts
 from .blocks.attach import placed
 from .composite import composite_images
 from .layout import layout_of
 from .methods import BlockMethod, Control, Dense, HiLo, Method, check_inside
 from .methods.dense import whole_plan
 from .methods.udit import check_phases
+from .plan import as_batch
 from .record import Run
 from .timing import Stopwatch
 
@@ -57,7 +62,7 @@ def compress(
         TypeError: the pipeline is not one that can be compressed; the message lists those that can.
         ValueError: feather is negative, or the methods do not go together.
     """
-    if isinstance(pipe, Compressed):
+    if type(pipe) is Compressed:
         raise TypeError("this pipeline is compressed already: compress the pipeline it wraps")
     if feather < 0:
         raise ValueError(f"feather must be 0 pixels or more, got {feather}")
@@ -105,6 +110,15 @@ class Compressed:
             object.__setattr__(self, name, value)
         else:
             setattr(self.pipe, name, value)
+
+    @property
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The pipeline's, so that what looks at it, as AutoPipeline does, finds the pipeline."""
+        return type(self.pipe)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        own = self.pipe, self.method, self.inside, self.feather
+        return Compressed, own, {"last_run": self.last_run}
 
     def to(self, *args: Any, **kwargs: Any) -> "Compressed":
         """Move the pipeline; what comes back is still compressed."""
@@ -156,24 +170,28 @@ class Compressed:
                 "the photo is to be edited, or call the pipeline itself"
             )
         check_pixels("image", image, lowest=-1)  # which pipelines take as [-1, 1]
-        check_pixels("mask_image", mask_image, lowest=0)
+        if not read_mask(mask_image).any():
+            raise ValueError("mask_image has nothing in it: paint white where the photo may change")
+        cropped = check_crop(self.pipe, given)
+        args, kwargs = with_plain_masks(self.pipe, args, kwargs)
         started = time.perf_counter()
         sequence, inside = self.method, self.inside
         if isinstance(sequence, BlockMethod):
             sequence, inside = Dense(), sequence
         with attached(self.pipe, sequence, mask_image, inside) as run:
             output = self.pipe(*args, **kwargs)
-        overlaid = given.get("padding_mask_crop") is not None  # by the pipeline itself
-        if given.get("output_type", "pil") != "latent" and not overlaid:
-            output = self._composite(output, image, run)
+        if cropped:  # the pipeline has pasted it back: the whole photo, at its own size
+            output = self._composite(output, as_batch(image, 3).float(), read_mask(mask_image))
+        elif given.get("output_type", "pil") != "latent":
+            assert run.source is not None  # else the first step refused
+            assert run.mask_B1HW is not None
+            photo_B3HW = exact_photo(image, run.source.photo_B3HW)
+            output = self._composite(output, photo_B3HW, run.mask_B1HW)
         self.last_run = run.record(self.method, time.perf_counter() - started)
         return output
 
-    def _composite(self, output: Any, image: Any, run: Running) -> Any:
-        assert run.source is not None  # else the first step refused
-        assert run.mask_B1HW is not None
-        photo_B3HW = exact_photo(image, run.source.photo_B3HW)
-        mixed = composite_images(output[0], photo_B3HW, run.mask_B1HW, self.feather)
+    def _composite(self, output: Any, photo_B3HW: Tensor, mask_B1HW: Tensor) -> Any:
+        mixed = composite_images(output[0], photo_B3HW, mask_B1HW, self.feather)
         if isinstance(output, tuple):
             return (mixed, *output[1:])
         output.images = mixed

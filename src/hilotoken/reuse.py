@@ -66,10 +66,10 @@ class Reuse:
 
     def __init__(self, run: Any, method: HiLo, short: ShortCall) -> None:
         transformer = run.transformer
-        if getattr(transformer, "is_cache_enabled", False):
+        if cache := _step_cache_of(transformer):
             raise ValueError(
                 "refresh changes the sequence from step to step, which a step cache cannot follow: "
-                "call transformer.disable_cache(), or leave refresh out"
+                f"call {cache}, or leave refresh out"
             )
         self.run, self.method, self.family = run, method, run.family
         # The others attend as ever: at the steps between, edit tokens to themselves and to text.
@@ -238,6 +238,13 @@ class Reuse:
                 f"{free / 2**30:.1f} GiB are free: use store='float8', reuse_blocks, a smaller "
                 "context, or leave refresh out"
             )
+
+
+def _step_cache_of(transformer: Any) -> str:
+    """How to switch off the step cache that is on, diffusers' own or cache-dit's; else nothing."""
+    if getattr(transformer, "is_cache_enabled", False):
+        return "transformer.disable_cache()"
+    return "cache_dit.disable_cache(pipe)" if getattr(transformer, "_is_cached", False) else ""
 
 
 def _free_memory(device: torch.device) -> int | None:
