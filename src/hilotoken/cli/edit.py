@@ -120,10 +120,10 @@ def plan(
 
     import numpy as np
 
-    from ..edit import choose_region
     from ..methods.parse import method_from
     from ..picture import token_map
     from ..plan import plan_tokens
+    from ..region import choose_region
 
     name = method or "hilo"
     chosen: Any = method_from(name, *options or [])
