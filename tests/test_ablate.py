@@ -163,7 +163,7 @@ def test_an_interrupted_ablation_goes_on_where_it_was(photos, tmp_path, monkeypa
     assert first.count("\n") == 4  # a header and one case
     run()
     assert output.read_text().startswith(first)
-    keys = [(r.photo, r.mask_class, r.variant) for r in read_rows(output).rows]
+    keys = [(r.photo, r.mask_class, r.variant) for r in read_rows(output).rows.itertuples()]
     assert len(keys) == len(set(keys)) >= 6
     assert "positions" in capsys.readouterr().out
     (tmp_path / "b.csv").write_text("mask_class,method,dit_speedup,dit_seconds\nsmall,hilo,2,1\n")

@@ -3,13 +3,16 @@
 import csv
 
 import numpy as np
+import pandas as pd
 import pytest
 from toys import saved_model
 
 from hilotoken import load_model
 from hilotoken.bench.measure.arch import Subject
 from hilotoken.bench.measure.speed import SpeedRow, bench_speed, cases
-from hilotoken.bench.results.rows import append_rows, check_rows, grouped, interval
+from hilotoken.bench.results.readings import FEWEST, Figure, grouped, interval, verdict
+from hilotoken.bench.results.rows import append_rows, check_rows
+from hilotoken.bench.show.cells import spread
 from hilotoken.data.cases import CLASSES
 
 SIDE, EVERY = 128, ",".join(CLASSES)
@@ -47,13 +50,23 @@ def test_rows_are_appended_with_their_origin_and_never_to_rows_of_another_kind(t
 
 def test_the_interval_holds_the_mean_and_narrows_with_more_values():
     rng = np.random.default_rng(1)
-    mean, low, high = interval(rng.normal(3, 1, 20).tolist())
+    mean, low, high, photos = interval(rng.normal(3, 1, 20).tolist())
+    assert photos == 20
     assert low < mean < high
-    _, tight_low, tight_high = interval(rng.normal(3, 1, 2000).tolist())
+    _, tight_low, tight_high, _ = interval(rng.normal(3, 1, 2000).tolist())
     assert tight_high - tight_low < high - low
     assert tight_low < 3 < tight_high
 
 
 def test_groups_keep_the_order(model):
     rows = _dense_rows(model)
-    assert [key for (key,) in grouped(rows, "mask_class")] == list(CLASSES)
+    assert list(grouped(pd.DataFrame(rows), "mask_class")) == list(CLASSES)
+    assert interval([]) is None
+
+
+@pytest.mark.parametrize("photos", [1, FEWEST - 1, FEWEST])
+def test_few_photographs_cannot_tell(photos):
+    change = Figure(-0.5, -0.6, -0.4, photos)
+    few = photos < FEWEST
+    assert verdict(change) == ("too few to tell" if few else "better")
+    assert spread(change, 1) == "-0.5 " + ("(too few to tell)" if few else "(-0.6 to -0.4)")

@@ -24,7 +24,7 @@ def test_sets_of_one_kind_are_no_distance_apart_on_the_mean():
     assert (means > 0).any()
     assert (means < 0).any()
     assert abs(means.mean()) < 3 * means.std() / np.sqrt(len(means))
-    holding = sum(low <= 0 <= high for _, low, high in found)
+    holding = sum(one.low <= 0 <= one.high for one in found)
     assert holding >= 34  # of 40: 95 %, loosely
 
 

@@ -66,6 +66,7 @@ def speed(
     from ..bench.measure.speed import SpeedRow, cases
     from ..bench.results.rows import check_rows
     from ..bench.show import tables
+    from ..bench.show.plots import pyplot
 
     methods = _methods(method)
     wanted = cases(masks, size or (512 if arch == "embedded" else 1024))
@@ -74,7 +75,7 @@ def speed(
     if curve:
         wanted = tables.curve_cases(curve, wanted[0])
         methods[tables.LIMIT] = tables.LIMIT_METHOD
-        _check_matplotlib()
+        pyplot()  # which may be missing: before anything is measured
     subject = _subject(arch, scale, model, device, dtype, text)
     if compiled:
         subject.compile()
@@ -136,13 +137,6 @@ def _timed(
             Console().print(speed_table(rows))
             Console().print(parts_table(rows))
     return rows
-
-
-def _check_matplotlib() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise ImportError("a curve is drawn with matplotlib: pip install 'hilotoken[train]'")
 
 
 def _methods(texts: list[str] | None) -> "dict[str, AnyMethod]":

@@ -200,7 +200,7 @@ def _done(output: Path, kind: str, names: Sequence[str]) -> set[tuple[Any, ...]]
     readings = read_rows(output)
     if readings.kind != kind:
         raise ValueError(f"{output} holds rows of {readings.kind}: name a new file")
-    return {tuple(getattr(row, name) for name in names) for row in readings.rows}
+    return set(readings.rows[list(names)].itertuples(index=False, name=None))
 
 
 def difficulty(

@@ -161,7 +161,7 @@ def _done(
 
     if not output or not output.exists():
         return set()
-    rows = read_rows(output).rows
+    rows = list(read_rows(output).rows.itertuples())
     for row in rows:
         then = (row.size, row.steps, row.setting, row.model, row.net)
         now = (size, steps, settings[row.mask_class].get(row.method, row.setting), model, net)
@@ -176,8 +176,10 @@ def _done(
 
 def _conclude(output: Path | None, rows: "Sequence[FillRow]", features: "Features") -> None:
     """Print the tables, of all rows there are; and write what is said of the fills as sets."""
+    import pandas as pd
+
     from ..bench.measure.sets import set_rows
-    from ..bench.results.readings import Readings, read_rows
+    from ..bench.results.readings import read_rows, readings_of
     from ..bench.results.rows import append_rows
     from ..bench.show.markdown import tables
 
@@ -186,7 +188,7 @@ def _conclude(output: Path | None, rows: "Sequence[FillRow]", features: "Feature
         beside = output.with_name(f"{output.stem}_sets.csv")
         beside.unlink(missing_ok=True)
         append_rows(beside, sets)
-    found = read_rows(output) if output else Readings(Path("rows"), "fill", list(rows))
+    found = read_rows(output) if output else readings_of(Path("rows"), pd.DataFrame(rows))
     print(tables(found, {}))
     if sets:
-        print(tables(Readings(Path("sets"), "sets", list(sets)), {}), end="")
+        print(tables(readings_of(Path("sets"), pd.DataFrame(sets)), {}), end="")

@@ -49,7 +49,11 @@ class Log:
     def _forget_after(self, done: int) -> None:
         """Drop what was logged after the checkpoint that a run goes on from: it comes again."""
         if self.path.is_file():
-            rows = [row for row in read_log(self.path) if int(row[0]) <= done]
+            rows = [
+                (at, rate, key, f"{value:.6g}")
+                for at, rate, key, value in read_log(self.path)
+                if at <= done
+            ]
             with self.path.open("w", newline="") as stream:
                 csv.writer(stream).writerows(rows)
 
@@ -63,7 +67,7 @@ class Log:
         return f"{self.name} {rate:.1f}/s {figures}"
 
 
-def read_log(path: Path) -> list[list[str]]:
+def read_log(path: Path) -> list[tuple[int, str, str, float]]:
     """The rows of a log: samples done, samples a second, the name of a figure, its value.
 
     Raises:
@@ -71,14 +75,14 @@ def read_log(path: Path) -> list[list[str]]:
     """
     try:
         with path.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.reader(stream))
-        for done, _, _, value in rows:
-            int(done), float(value)
+            return [
+                (int(done), rate, name, float(value))
+                for done, rate, name, value in csv.reader(stream)
+            ]
     except (ValueError, csv.Error) as error:
         raise ValueError(
             f"{path} is damaged ({error}): remove it, and its curve begins anew"
         ) from error
-    return rows
 
 
 def plot(run: Path) -> Path:
@@ -93,7 +97,7 @@ def plot(run: Path) -> Path:
     for axis, log in zip(axes if len(logs) > 1 else [axes], logs, strict=False):
         curves: dict[str, list[tuple[int, float]]] = {}
         for done, _, key, value in read_log(log):
-            curves.setdefault(key, []).append((int(done), float(value)))
+            curves.setdefault(key, []).append((done, value))
         for key, points in curves.items():
             axis.plot(*zip(*points, strict=True), label=key, linewidth=1)
         axis.set(title=log.stem, xlabel="samples", yscale="log")

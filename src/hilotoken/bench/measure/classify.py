@@ -20,7 +20,6 @@ from ...data.manifest import Entry
 from ...methods import AnyMethod, Dense
 from ...model import EmbeddedFillPipeline
 from ..results.readings import DENSE, by_hash
-from ..results.rows import grouped
 from .compass import Compass
 
 
@@ -67,17 +66,15 @@ def choose(entries: Sequence[Entry], known: Sequence[str], per_label: int) -> li
         ValueError: fewer than two labels are left to choose from.
     """
     held_out = [entry for entry in entries if entry.split == "val"] or list(entries)
-    chosen: list[Labelled] = []
-    for (label,), group in grouped(held_out, "label").items():
-        if label in known and len(group) >= per_label:
-            chosen += by_hash([Labelled(entry) for entry in group])[:per_label]
-    labels = {found.entry.label for found in chosen}
-    if len(labels) < 2:
+    ordered = by_hash([Labelled(entry) for entry in held_out])
+    by_label = {name: [one for one in ordered if one.entry.label == name] for name in known}
+    enough = [some[:per_label] for some in by_label.values() if len(some) >= per_label]
+    if len(enough) < 2:
         raise ValueError(
-            f"{len(labels)} labels of the model have {per_label} photographs: ask for fewer of "
+            f"{len(enough)} labels of the model have {per_label} photographs: ask for fewer of "
             f"each, or name another column; the model knows {list(known)}"
         )
-    return [found.entry for found in by_hash(chosen)]
+    return [one.entry for one in by_hash([one for some in enough for one in some])]
 
 
 def bench_classify(

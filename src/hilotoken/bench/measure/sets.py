@@ -95,7 +95,8 @@ def set_rows(features: Mapping[Key, np.ndarray]) -> list[SetRow]:
         own = _kernel_terms(_stack(features, mine), truth)
         base = _kernel_terms(_stack(features, [_dense_of(key) for key in mine]), truth)
         distance, over = (_over_pairs(terms, photos) for terms in (own, own - base))
-        rows.append(SetRow(mask_class, method, len(set(photos)), len(mine), *distance, *over))
+        figures = (*distance[:3], *over[:3])
+        rows.append(SetRow(mask_class, method, len(set(photos)), len(mine), *figures))
     return rows
 
 
@@ -148,4 +149,4 @@ def _over_pairs(terms_nn: np.ndarray, photos: np.ndarray, draws: int = 2000) -> 
     drawn = drawn[(drawn > 0).sum(1) > 1]  # of one photograph alone there is no pair
     means = ((drawn @ terms_PP) * drawn).sum(1) / ((drawn @ pairs_PP) * drawn).sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
-    return float(terms_PP.sum() / pairs_PP.sum()), float(low), float(high)
+    return Figure(float(terms_PP.sum() / pairs_PP.sum()), float(low), float(high), P)

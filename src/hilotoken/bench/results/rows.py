@@ -1,19 +1,20 @@
-"""Rows of measurements: where and how each was made, kept in CSV, summed up with intervals."""
+"""Rows of measurements, appended to CSV with where and how each was made."""
 
 import csv
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import torch
+
+ORIGIN = ("command", "commit", "machine", "torch", "diffusers", "date")
 
 
 def origin() -> dict[str, str]:
@@ -62,19 +63,3 @@ def append_rows(path: Path, rows: Sequence[Any]) -> None:
         if new:
             writer.writeheader()
         writer.writerows(full)
-
-
-def interval(values: Sequence[float], draws: int = 2000) -> tuple[float, float, float]:
-    """Mean, and its 95 % bootstrap interval over the values."""
-    array, rng = np.asarray(values, float), np.random.default_rng(0)
-    means = rng.choice(array, (draws, len(array))).mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(array.mean()), float(low), float(high)
-
-
-def grouped(rows: Sequence[Any], *keys: str) -> dict[tuple[Hashable, ...], list[Any]]:
-    """Rows by the values of some of their fields, in order of appearance."""
-    groups: dict[tuple[Hashable, ...], list[Any]] = {}
-    for row in rows:
-        groups.setdefault(tuple(getattr(row, key) for key in keys), []).append(row)
-    return groups

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from ..results.readings import Figure
+from ..results.readings import FEWEST, TOO_FEW, Figure
 
 Labels = Mapping[str, str]
-FEWEST = 8  # photographs: drawn from fewer, a bootstrap interval is far too narrow
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -22,11 +21,19 @@ def _cell(text: str) -> str:
 
 
 def spread(found: Figure | None, digits: int) -> str:
-    """`mean (low to high)`."""
+    """`mean (low to high)`; of too few photographs the mean, and that they are."""
     if found is None:
         return ""
-    mean, low, high = (_number(value, digits) for value in found)
-    return f"{mean} ({low} to {high})"
+    mean, low, high = (_number(value, digits) for value in found[:3])
+    return f"{mean} ({TOO_FEW})" if found.photos < FEWEST else f"{mean} ({low} to {high})"
+
+
+def signed(found: Figure | None, digits: int) -> str:
+    """The same of a difference, every value with its sign."""
+    if found is None:
+        return ""
+    mean, low, high = (f"{value:+.{digits}f}" for value in found[:3])
+    return f"{mean} [{low}, {high}]"
 
 
 def _number(value: float, digits: int) -> str:

@@ -8,21 +8,20 @@ are chosen, not measured: those of the other methods are what to look at.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import fmean
-from typing import Any
 
 from ..results.readings import (
     CLASSICAL,
     DENSE,
+    Frame,
     Readings,
+    by_photo,
     difference,
     figure,
     groups_of,
     tokens,
     verdict,
 )
-from ..results.rows import grouped
-from .markdown import markdown, spread
+from .cells import markdown, spread
 
 MARGIN = 0.01
 PARTS = {"solved": "downsampling solves", "open": "downsampling does not solve"}
@@ -33,7 +32,7 @@ class Parts:
     """The rows of one class of masks on each part; `by` is the method that divided them."""
 
     by: str
-    rows: dict[str, dict[str, list[Any]]]  # part, then method
+    rows: dict[str, dict[str, Frame]]  # part, then method
 
 
 def divided(readings: Readings, margin: float = MARGIN) -> dict[str, Parts]:
@@ -57,24 +56,19 @@ def divided(readings: Readings, margin: float = MARGIN) -> dict[str, Parts]:
                 f"{readings.path} needs rows of downsample and of dense under {mask_class} masks: "
                 f"hilo bench fill ... --method downsample; found {list(methods)}"
             )
-        mine, theirs = _lpips(methods[by]), _lpips(methods[DENSE])
-        solved = {photo for photo in mine if mine[photo] <= theirs.get(photo, 0) + margin}
-        rows: dict[str, dict[str, list[Any]]] = {part: {} for part in PARTS}
-        for name, group in methods.items():
-            for part in PARTS:
-                own = [r for r in group if r.photo in mine]
-                own = [r for r in own if (r.photo in solved) == (part == "solved")]
-                if own:
-                    rows[part][name] = own
+        mine, theirs = (by_photo(methods[name], "lpips") for name in (by, DENSE))
+        solved = mine <= theirs.reindex(mine.index, fill_value=0) + margin
+        parts = {"solved": mine.index[solved], "open": mine.index[~solved]}
+        rows = {
+            part: {
+                name: own
+                for name, group in methods.items()
+                if not (own := group[group["photo"].isin(photos)]).empty
+            }
+            for part, photos in parts.items()
+        }
         found[mask_class] = Parts(by, rows)
     return found
-
-
-def _lpips(group: list[Any]) -> dict[str, float]:
-    return {
-        str(photo): fmean(row.lpips for row in rows)
-        for (photo,), rows in grouped(group, "photo").items()
-    }
 
 
 def difficulty_table(readings: Readings, labels: Mapping[str, str], margin: float = MARGIN) -> str:
@@ -84,7 +78,7 @@ def difficulty_table(readings: Readings, labels: Mapping[str, str], margin: floa
         for part, methods in parts.rows.items():
             for i, (name, group) in enumerate(methods.items()):
                 change = difference(group, methods[DENSE], "lpips")
-                count = len({row.photo for row in group})
+                count = group["photo"].nunique()
                 other = name not in (DENSE, parts.by)
                 lines.append(
                     [

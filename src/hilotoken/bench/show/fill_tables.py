@@ -1,13 +1,10 @@
 """Markdown tables of fills. Columns that older rows do not have are left out."""
 
-from collections.abc import Sequence
-from statistics import fmean
-from typing import Any
-
 from ..results.readings import (
     DENSE,
     OPENCV,
     Figure,
+    Frame,
     Readings,
     difference,
     figure,
@@ -16,7 +13,7 @@ from ..results.readings import (
     verdict,
     with_best_classical,
 )
-from .cells import FEWEST, Labels, markdown, spread
+from .cells import Labels, markdown, spread
 
 
 def quality_table(readings: Readings, labels: Labels) -> str:
@@ -25,13 +22,13 @@ def quality_table(readings: Readings, labels: Labels) -> str:
     Of the edit first, which a user gets, its colours led to the photo's along the border; then of
     the fill as it was sampled.
     """
-    full = max(row.tokens_full for row in readings.rows)
+    full = readings.rows["tokens_full"].max()
     costs, more = _has(readings, "flop_share"), _has(readings, "ssim", "sharpness")
     edits = _has(readings, "edit_lpips", "edit_psnr")
     lines = []
     for mask_class, methods in groups_of(readings.rows).items():
         for i, (name, group) in enumerate(with_best_classical(methods).items()):
-            share = fmean(row.mask_share for row in group)
+            share = group["mask_share"].mean()
             cells = ["" if i else f"{mask_class}, {share:.1%}".replace("%", " %")]
             cells += [OPENCV if name == OPENCV else called(group, labels)]
             cells += ["" if name == OPENCV else f"{tokens(group):.0f}"]
@@ -58,9 +55,9 @@ def paired_table(readings: Readings, labels: Labels) -> str:
         dense = methods[DENSE]
         for name, group in methods.items():
             change = difference(group, dense, "lpips")
-            if name == DENSE or not group[0].tokens_run:
+            if name == DENSE or not group["tokens_run"].any():
                 continue
-            same = sum(row.lpips_dense == 0 for row in group)
+            same = (group["lpips_dense"] == 0).sum()
             cells = [mask_class, called(group, labels), spread(change, 4), verdict(change)]
             if edits:
                 cells.append(spread(difference(group, dense, "edit_lpips"), 4))
@@ -87,7 +84,7 @@ def regions_table(readings: Readings, labels: Labels) -> str:
     lines = []
     for mask_class, methods in groups_of(readings.rows).items():
         for group in methods.values():
-            equal = sum(str(row.outside_equal) == "True" for row in group)
+            equal = group["outside_equal"].sum()
             cells = [mask_class, called(group, labels)]
             cells += [spread(figure(group, "ring_psnr"), 1), spread(figure(group, "ring_ssim"), 3)]
             cells += [spread(figure(group, "ring_lpips"), 3)]
@@ -99,56 +96,49 @@ def regions_table(readings: Readings, labels: Labels) -> str:
     return markdown(header, lines)
 
 
-def _over_photo(group: Sequence[Any], name: str) -> str:
-    ours, own = (sum(getattr(row, field) for row in group) for field in (name, f"{name}_photo"))
+def _over_photo(group: Frame, name: str) -> str:
+    ours, own = group[name].sum(), group[f"{name}_photo"].sum()
     return f"{ours / max(own, 1e-9):.2f}x"
 
 
 def sets_table(readings: Readings, labels: Labels) -> str:
     """Of sets of fills: the kernel distance to the set of truths, and what it has over dense's."""
     lines = []
-    for row in readings.rows:
-        over = row.over_dense, row.over_dense_low, row.over_dense_high
-        distance = row.distance, row.distance_low, row.distance_high
-        dense, few = row.method == DENSE, row.photos < FEWEST
+    for row in readings.rows.itertuples():
+        distance = Figure(row.distance, row.distance_low, row.distance_high, row.photos)
+        over = Figure(row.over_dense, row.over_dense_low, row.over_dense_high, row.photos)
+        dense = row.method == DENSE
         lines.append(
             [
                 row.mask_class,
                 labels.get(row.method, row.method),
                 str(row.photos),
-                _thousandths(distance),
-                "" if dense else _thousandths(over),
-                "" if dense else "too few to tell" if few else verdict(over),
+                spread(distance.scaled(1000), 2),
+                "" if dense else spread(over.scaled(1000), 2),
+                "" if dense else verdict(over),
             ]
         )
     header = ["mask", "method", "photographs", "kernel distance, thousandths"]
     return markdown([*header, "over dense's", "difference"], lines)
 
 
-def called(group: Sequence[Any], labels: Labels) -> str:
+def called(group: Frame, labels: Labels) -> str:
     """A method's label; else what it ran as: more than its name, where costs are matched."""
-    name = group[0].method
-    return labels.get(name) or getattr(group[0], "setting", None) or name
+    row = group.iloc[0]
+    return labels.get(row["method"]) or row.get("setting") or row["method"]
 
 
 def octaves(found: Figure | None) -> str:
     """A mean of log2 of ratios, as a percentage: the geometric mean."""
-    return "" if found is None else spread(_times(found), 0)
-
-
-def _times(found: Figure) -> Figure:
-    mean, low, high = (100 * 2**value for value in found)
-    return mean, low, high
+    if found is None:
+        return ""
+    mean, low, high = (100 * 2**value for value in found[:3])
+    return spread(Figure(mean, low, high, found.photos), 0)
 
 
 def _percent(found: Figure | None) -> str:
-    return "" if found is None else f"{100 * found[0]:.0f}"
-
-
-def _thousandths(found: Figure) -> str:
-    mean, low, high = (1000 * value for value in found)
-    return spread((mean, low, high), 2)
+    return "" if found is None else f"{100 * found.mean:.0f}"
 
 
 def _has(readings: Readings, *names: str) -> bool:
-    return all(hasattr(readings.rows[0], name) for name in names)
+    return set(names) <= set(readings.rows)

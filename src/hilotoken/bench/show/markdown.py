@@ -7,21 +7,24 @@ A document holds a table between `<!-- hilo bench table ARGUMENTS -->` and `<!--
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean, median
-from typing import Any
 
 from ..results.readings import (
     DENSE,
+    FEWEST,
+    TOO_FEW,
     Figure,
+    Frame,
     Readings,
+    Series,
     by_photo,
     difference,
     figure,
+    grouped,
     groups_of,
+    interval,
     verdict,
 )
-from ..results.rows import grouped, interval
-from .cells import FEWEST, Labels, markdown, spread
+from .cells import Labels, markdown, spread
 from .fill_tables import paired_table, quality_table, regions_table, sets_table
 
 _MARKED = re.compile(
@@ -46,59 +49,51 @@ def labels_from(texts: Sequence[str]) -> dict[str, str]:
 
 def speed_table(readings: Readings, labels: Labels) -> str:
     """Of speeds: medians, and from the least to the greatest, a table for each set-up."""
-    kinds = [name for name in ("arch", "scale", "dtype", "size", "steps") if _has(readings, name)]
-    setups = grouped(readings.rows, *kinds)
+    kinds = ("arch", "scale", "dtype", "size", "steps")
+    setups = grouped(readings.rows, *(name for name in kinds if name in readings.rows))
     parts = []
-    for setup, rows in setups.items():
-        named = dict(zip(kinds, setup, strict=True))
-        words = [str(named[name]) for name in ("arch", "scale", "dtype") if name in named]
-        caption = ", ".join([*words, f"{named['size']} px, {named['steps']} steps"])
+    for (*words, size, steps), rows in setups.items():
+        caption = ", ".join([*words, f"{size} px, {steps} steps"])
         parts.append(f"{caption}\n\n" * (len(setups) > 1) + _one_setup(rows, labels))
     return "\n".join(parts)
 
 
-def _has(readings: Readings, name: str) -> bool:
-    return hasattr(readings.rows[0], name)
-
-
-def _one_setup(rows: Sequence[Any], labels: Labels) -> str:
-    names = [name for (name,) in grouped(rows, "method") if name != DENSE]
+def _one_setup(rows: Frame, labels: Labels) -> str:
+    names = [name for name in rows["method"].unique() if name != DENSE]
     several, lines = len(names) > 1, []
     for methods in groups_of(rows).values():
-        dense = methods[DENSE]
-        for name, group in methods.items():
-            if name == DENSE:
+        for name in names:
+            if name not in methods:
                 continue
-            label = labels.get(name, name)
+            group = methods[name]
+            first = group.iloc[0]
             lines.append(
                 [
-                    f"{group[0].mask_share:.2%}".replace("%", " %"),
-                    *[label] * several,
-                    f"{group[0].tokens_run} of {group[0].tokens_full}",
-                    f"{median(row.dit_seconds for row in dense):.2f} s",
-                    f"{median(row.dit_seconds for row in group):.2f} s",
-                    _times([row.dit_speedup for row in group], bold=True),
-                    _times([row.speedup for row in group]),
+                    f"{first['mask_share']:.2%}".replace("%", " %"),
+                    *[labels.get(name, name)] * several,
+                    f"{first['tokens_run']} of {first['tokens_full']}",
+                    *(f"{g['dit_seconds'].median():.2f} s" for g in (methods[DENSE], group)),
+                    f"{_times(group['dit_speedup'], '**')}",
+                    _times(group["speedup"]),
                 ]
             )
-    mine = "DiT" if several else f"DiT, {labels.get(str(names[0]), names[0])}"
+    mine = "DiT" if several else f"DiT, {labels.get(names[0], names[0])}"
     header = ["mask", *["method"] * several, "tokens run", "DiT, dense", mine]
     return markdown([*header, "DiT speed-up", "whole edit"], lines)
 
 
-def _times(values: Sequence[float], bold: bool = False) -> str:
-    middle = f"{median(values):.2f}x"
-    middle = f"**{middle}**" if bold else middle
-    return f"{middle} ({min(values):.2f} to {max(values):.2f})"
+def _times(values: Series, around: str = "") -> str:
+    middle = f"{around}{values.median():.2f}x{around}"
+    return f"{middle} ({values.min():.2f} to {values.max():.2f})"
 
 
 def ablate_table(readings: Readings, labels: Labels) -> str:
     """Of an ablation: every variant, all classes of masks together, and its difference from the
     default of its group; below, the best of each group."""
     lines, winners = [], []
-    for (group,), rows in grouped(readings.rows, "group").items():
-        variants = {str(name): some for (name,), some in grouped(rows, "variant").items()}
-        default = next((n for n, some in variants.items() if some[0].default == "True"), None)
+    for group, rows in grouped(readings.rows, "group").items():
+        variants = grouped(rows, "variant")
+        default = next((n for n, some in variants.items() if some["default"].iloc[0]), None)
         if default is None:
             raise ValueError(f"{readings.path} holds no default of {group}: let the run go on")
         # Where context is reused, one call says nothing: the finished picture must.
@@ -107,16 +102,16 @@ def ablate_table(readings: Readings, labels: Labels) -> str:
             change = difference(some, variants[default], "velocity")
             lines.append(
                 [
-                    str(group) if name == next(iter(variants)) else "",
+                    group if name == next(iter(variants)) else "",
                     labels.get(name, name) + " (default)" * (name == default),
-                    f"{fmean(row.mean_tokens_run for row in some):.0f}",
+                    f"{some['mean_tokens_run'].mean():.0f}",
                     _percent(figure(some, "velocity"), less=1),
                     "" if name == default else _percent(change),
                     spread(figure(some, "psnr_dense"), 1),
                     spread(figure(some, "lpips_over_dense"), 4),
                 ]
             )
-        if found := _winner(str(group), variants, default, judge, sign):
+        if found := _winner(group, variants, default, judge, sign):
             winners.append(found)
     header = ["choice", "variant", "tokens", "velocity error over dense's, %"]
     header += ["less the default's, points", "PSNR to dense, dB", "LPIPS over dense's"]
@@ -125,34 +120,32 @@ def ablate_table(readings: Readings, labels: Labels) -> str:
 
 
 def _percent(found: Figure | None, less: float = 0, digits: int = 2) -> str:
-    if found is None:
-        return ""
-    mean, low, high = (100 * (value - less) for value in found)
-    return spread((mean, low, high), digits)
+    return "" if found is None else spread(found.scaled(100, less), digits)
 
 
 def _winner(
-    group: str, variants: Mapping[str, list[Any]], default: str, judge: str, sign: int
+    group: str, variants: Mapping[str, Frame], default: str, judge: str, sign: int
 ) -> list[str] | None:
     """The variant of the best mean, and whether its interval tells it from the default."""
-    means = {name: found[0] for name, some in variants.items() if (found := figure(some, judge))}
+    figures = {name: figure(some, judge) for name, some in variants.items()}
+    means = {name: found.mean for name, found in figures.items() if found}
     if default not in means:
         return None
     best = min(means, key=lambda name: sign * means[name])
     change = difference(variants[best], variants[default], judge)
     if best == default or change is None:
         return [group, best, judge, "it is the default", ""]
-    low, high = change[1:]
-    said = "leaves 0 out" if low > 0 or high < 0 else "holds 0: no reason to change"
-    if (count := len(by_photo(variants[best], judge))) < FEWEST:
-        said = f"of {count} photographs: too few to tell"
+    apart = change.low > 0 or change.high < 0
+    said = "leaves 0 out" if apart else "holds 0: no reason to change"
+    if change.photos < FEWEST:
+        said = f"of {change.photos} photographs: {TOO_FEW}"
     amount = spread(change, 2) + " dB" if sign < 0 else _percent(change) + " points"
     return [group, best, judge, amount, said]
 
 
 def classify_table(readings: Readings, labels: Labels) -> str:
     """Of a classification: accuracy, what it loses on dense photo by photo, and how fast it is."""
-    methods = {str(name): rows for (name,), rows in grouped(readings.rows, "method").items()}
+    methods = grouped(readings.rows, "method")
     dense, lines = methods[DENSE], []
     times = by_photo(dense, "seconds")
     for name, rows in methods.items():
@@ -161,12 +154,13 @@ def classify_table(readings: Readings, labels: Labels) -> str:
         if name != DENSE:
             change = difference(rows, dense, "correct")
             mine = by_photo(rows, "seconds")
-            faster = interval([times[photo] / mine[photo] for photo in mine if photo in times])
+            faster = interval((times.reindex(mine.index) / mine).dropna())
             cells += [_percent(change, digits=1), verdict(change, lower_is_better=False)]
             cells += [spread(faster, 2)]
         lines.append([*cells, "", "", ""][:6])
     header = ["method", "photographs", "accuracy, %", "over dense's, points", "difference"]
-    chance = f"By chance {100 / dense[0].labels:.1f} %, of {dense[0].labels} labels.\n"
+    labelled = dense["labels"].iloc[0]
+    chance = f"By chance {100 / labelled:.1f} %, of {labelled} labels.\n"
     return f"{markdown([*header, 'times as fast'], lines)}\n{chance}"
 
 
@@ -187,7 +181,7 @@ NEEDED = {"regions": "ring_psnr"}
 def parts_of(readings: Readings) -> list[str]:
     """The parts that these rows have the columns for."""
     parts = PARTS[readings.kind]
-    return [part for part in parts if part not in NEEDED or _has(readings, NEEDED[part])]
+    return [part for part in parts if NEEDED.get(part, "method") in (*readings.rows, "method")]
 
 
 def tables(readings: Readings, labels: Labels, part: str | None = None) -> str:

@@ -1,24 +1,26 @@
-"""Plots of what `hilo bench` measured. They need matplotlib, of the extra `train`."""
+"""Plots of what `hilo bench` measured. They need matplotlib, of the extra `bench`."""
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any
+
+import numpy as np
 
 from ..results.readings import (
     CLASSICAL,
     DENSE,
     OPENCV,
     Figure,
+    Frame,
     Readings,
     cost,
     figure,
+    grouped,
     groups_of,
     with_best_classical,
 )
-from ..results.rows import grouped
 
 _TIMES = (0.5, 1, 2, 4, 8, 16, 32)
 MARKS = "osD^vP<>X*hp"
@@ -52,15 +54,15 @@ def plot_quality(readings: Readings, labels: Mapping[str, str], kind: str = "tok
     """
     if kind not in COSTS:
         raise ValueError(f"unknown cost {kind!r}; choose from {list(COSTS)}")
-    plt = _pyplot()
+    plt = pyplot()
     classes = groups_of(readings.rows)
     picture, axes = plt.subplots(
         2, len(classes), figsize=(1.5 + 3.6 * len(classes), 7.2), sharex=True, squeeze=False
     )
-    names = [name for (name,) in grouped(readings.rows, "method") if name not in CLASSICAL]
-    styles = {name: i for i, name in enumerate(n for n in names if n != DENSE)}
+    names = [n for n in readings.rows["method"].unique() if n not in (DENSE, *CLASSICAL)]
+    styles = {name: i for i, name in enumerate(names)}
     for column, (mask_class, methods) in enumerate(classes.items()):
-        share = sum(row.mask_share for row in methods[DENSE]) / len(methods[DENSE])
+        share = methods[DENSE]["mask_share"].mean()
         axes[0, column].set_title(f"{mask_class} masks, {share:.1%}", fontsize=10)
         for row, quality in enumerate(QUALITIES):
             _panel(axes[row, column], methods, quality, kind, styles, labels)
@@ -76,7 +78,7 @@ def plot_quality(readings: Readings, labels: Mapping[str, str], kind: str = "tok
 
 def _panel(
     axis: Any,
-    methods: Mapping[str, list[Any]],
+    methods: Mapping[str, Frame],
     quality: str,
     kind: str,
     styles: Mapping[Any, int],
@@ -86,7 +88,7 @@ def _panel(
     axis.grid(alpha=0.25)
     if quality == "lpips":
         _level(axis, figure(dense, quality), "k-", DENSE)
-        if classical := with_best_classical(methods).get(OPENCV):
+        if (classical := with_best_classical(methods).get(OPENCV)) is not None:
             _level(axis, figure(classical, quality), "k:", OPENCV, band=False)
     for name, group in methods.items():
         if name not in styles:
@@ -94,10 +96,10 @@ def _panel(
         x, y = cost(group, dense, kind), figure(group, quality)
         if x is None or y is None:
             continue
-        percent = tuple(100 * value for value in x)
+        percent = x.scaled(100)
         axis.errorbar(
-            percent[0],
-            y[0],
+            percent.mean,
+            y.mean,
             xerr=_arms(percent),
             yerr=_arms(y),
             fmt=MARKS[styles[name] % len(MARKS)],
@@ -111,15 +113,14 @@ def _panel(
 def _level(axis: Any, found: Figure | None, style: str, label: str, band: bool = True) -> None:
     if found is None:
         return
-    axis.axhline(found[0], ls=style[1:], color=style[0], lw=1, label=label)
+    axis.axhline(found.mean, ls=style[1:], color=style[0], lw=1, label=label)
     if band:
-        axis.axhspan(found[1], found[2], color=style[0], alpha=0.06)
+        axis.axhspan(found.low, found.high, color=style[0], alpha=0.06)
 
 
-def _arms(found: Sequence[float]) -> list[list[float]]:
+def _arms(found: Figure) -> list[list[float]]:
     """An interval as matplotlib wants it: how far it reaches below and above the mean."""
-    mean, low, high = found
-    return [[max(0.0, mean - low)], [max(0.0, high - mean)]]
+    return [[max(0.0, found.mean - found.low)], [max(0.0, found.high - found.mean)]]
 
 
 def plot_speed(readings: Readings, labels: Mapping[str, str]) -> Any:
@@ -128,26 +129,21 @@ def plot_speed(readings: Readings, labels: Mapping[str, str]) -> Any:
     Medians, with bars from the least to the greatest. The dotted line is what running the masked
     tokens alone would give if a token cost the same in sequences of any length.
     """
-    plt = _pyplot()
-    keys = [name for name in ("arch", "dtype", "size") if hasattr(readings.rows[0], name)]
-    setups = grouped(readings.rows, *keys)
+    plt = pyplot()
+    keys = [name for name in ("arch", "dtype", "size") if name in readings.rows]
+    setups = dict(iter(readings.rows.groupby(keys, sort=False)))
     picture, axes = plt.subplots(1, len(setups), figsize=(5 * len(setups), 4), squeeze=False)
     for axis, (setup, rows) in zip(axes[0], setups.items(), strict=True):
-        for (method,), group in grouped(rows, "method").items():
+        for method, group in grouped(rows, "method").items():
             if method == DENSE:
                 continue
-            by_share = grouped(group, "mask_share")
-            x = [100 * float(str(share)) for (share,) in by_share]
-            ratios = [[row.dit_speedup for row in some] for some in by_share.values()]
-            middle = [median(each) for each in ratios]
-            arms = [[m - min(each) for m, each in zip(middle, ratios, strict=True)]]
-            arms += [[max(each) - m for m, each in zip(middle, ratios, strict=True)]]
-            axis.errorbar(x, middle, yerr=arms, fmt="-o", label=labels.get(str(method), method))
-        shares = sorted({row.mask_share for row in rows})
-        axis.plot(
-            [100 * share for share in shares], [1 / share for share in shares], "k:",
-            label="mask alone, at a price a token",
-        )  # fmt: skip
+            ratios = group.groupby("mask_share", sort=False)["dit_speedup"]
+            middle = ratios.median()
+            arms = [middle - ratios.min(), ratios.max() - middle]
+            label = labels.get(method, method)
+            axis.errorbar(100 * middle.index, middle, yerr=arms, fmt="-o", label=label)
+        shares = np.sort(rows["mask_share"].unique())
+        axis.plot(100 * shares, 1 / shares, "k:", label="mask alone, at a price a token")
         axis.set(yscale="log", xlabel="mask, % of the picture", ylabel="DiT, times as fast")
         axis.set_yticks(_TIMES, [f"{times}x" for times in _TIMES])
         axis.minorticks_off()
@@ -170,22 +166,27 @@ def save_plot(picture: Any, path: Path) -> None:
         raise ValueError(f"a plot cannot be written as {path.name!r}: name a file .png or .svg")
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(path, dpi=120)
-    _pyplot().close(picture)
+    pyplot().close(picture)
 
 
 def embedded(picture: Any) -> str:
     """A plot as the source of an <img>, with nothing outside the document; the plot is closed."""
     buffer = io.BytesIO()
     picture.savefig(buffer, format="svg", metadata={"Date": None})
-    _pyplot().close(picture)
+    pyplot().close(picture)
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib, drawing into files.
+
+    Raises:
+        ImportError: it is not there; the message names the extra.
+    """
     try:
         import matplotlib
     except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'hilotoken[train]'") from error
+        raise ImportError("plots need matplotlib: pip install 'hilotoken[bench]'") from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -2,14 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
 
+import pandas as pd
 from rich.box import SIMPLE
 from rich.table import Table
 
 from ...methods import HiLo
 from ..measure.speed import Case, SpeedRow
-from ..results.rows import grouped
+from ..results.readings import (
+    DENSE,
+    Frame,
+    grouped,
+)
+from .plots import pyplot, save_plot
 
 SIZES = (256, 512, 768, 1024, 1536, 2048)
 SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
@@ -23,11 +28,11 @@ def speed_table(rows: Sequence[SpeedRow]) -> Table:
     return _table(
         rows,
         {
-            "tokens": lambda group: f"{group[0].tokens_run}/{group[0].tokens_full}",
-            "DiT s": lambda group: f"{_middle(group, 'dit_seconds'):.2f}",
+            "tokens": lambda group: "{tokens_run}/{tokens_full}".format(**group.iloc[0]),
+            "DiT s": lambda group: f"{group['dit_seconds'].median():.2f}",
             "DiT faster": lambda group: _ratio(group, "dit_speedup"),
             "FLOPs": lambda group: _ratio(group, "flop_ratio", spread=False),
-            "realised": lambda group: f"{_middle(group, 'realised'):.0%}",
+            "realised": lambda group: f"{group['realised'].median():.0%}",
             "edit faster": lambda group: _ratio(group, "speedup"),
         },
     )
@@ -36,41 +41,38 @@ def speed_table(rows: Sequence[SpeedRow]) -> Table:
 def parts_table(rows: Sequence[SpeedRow]) -> Table:
     """Where time and memory go, medians; graphs compiled until the warm-up's end, and after."""
     columns = {
-        "DiT least": lambda group: f"{min(row.dit_seconds for row in group):.2f}",
-        "edit s": lambda group: f"{_middle(group, 'total_seconds'):.2f}",
-        "VAE s": lambda group: f"{_middle(group, 'vae_seconds'):.2f}",
-        "rest s": lambda group: f"{_middle(group, 'rest_seconds'):.2f}",
-        "plan ms": lambda group: f"{1000 * _middle(group, 'plan_seconds'):.1f}",
-        "of DiT": lambda group: f"{_middle(group, 'plan_share'):.2%}",
+        "DiT least": lambda group: f"{group['dit_seconds'].min():.2f}",
+        "edit s": lambda group: f"{group['total_seconds'].median():.2f}",
+        "VAE s": lambda group: f"{group['vae_seconds'].median():.2f}",
+        "rest s": lambda group: f"{group['rest_seconds'].median():.2f}",
+        "plan ms": lambda group: f"{1000 * group['plan_seconds'].median():.1f}",
+        "of DiT": lambda group: f"{group['plan_share'].median():.2%}",
     }
     if rows[0].peak_gib is not None:
-        columns["peak GiB"] = lambda group: f"{_middle(group, 'peak_gib'):.1f}"
+        columns["peak GiB"] = lambda group: f"{group['peak_gib'].median():.1f}"
     if rows[0].processor_seconds is not None:
         columns["CPU time"] = lambda group: _ratio(group, "processor_speedup")
     if rows[-1].warm_graphs:
-        columns["graphs"] = lambda group: f"{group[-1].warm_graphs} + {group[-1].new_graphs}"
+        columns["graphs"] = lambda group: "{warm_graphs} + {new_graphs}".format(**group.iloc[-1])
     return _table(rows, columns)
 
 
-def _table(rows: Sequence[SpeedRow], columns: dict[str, Callable[[list[SpeedRow]], str]]) -> Table:
-    sized = len({row.size for row in rows}) > 1
+def _table(rows: Sequence[SpeedRow], columns: dict[str, Callable[[Frame], str]]) -> Table:
+    frame = pd.DataFrame(rows)
+    sized = frame["size"].nunique() > 1
     table = Table("mask", *["px"] * sized, "method", *columns, box=SIMPLE, padding=(0, 1, 0, 0))
-    for (mask, size, method), group in grouped(rows, "mask_class", "size", "method").items():
+    for (mask, size, method), group in grouped(frame, "mask_class", "size", "method").items():
         first = [str(mask), *[str(size)] * sized, str(method)]
         table.add_row(*first, *(say(group) for say in columns.values()))
     return table
 
 
-def _middle(group: list[SpeedRow], name: str) -> float:
-    return median(getattr(row, name) for row in group)
-
-
-def _ratio(group: list[SpeedRow], name: str, spread: bool = True) -> str:
-    if group[0].method == "dense":
+def _ratio(group: Frame, name: str, spread: bool = True) -> str:
+    if group["method"].iloc[0] == DENSE:
         return ""
-    values = [getattr(row, name) for row in group]
-    between = f" {min(values):.2f}-{max(values):.2f}" if spread and len(values) > 1 else ""
-    return f"{median(values):.2f}x{between}"
+    values = group[name]
+    between = f" {values.min():.2f}-{values.max():.2f}" if spread and len(values) > 1 else ""
+    return f"{values.median():.2f}x{between}"
 
 
 def curve_cases(curve: str, first: Case) -> list[Case]:
@@ -89,32 +91,24 @@ def curve_cases(curve: str, first: Case) -> list[Case]:
 
 def plot_curve(rows: Sequence[SpeedRow], curve: str, path: Path) -> None:
     """The DiT's seconds, of a CPU its CPU time: medians, shaded from the least to the greatest."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import LogLocator
-
-    figure, axis = plt.subplots(figsize=(6, 4))
-    for (method,), group in grouped(rows, "method").items():
-        seconds: dict[float, list[float]] = {}
-        for row in group:
-            x = row.size if curve == "size" else 100 * row.mask_share
-            seconds.setdefault(x, []).append(row.processor_seconds or row.dit_seconds)
-        style = {"dense": "k-o", LIMIT: "k--"}.get(str(method), "-o")
-        middle = [median(each) for each in seconds.values()]
-        (line,) = axis.plot(list(seconds), middle, style, label=str(method), markersize=3)
-        low, high = ([pick(each) for each in seconds.values()] for pick in (min, max))
-        axis.fill_between(list(seconds), low, high, alpha=0.15, color=line.get_color())
-    row = rows[0]
+    figure, axis = pyplot().subplots(figsize=(6, 4))
+    frame, row = pd.DataFrame(rows), rows[0]
+    frame["x"] = frame["size"] if curve == "size" else 100 * frame["mask_share"]
+    clock_column = "processor_seconds" if row.processor_seconds else "dit_seconds"
+    for method, group in grouped(frame, "method").items():
+        seconds = group.groupby("x", sort=False)[clock_column]
+        middle, style = seconds.median(), {DENSE: "k-o", LIMIT: "k--"}.get(method, "-o")
+        (line,) = axis.plot(middle.index, middle, style, label=method, markersize=3)
+        low, high = seconds.min(), seconds.max()
+        axis.fill_between(middle.index, low, high, alpha=0.15, color=line.get_color())
     clock = "CPU seconds" if row.processor_seconds else "seconds"
     axis.set_ylabel(f"DiT, {clock}, {row.steps} step{'s' * (row.steps > 1)}")
     if curve == "size":
-        sizes = sorted({row.size for row in rows})
+        sizes = sorted(frame["size"].unique())
         axis.set(xscale="log", yscale="log", xlabel="pixels a side")
         axis.set_xticks(sizes, [str(size) for size in sizes])
         axis.minorticks_off()
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
         axis.yaxis.set_major_formatter("{x:g}")
     else:
         axis.set(ylim=(0, None), xlabel="mask, % of the picture")
@@ -122,5 +116,4 @@ def plot_curve(rows: Sequence[SpeedRow], curve: str, path: Path) -> None:
     axis.set_title(f"{row.arch} at scale {row.scale}, {row.dtype}, {under}", fontsize=10)
     axis.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_plot(figure, path)
