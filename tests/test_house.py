@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "hilotoken"
 
 Floors = tuple[tuple[str, ...], ...]
 FLOORS: Floors = (  # from the ground up
-    ("checks", "composite", "data", "grid", "hooks", "photo", "source"),
+    ("checks", "composite", "data", "grid", "hooks", "noise", "photo", "source"),
     ("attention", "layout", "plan", "scores", "timing"),
     ("arguments", "blocks", "capture", "metrics", "picture", "record"),
     ("adapters", "kv_store", "methods"),

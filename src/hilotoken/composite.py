@@ -2,7 +2,6 @@
 
 from itertools import cycle
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -23,6 +22,8 @@ def feather_weight(mask: np.ndarray, feather: int) -> np.ndarray:
     inside = mask.astype(np.uint8)
     if not feather or inside.all():  # a mask without a border has nothing to blend into
         return inside.astype(np.float32)
+    import cv2  # here alone: ComfyUI's nodes get by without it
+
     distance = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return np.minimum(distance / (feather + 1), 1, dtype=np.float32)
 

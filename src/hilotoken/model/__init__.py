@@ -1,7 +1,8 @@
 """The embedded model, a small `FluxFillPipeline` that ships with the package; loading others."""
 
+from ..noise import quiet
 from .load import WEIGHTS, find_device, load_model, verify
-from .pipeline import EmbeddedFillPipeline, quiet
+from .pipeline import EmbeddedFillPipeline
 from .shape import BLOCKS, LABELS, REGISTERS, SHIFT, new_scheduler, new_transformer
 
 __all__ = [

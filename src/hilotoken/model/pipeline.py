@@ -10,8 +10,7 @@ import torch
 from diffusers import FluxFillPipeline
 
 from ..methods.udit import as_trained
-
-QUIET = 1 / 8  # cycles a latent, of 8 pixels: the noise has little below
+from ..noise import quiet
 
 
 class EmbeddedFillPipeline(FluxFillPipeline):
@@ -102,18 +101,6 @@ def _quiet_noise(scheduler: Any) -> Iterator[None]:
         del scheduler.scale_noise
         if before:
             scheduler.scale_noise = before
-
-
-def quiet(noise_BCHW: torch.Tensor) -> torch.Tensor:
-    """White noise without its lowest frequencies: what the embedded model's pictures begin as.
-
-    Texture is left to chance, and the colours of large shapes are not: the photograph around the
-    mask tells them better. Of the amplitude of a wave as long as 32 latents (256 pixels) 6 % is
-    left, of 8 latents 63 %, of 4 latents 98 %. Shape and type are those of what is given.
-    """
-    y, x = (torch.fft.fftfreq(side, device=noise_BCHW.device) for side in noise_BCHW.shape[-2:])
-    kept_HW = 1 - torch.exp(-(y[:, None].square() + x.square()) / QUIET**2)
-    return torch.fft.ifft2(torch.fft.fft2(noise_BCHW.float()) * kept_HW).real.to(noise_BCHW)
 
 
 def _batch(image: Any) -> int:
