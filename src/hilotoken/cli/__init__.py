@@ -15,6 +15,8 @@ from typer.core import TyperGroup
 from ..methods.parse import method_from
 from .bench import app as bench
 from .compare import compare
+from .paint import app as paint
+from .serve import serve
 
 if TYPE_CHECKING:
     from ..edit import Edit
@@ -47,6 +49,8 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.command()(compare)
+app.command("app")(paint)
+app.command()(serve)
 console = Console(stderr=True)
 
 PhotoPath = Annotated[Path, typer.Argument(help="The photo: PNG, JPEG, TIFF, WebP or BMP.")]
