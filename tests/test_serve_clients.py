@@ -18,8 +18,9 @@ from toys import saved_model
 
 from hilotoken.serve.engine import Picture, Progress, Task
 from hilotoken.serve.jobs import Ended, JobQueue
+from hilotoken.serve.loading import load_quietly
 from hilotoken.serve.routes import Limits
-from hilotoken.serve.service import ServiceOptions, create_app, load_quietly
+from hilotoken.serve.service import ServiceOptions, create_app
 from hilotoken.serve.worker import ProcessWorker, ThreadWorker
 
 MASK = as_file(hole())

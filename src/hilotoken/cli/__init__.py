@@ -13,6 +13,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from ..methods.parse import method_from
+from .batch import batch
 from .bench import app as bench
 from .compare import compare
 from .paint import app as paint
@@ -48,6 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench, name="bench")
+app.command()(batch)
 app.command()(compare)
 app.command("app")(paint)
 app.command()(serve)

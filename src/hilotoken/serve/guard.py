@@ -61,10 +61,13 @@ class Guard:
         except ApiError as error:
             await error.response()(scope, receive, answer)
         finally:
-            route = getattr(scope.get("route"), "path", "-")
-            job = scope["state"].get("job", "-")
-            seconds = time.monotonic() - started
-            log.info("%s %s %s %s %s %.3f", number, scope["method"], route, status, job, seconds)
+            if scope["path"] not in OPEN:  # which are asked every few seconds
+                self._log(scope, status, time.monotonic() - started)
+
+    def _log(self, scope: Scope, status: int, seconds: float) -> None:
+        state, route = scope["state"], getattr(scope.get("route"), "path", "-")
+        said = (state["request_id"], scope["method"], route, status, state.get("job", "-"))
+        log.info("%s %s %s %s %s %.3f", *said, seconds)
 
     def _check(self, scope: Scope) -> None:
         """Raise ApiError for a request that may not pass."""

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from .errors import ApiError
 from .guard import LOOPBACK, Guard
 from .jobs import JobQueue
+from .loading import load_quietly
 from .metrics import Metrics
 from .routes import Limits, routes
 from .worker import ProcessWorker, Worker
@@ -123,19 +124,6 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> Response:
         return ApiError(500, "the service failed: see its log").response()
-
-
-def load_quietly(model: str, device: str, threads: int) -> Any:
-    """Load a model in a worker, which then uses that many threads."""
-    import torch
-    from diffusers.utils import logging as diffusers_logging
-
-    from ..model import load_model
-
-    torch.set_num_threads(threads)
-    diffusers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
-    return load_model(model, device=device)
 
 
 def process_workers(model: str, device: str, count: int) -> list[ProcessWorker]:
