@@ -59,7 +59,7 @@ def png(
 
 
 def _rows(samples: np.ndarray, depth: int, filters: tuple[int, ...]) -> bytes:
-    height, width, channels = samples.shape
+    height, _, channels = samples.shape
     if not samples.size:
         return b""
     if depth < 8:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hilotoken.bench.flops import flops_by_pass
 from torch import Generator, Tensor
 
 from benchmarks.context import tables
@@ -26,7 +27,6 @@ from benchmarks.context.selections import (
 )
 from benchmarks.context.train import Run
 from hilotoken import HiLo, adapters, attach, compress
-from hilotoken.bench.flops import flops_by_pass
 from hilotoken.methods import Dense
 from hilotoken.plan import cells_of
 

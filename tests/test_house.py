@@ -18,16 +18,28 @@ PACKAGE = Path(__file__).parents[1] / "src" / "hilotoken"
 
 Floors = tuple[tuple[str, ...], ...]
 FLOORS: Floors = (  # from the ground up
-    ("checks", "composite", "data", "grid", "hooks", "noise", "photo", "source"),
+    (
+        "checks",
+        "cluster",
+        "composite",
+        "data",
+        "grid",
+        "hooks",
+        "noise",
+        "photo",
+        "region",
+        "source",
+    ),
     ("attention", "layout", "plan", "scores", "timing"),
     ("arguments", "blocks", "capture", "metrics", "picture", "record"),
     ("adapters", "kv_store", "methods"),
     ("model", "reuse"),
     ("attach",),
     ("compress",),
+    ("request",),
     ("bench", "bench.results", "edit", "train"),
-    ("bench.measure", "compare"),
-    ("bench.show",),
+    ("batch", "bench.measure", "compare", "serve"),
+    ("app", "batch_ray", "bench.show"),
     ("__init__",),
     ("cli",),
 )

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from hilotoken.bench.compass import Compass
 from torch import Generator, Tensor
 from tqdm import tqdm
 
 from hilotoken import HiLo, compress
-from hilotoken.bench.compass import Compass
 from hilotoken.methods import Dense
 from hilotoken.plan import TokenPlan, plan_tokens
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from tqdm import tqdm
-
-from hilotoken import HiLo, compress, load_model
 from hilotoken.bench.cases import Case, cases_of
 from hilotoken.bench.measures import psnr
 from hilotoken.bench.readings import by_hash
+from tqdm import tqdm
+
+from hilotoken import HiLo, compress, load_model
 from hilotoken.methods import Dense
 
 from .evaluate import RESULTS, STEPS

@@ -13,11 +13,11 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-
-from hilotoken import HiLo, plan_tokens
 from hilotoken.bench.cases import CLASSES, hidden, square
 from hilotoken.bench.cells import markdown
 from hilotoken.bench.rows import interval
+
+from hilotoken import HiLo, plan_tokens
 
 from .evaluate import RESULTS
 from .flops import FLUX_FILL

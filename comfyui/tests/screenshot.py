@@ -29,7 +29,10 @@ FIT = """() => {
     canvas.ds.offset = [bar / scale - left, bar / scale - top];
     canvas.setDirty(true, true);
 }"""
-BUSY = "async () => { const q = await window.app.api.getQueue(); return q.Running.length + q.Pending.length }"
+BUSY = """async () => {
+    const queue = await window.app.api.getQueue();
+    return queue.Running.length + queue.Pending.length;
+}"""
 
 
 def main(workflow: str, out: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .adapters import adapter_for
+from .adapters import family_of
 from .composite import feather_weight, match_border
 from .compress import compress
 from .methods import AnyMethod
@@ -118,7 +118,7 @@ def edit_photo(
         prompt, negative_prompt, label, guidance, cfg, strength, tuple(references), control,
         steps, seed,
     )  # fmt: skip
-    token = adapter_for(pipe).token_pixels(pipe)
+    token = family_of(pipe).token_pixels
     regions = choose_regions(painted, working_size(pipe, size), context, token)
     parts, edited = [], photo
     for region in regions:

@@ -10,9 +10,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from .batch import batch
 from .bench import app as bench
 from .compare import compare
 from .edit import edit, plan
+from .paint import app as paint
+from .serve import serve
 from .train import train
 
 # What is wrong with an input or with this machine. The libraries' own, which have no common base
@@ -46,8 +49,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench, name="bench")
-for _command in (edit, plan, compare, train):
+for _command in (edit, plan, compare, batch, serve, train):
     app.command()(_command)
+app.command("app")(paint)
 
 
 def _show_version(wanted: bool) -> None:
