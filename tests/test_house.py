@@ -18,20 +18,10 @@ PACKAGE = Path(__file__).parents[1] / "src" / "hilotoken"
 
 Floors = tuple[tuple[str, ...], ...]
 FLOORS: Floors = (  # from the ground up
-    (
-        "checks",
-        "cluster",
-        "composite",
-        "data",
-        "grid",
-        "hooks",
-        "noise",
-        "photo",
-        "region",
-        "source",
-    ),
-    ("attention", "layout", "plan", "scores", "timing"),
-    ("arguments", "blocks", "capture", "metrics", "picture", "record"),
+    ("checks", "cluster", "composite", "data", "grid", "hooks", "noise", "photo", "source"),
+    ("attention", "layout", "plan", "region", "scores", "timing"),
+    ("arguments", "blocks", "metrics", "picture", "record"),
+    ("capture",),
     ("adapters", "kv_store", "methods"),
     ("model", "reuse"),
     ("attach",),
