@@ -28,7 +28,9 @@ from .arguments import (
 )
 from .attach import attached, vae_parts
 from .blocks.attach import placed
+from .checks import choice
 from .composite import composite_images
+from .decode import WAYS
 from .layout import layout_of
 from .methods import BlockMethod, Control, Dense, HiLo, Method, check_inside
 from .methods.dense import whole_plan
@@ -44,6 +46,8 @@ def compress(
     *,
     inside: BlockMethod | None = None,
     feather: int = 0,
+    match: bool = False,
+    decode: str = "auto",
 ) -> "Compressed":
     """A callable that stands in for the pipeline and runs it compressed.
 
@@ -57,15 +61,20 @@ def compress(
         method: `HiLo()` unless given
         inside: what works inside the blocks on the tokens that `method` leaves
         feather: pixels over which the edit is blended in, inside the mask
+        match: lead the edit's colours to the photo's along the mask's border, see `match_border`
+        decode: "region" decodes what the mask needs alone, "whole" all; "auto" a region where a
+            crop of the latents decodes to the same pixels, as the autoencoder itself tells
 
     Raises:
         TypeError: the pipeline is not one that can be compressed; the message lists those that can.
-        ValueError: feather is negative, or the methods do not go together.
+        ValueError: feather is negative, decode none of the three, or the methods do not go
+            together.
     """
     if type(pipe) is Compressed:
         raise TypeError("this pipeline is compressed already: compress the pipeline it wraps")
     if feather < 0:
         raise ValueError(f"feather must be 0 pixels or more, got {feather}")
+    choice(*WAYS)("decode", decode)
     method = method or HiLo()
     check_inside(method, inside)
     if not (isinstance(method, BlockMethod) and makes_from_text(pipe)):
@@ -81,13 +90,13 @@ def compress(
     if inside or isinstance(method, BlockMethod):
         layout_of(pipe.transformer)
     check_phases(pipe.transformer, method, inside)
-    return Compressed(pipe, method, inside, feather)
+    return Compressed(pipe, method, inside, feather, match, decode)
 
 
 class Compressed:
     """See `compress`. `last_run` holds the record of the last call that ended well."""
 
-    _OWN = frozenset({"pipe", "method", "inside", "feather", "last_run"})
+    _OWN = frozenset({"pipe", "method", "inside", "feather", "match", "decode", "last_run"})
     pipe: Any  # pipelines have no call in common that a type could state
 
     def __init__(
@@ -96,8 +105,11 @@ class Compressed:
         method: Method | BlockMethod | Control,
         inside: BlockMethod | None,
         feather: int,
+        match: bool,
+        decode: str,
     ) -> None:
-        self.pipe, self.method, self.inside, self.feather = pipe, method, inside, feather
+        self.pipe, self.method, self.inside = pipe, method, inside
+        self.feather, self.match, self.decode = feather, match, decode
         self.last_run: Run | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -117,7 +129,7 @@ class Compressed:
         return type(self.pipe)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        own = self.pipe, self.method, self.inside, self.feather
+        own = self.pipe, self.method, self.inside, self.feather, self.match, self.decode
         return Compressed, own, {"last_run": self.last_run}
 
     def to(self, *args: Any, **kwargs: Any) -> "Compressed":
@@ -178,7 +190,7 @@ class Compressed:
         sequence, inside = self.method, self.inside
         if isinstance(sequence, BlockMethod):
             sequence, inside = Dense(), sequence
-        with attached(self.pipe, sequence, mask_image, inside) as run:
+        with attached(self.pipe, sequence, mask_image, inside, self.decode) as run:
             output = self.pipe(*args, **kwargs)
         if cropped:  # the pipeline has pasted it back: the whole photo, at its own size
             output = self._composite(output, as_batch(image, 3).float(), read_mask(mask_image))
@@ -191,7 +203,7 @@ class Compressed:
         return output
 
     def _composite(self, output: Any, photo_B3HW: Tensor, mask_B1HW: Tensor) -> Any:
-        mixed = composite_images(output[0], photo_B3HW, mask_B1HW, self.feather)
+        mixed = composite_images(output[0], photo_B3HW, mask_B1HW, self.feather, self.match)
         if isinstance(output, tuple):
             return (mixed, *output[1:])
         output.images = mixed
