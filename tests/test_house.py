@@ -20,7 +20,7 @@ Floors = tuple[tuple[str, ...], ...]
 FLOORS: Floors = (  # from the ground up
     ("checks", "cluster", "composite", "data", "grid", "hooks", "noise", "photo", "source"),
     ("attention", "layout", "plan", "region", "scores", "timing"),
-    ("arguments", "blocks", "metrics", "picture", "record"),
+    ("arguments", "blocks", "decode", "metrics", "picture", "record"),
     ("capture",),
     ("adapters", "kv_store", "methods"),
     ("model", "reuse"),

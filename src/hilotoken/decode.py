@@ -133,9 +133,8 @@ class RegionDecode:
         return output
 
     def _boxes(self, latents: Tensor, mask_B1HW: Tensor) -> list[Box]:
-        if latents.ndim != 4 or any(
-            getattr(self.vae, f"use_{s}", 0) for s in ("tiling", "slicing")
-        ):
+        parts = getattr(self.vae, "use_tiling", False) or getattr(self.vae, "use_slicing", False)
+        if latents.ndim != 4 or parts:
             return []
         (H, W), (h, w) = mask_B1HW.shape[-2:], latents.shape[-2:]
         if H % h or W % w or H // h != W // w or len(latents) % len(mask_B1HW):
