@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from hilotoken.methods.hilo import HiLo
-from hilotoken.plan import TokenPlan, plan_tokens
+from hilotoken.methods import plan_tokens
+from hilotoken.plan import TokenPlan
 from hilotoken.reuse import refresh_steps
 
 from .attend import Attention, Cache, overridden
