@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hilotoken.methods import plan_tokens
 from hilotoken.picture import token_map
-from hilotoken.plan import plan_tokens
 
 from . import embedded, example
 from .merge import composite

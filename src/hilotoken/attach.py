@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from .adapters import family_of
 from .adapters.base import ShortCall
 from .blocks.attach import Placement, placed
-from .blocks.method import BlockMethod
 from .capture import Seen, captured
 from .decode import RegionDecode, decode_margin
 from .hooks import Call, StepClock, bind_call, hooked, shadowed
-from .methods import Dense, Method
+from .method import Method
 from .plan import TokenPlan
 from .record import Run
 from .reuse import Reuse
@@ -126,12 +125,12 @@ class Running:
             plan = self.method.plan(photo_B3HW, self.mask_B1HW, self.source.grid)
         tokens = self.family.tokens(call).shape[1]
         self.sequence = tokens, tokens
-        if isinstance(self.method, Dense):
+        if not self.method.shortens:
             self.plan = plan
             return
         self.use(plan)
         assert self.short is not None
-        if getattr(self.method, "refresh", None) is not None:
+        if self.method.refresh is not None:
             self.reuse = Reuse(self, self.method, self.short)
             self._put_inside()
 
@@ -163,18 +162,14 @@ class Running:
         return output
 
     def _replan(self) -> None:
-        replan = getattr(self.method, "replan", None)
-        if replan and (plan := replan(self.clock.step, self.plan)) is not self.plan:
+        assert self.plan is not None
+        if (plan := self.method.replan(self.clock.step, self.plan)) is not self.plan:
             self.use(plan)
 
 
 @contextmanager
 def attached(
-    pipe: Any,
-    method: Method,
-    mask_image: Any,
-    inside: BlockMethod | None = None,
-    decode: str = "whole",
+    pipe: Any, method: Method, mask_image: Any, decode: str = "whole"
 ) -> Iterator[Running]:
     """Capture, plan and hook for the length of this context; nothing is left behind."""
     transformer, run = pipe.transformer, Running(pipe, method, mask_image, decode)
@@ -193,9 +188,11 @@ def attached(
             run.begin(module, args, kwargs, seen)
 
         stack.enter_context(hooked(transformer, begin, first=True))
-        if inside:
+        if method.inner:
             plan = lambda: run.plan if run.short else None  # noqa: E731
-            run.placement = stack.enter_context(placed(transformer, inside, pipe.scheduler, plan))
+            run.placement = stack.enter_context(
+                placed(transformer, method.inner, pipe.scheduler, plan)
+            )
         yield run
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from .edit import Edit, edit_photo
+from .methods import plan_tokens
 from .methods.parse import method_from
 from .photo import FORMATS, PhotoError, check_output, load_mask, load_photo, save_photo
-from .plan import plan_tokens
 from .region import choose_region
 
 RECORD = "batch.jsonl"
@@ -305,11 +305,8 @@ def cost_of(row: Row, options: BatchOptions, size: int) -> Cost:
             check_output(photo, row.output)
     except PhotoError as error:
         return Cost(error=str(error))
-    method: Any = method_from(*options.method.split())
+    method = method_from(*options.method.split())
     region = choose_region(mask, options.size or size)
-    full = region.grid[0] * region.grid[1]
-    run = full
-    if hasattr(method, "plan"):
-        before, small = region.take_photo(photo), region.take_mask(mask).astype("float32")
-        run = plan_tokens(before, small, grid=region.grid, method=method).tokens_run
-    return Cost(run, full, row.steps or options.steps)
+    before, small = region.take_photo(photo), region.take_mask(mask).astype("float32")
+    plan = plan_tokens(before, small, grid=region.grid, method=method)
+    return Cost(plan.tokens_run, plan.tokens_full, row.steps or options.steps)

@@ -37,7 +37,7 @@ def decode_margin(vae: Any) -> int | None:
     then measured: the least margin at which a crop of a strip of noise differs by rounding alone.
     """
     decoder = getattr(vae, "decoder", None)
-    if decoder is None:
+    if decoder is None or "latent_channels" not in vae.config:
         return None
     if decoder not in _MARGINS:
         _MARGINS[decoder] = _probe(vae)
@@ -50,10 +50,11 @@ def _probe(vae: Any) -> int | None:
     channels, width = vae.config.latent_channels, 2 * FURTHEST + 1
     noise = torch.randn(1, channels, ROWS, width, generator=torch.Generator().manual_seed(0))
     strip = noise.to(weight)
+    first = strip.clone()
+    first[..., 0] = torch.nan
     try:
-        spread = _decoded(vae, strip[..., :1, :].index_fill(3, torch.tensor(0), torch.nan))
-        whole = _decoded(vae, strip)
-    except (TypeError, ValueError, RuntimeError):  # latents of another kind, such as of a video
+        spread, whole = _decoded(vae, first), _decoded(vae, strip)
+    except (TypeError, ValueError, RuntimeError):  # latents of another kind, or weights elsewhere
         return None
     if spread[..., -1].isnan().any() or whole.shape[-1] % width:
         return None

@@ -24,7 +24,7 @@ from .shared import (
 
 if TYPE_CHECKING:
     from ..edit import Edit
-    from ..methods import AnyMethod
+    from ..method import Method as AnyMethod
 
 SIZE_HELP = "Longer side of the working picture, in pixels"
 
@@ -120,14 +120,14 @@ def plan(
 
     import numpy as np
 
+    from ..methods import plan_tokens
     from ..methods.parse import method_from
     from ..picture import token_map
-    from ..plan import plan_tokens
     from ..region import choose_region
 
     name = method or "hilo"
-    chosen: Any = method_from(name, *options or [])
-    if not hasattr(chosen, "plan"):
+    chosen = method_from(name, *options or [])
+    if chosen.site != "sequence":
         raise ValueError(f"{name} plans no tokens to draw; see what it does with `hilo compare`")
     region = choose_region(painted, size)
     before = region.take_photo(original)
