@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .edit import Runner, load, picture, read
+from .edit import Runner, load, picture, read, say
 from .shared import (
     AsJson,
     Cfg,
@@ -15,9 +15,12 @@ from .shared import (
     Control,
     Device,
     Dtype,
+    Grow,
     Guidance,
+    Invert,
     Label,
     Loras,
+    MaskFrom,
     MaskPath,
     Model,
     NegativePrompt,
@@ -50,6 +53,9 @@ def compare(
     csv: Annotated[
         Path | None, typer.Option("--csv", help="A CSV that the rows are appended to.")
     ] = None,
+    mask_from: MaskFrom = "auto",
+    invert: Invert = False,
+    grow: Grow = 0,
     prompt: Prompt = "",
     negative_prompt: NegativePrompt = "",
     label: Label = "",
@@ -78,7 +84,7 @@ def compare(
 
     from .output import check_picture, write_picture
 
-    original, painted = read(photo, mask)
+    original, found = read(photo, mask, mask_from, invert, grow)
     request = {"references": [picture(path) for path in reference or []]}
     request |= {"control": picture(control) if control else None}
     check_picture(output)
@@ -101,7 +107,7 @@ def compare(
     request |= {"prompt": prompt, "negative_prompt": negative_prompt, "label": label}
     request |= {"guidance": guidance, "cfg": cfg, "strength": strength, "seed": seed}
     request |= {"size": size, "context": context, "match": False}
-    run = Runner(pipe, original, painted, request)
+    run = Runner(pipe, original, found.pixels, request)
     refused: dict[str, str] = {}
     made = compare_all(
         run, chosen, photo=photo.name, steps=steps, seed=seed, warm_up=run.warm_up, refused=refused
@@ -113,9 +119,10 @@ def compare(
         append_rows(csv, rows)
     written = [output, *([csv] if csv else [])]
     if as_json:
-        found = {"rows": [asdict(row) for row in rows], "refused": refused}
-        print_json(found, written)
+        told = {"rows": [asdict(row) for row in rows], "refused": refused, "notes": found.notes}
+        print_json(told, written)
         return
+    say(found.notes)
     Console().print(compare_table(rows))
     for name, reason in refused.items():
         print(f"left out {name}: {reason}", file=sys.stderr)

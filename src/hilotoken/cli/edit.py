@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,9 +15,12 @@ from .shared import (
     Control,
     Device,
     Dtype,
+    Grow,
     Guidance,
+    Invert,
     Label,
     Loras,
+    MaskFrom,
     MaskPath,
     Method,
     MethodOptions,
@@ -37,18 +41,20 @@ from .shared import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL import Image
 
     from ..edit import Edit
     from ..methods import AnyMethod
-    from ..photo import Photo
+    from ..photo import Mask, Photo
 
 
 def edit(
     photo: PhotoPath,
     mask: MaskPath,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the edited photo goes.")],
+    mask_from: MaskFrom = "auto",
+    invert: Invert = False,
+    grow: Grow = 0,
     prompt: Prompt = "",
     negative_prompt: NegativePrompt = "",
     label: Label = "",
@@ -91,7 +97,7 @@ def edit(
     from ..photo import is_lossless
     from .output import check_outputs, figures, table, write
 
-    original, painted = read(photo, mask)
+    original, found = read(photo, mask, mask_from, invert, grow)
     request = {"references": [picture(path) for path in reference or []]}
     request |= {"control": picture(control) if control else None}
     check_outputs(original, output, others)
@@ -103,20 +109,24 @@ def edit(
     name = method or "hilo"
     chosen = method_from(name, *options or [])
     console = Console(stderr=True)
+    notes = list(found.notes)
     if not is_lossless(output):
-        console.print(f"[yellow]{output.suffix} loses detail everywhere: .png keeps every pixel[/]")
+        notes.append(f"{output.suffix} loses detail everywhere: .png keeps every pixel")
+    if not as_json:
+        say(notes)
     pipe, seconds = load(
         model, device=device, dtype=dtype, offload=offload, quantize=quantize, loras=lora or []
     )
     request |= {"prompt": prompt, "negative_prompt": negative_prompt, "label": label}
     request |= {"guidance": guidance, "cfg": cfg, "strength": strength, "seed": seed}
     request |= {"size": size, "context": context, "feather": feather, "match": match}
-    run = Runner(pipe, original, painted, request)
+    run = Runner(pipe, original, found.pixels, request)
     dense = _dense(run, chosen, steps) if compare else None
     result = run(chosen, steps, name)
     written = write(result, dense, output, others, name)
     if as_json:
-        print_json(figures(result, dense) | {"load_seconds": seconds}, written)
+        besides = {"load_seconds": seconds, "notes": notes}
+        print_json(figures(result, dense) | besides, written)
         return
     console.print(table(result, dense, name, seconds))
     for path in written:
@@ -127,6 +137,9 @@ def plan(
     photo: PhotoPath,
     mask: MaskPath,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes.")],
+    mask_from: MaskFrom = "auto",
+    invert: Invert = False,
+    grow: Grow = 0,
     method: Method = None,
     options: MethodOptions = None,
     size: Annotated[
@@ -140,7 +153,8 @@ def plan(
 
     from .output import check_picture, plan_figures, write_picture
 
-    original, painted = read(photo, mask)
+    original, found = read(photo, mask, mask_from, invert, grow)
+    painted = found.pixels
     check_picture(output)
 
     import numpy as np
@@ -160,8 +174,9 @@ def plan(
     tokens = plan_tokens(before, small, grid=region.grid, method=chosen)
     write_picture(token_map(before, tokens), output)
     if as_json:
-        print_json(plan_figures(tokens), [output])
+        print_json(plan_figures(tokens) | {"notes": found.notes}, [output])
         return
+    say(found.notes)
     counts = ", ".join(f"{value} {key}" for key, value in tokens.counts.items())
     print(f"{counts}\n{tokens.tokens_run} of {tokens.tokens_full} tokens run", file=sys.stderr)
     print(f"wrote {output}", file=sys.stderr)
@@ -173,12 +188,18 @@ def beside(output: Path) -> list[Path]:
     return [output.with_name(f"{output.stem}_{name}") for name in names]
 
 
-def read(photo: Path, mask: Path) -> "tuple[Photo, np.ndarray]":
-    """The photo, and its mask: bool [H, W]."""
-    from ..photo import load_mask, load_photo
+def read(photo: Path, mask: Path, mask_from: str, invert: bool, grow: int) -> "tuple[Photo, Mask]":
+    """The photo and its mask."""
+    from ..photo import load_photo, read_mask
 
     original = load_photo(photo)
-    return original, load_mask(mask, original)
+    return original, read_mask(mask, original, mask_from=mask_from, invert=invert, grow=grow)
+
+
+def say(notes: Iterable[str]) -> None:
+    """What a user should know, and is no error."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def picture(path: Path) -> "Image.Image":

@@ -28,6 +28,25 @@ PhotoPath = Annotated[Path, typer.Argument(help="The photo: PNG, JPEG, TIFF, Web
 MaskPath = Annotated[
     Path, typer.Option("--mask", "-m", help="A picture of the photo's size; white is edited.")
 ]
+MASKS = "The mask"  # a panel of the help
+MaskFrom = Annotated[
+    str,
+    typer.Option(
+        help="`white` or `alpha`: what is edited; `auto` takes holes in a picture for it.",
+        rich_help_panel=MASKS,
+    ),
+]
+Invert = Annotated[
+    bool, typer.Option("--invert", help="Edit the rest instead.", rich_help_panel=MASKS)
+]
+Grow = Annotated[
+    int,
+    typer.Option(
+        help="Pixels by which the mask is widened: a removed thing leaves its shadow and rim.",
+        min=0,
+        rich_help_panel=MASKS,
+    ),
+]
 Method = Annotated[
     str | None,
     typer.Option(
@@ -55,7 +74,7 @@ Prompt = Annotated[
     typer.Option(help="What to fill in; the embedded model reads none.", rich_help_panel=WORDS),
 ]
 NegativePrompt = Annotated[
-    str, typer.Option(help="What not to; needs guidance.", rich_help_panel=WORDS)
+    str, typer.Option(help="What not to show; needs guidance.", rich_help_panel=WORDS)
 ]
 Label = Annotated[
     str,
