@@ -9,6 +9,7 @@ tokens that matter, and the user's pixels outside the mask stay as they are.
 
 from .batch import edit_photos
 from .compress import Compressed, compress
+from .edit import edit_photo
 from .methods import METHODS, Dense, HiLo, plan_tokens
 from .model import load_model
 from .plan import TokenPlan
@@ -24,6 +25,7 @@ __all__ = [
     "TokenPlan",
     "__version__",
     "compress",
+    "edit_photo",
     "edit_photos",
     "load_model",
     "plan_tokens",
