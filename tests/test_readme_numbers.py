@@ -1,13 +1,41 @@
-"""What README prints is what the committed rows say."""
+"""What README and the documents print is what the committed rows say."""
 
 import re
 from functools import cache
 from pathlib import Path
 
+import pandas as pd
+import pandas as pd
+import pandas as pd
 import pytest
+from documents import commands_in, refreshed, table_text
 
-from hilotoken.bench.show.markdown import commands_in, refreshed
-from hilotoken.cli.bench_evidence import table_text
+from hilotoken.bench.results.readings import (
+    CLASSICAL,
+    by_photo,
+    difference,
+    groups_of,
+    narrowed,
+    read_rows,
+)
+
+from hilotoken.bench.results.readings import (
+    CLASSICAL,
+    by_photo,
+    difference,
+    groups_of,
+    narrowed,
+    read_rows,
+)
+
+from hilotoken.bench.results.readings import (
+    CLASSICAL,
+    by_photo,
+    difference,
+    groups_of,
+    narrowed,
+    read_rows,
+)
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -20,6 +48,7 @@ COMMANDS = [
     [FILL, *LABELS],
     [FILL, *LABELS, "--skip", "12"],
 ]
+MANY = re.DOTALL | re.MULTILINE
 TRIPLE = re.compile(r"(-?\d+\.\d+x?)(?:\*\*)?\s+\((-?\d+\.\d+)\s+to\s+(-?\d+\.\d+)\)")
 
 
@@ -36,7 +65,7 @@ def _generated(text: str) -> str:
 def test_marked_tables_are_those_of_the_rows(document):
     text = document.read_text(encoding="utf-8")
     assert refreshed(text, lambda arguments: _made(*arguments)) == text, (
-        f"run: hilo bench refresh {document.relative_to(ROOT)}"
+        f"run: python benchmarks/documents.py {document.relative_to(ROOT)}"
     )
     begun = re.findall("^<!-- hilo bench table", text, re.MULTILINE)
     assert len(begun) == len(commands_in(text)), "a table has no end"
@@ -47,6 +76,266 @@ def test_every_figure_with_an_interval_is_in_the_rows():
     figures, known = TRIPLE.findall(text), set(TRIPLE.findall(_generated(text)))
     assert len(figures) > 10
     assert [figure for figure in figures if figure not in known] == []
+
+
+# Figures without an interval: ratios, LPIPS and SSIM; and whole decibels, which no table prints.
+DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?=x\b)|(?<![\w.])0\.\d{3,4}(?!\.?\d)")
+WHOLE = re.compile(r"(?<![\w.])\d+(?:(?:, \d+)* (?:to|and|or) \d+)? dB\b")
+ROUGH = "said roughly of a table on that page"
+NO_ROW = "no row is left of it: it is of weights that nobody can load"
+LISTED = {
+    "README.md": {
+        "15 to 16 dB": NO_ROW,
+        "3.13": "the paper's",
+        "2.59": "the paper's",
+        "1.67": "the paper's",
+    },
+    "embedded-model.md": {"2 dB": "the bar that was set"},
+    "evidence.md": dict.fromkeys(
+        ["0.065", "0.164", "0.013", "0.0168", "0.0319", "0.0025"],
+        "hilo bench difficulty benchmarks/results/fill_matched_cpu.csv",
+    ),
+    "flux.md": {"1.85": "arithmetic: half of the tokens stay whole"},
+    "methods.md": {"1.95": "two short trainings, in the log", "1.01": "the same"},
+    "reusing-context.md": {"5 to 8 dB": ROUGH},
+    "speed.md": dict.fromkeys(["3.13", "2.59", "1.67"], "the paper's"),
+}
+
+
+def _prose(text: str) -> str:
+    """Without code, tables and comments."""
+    text = re.sub(r"^```.*?^```", "", text, flags=MANY)
+    lines = [line for line in text.splitlines() if not line.startswith(("|", "<!--"))]
+    return re.sub(r"\s+", " ", " ".join(lines))
+
+
+@cache
+def _known() -> set[str]:
+    """Every figure of the documents' marked tables, and some that are made of rows, rounded."""
+    marked = [
+        table
+        for document in DOCUMENTS
+        for table in re.findall(r"^<!-- hilo bench table .*?^<!-- end", document.read_text(), MANY)
+    ]
+    values = [float(value) for text in marked for value in re.findall(r"-?\d+\.\d+", text)]
+    values += [*_over_opencv(), *_four_steps()]
+    methods = pd.read_csv(ROOT / "benchmarks/results/methods_speed.csv")
+    values += [*methods["flop_ratio"], *methods["speedup"]]
+    return {f"{abs(value):.{digits}f}" for value in values for digits in (1, 2, 3, 4)}
+
+
+def _over_opencv() -> list[float]:
+    """LPIPS of dense over OpenCV's: over the better method's of a class, and of each photo."""
+    found = []
+    for skip in (0, 12):
+        for methods in groups_of(narrowed(read_rows(ROOT / FILL), skip=skip).rows).values():
+            classical = pd.DataFrame({name: by_photo(methods[name], "lpips") for name in CLASSICAL})
+            for column in ("lpips", "edit_lpips"):
+                mean = by_photo(methods["dense"], column).mean()
+                found += [mean / classical.mean().min(), mean / classical.min(axis=1).mean()]
+    return found
+
+
+def _four_steps() -> list[float]:
+    """Dense fills and edits in four steps less those in eight."""
+    rows = [read_rows(ROOT / path).rows for path in (FILL.replace("embedded", "4_steps"), FILL)]
+    pairs = zip(*(groups_of(one).values() for one in rows), strict=True)
+    return [
+        value
+        for four, eight in pairs
+        for name in ("lpips", "edit_lpips")
+        for value in difference(four["dense"], eight["dense"], name)[:3]
+    ]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [path for path in DOCUMENTS if path.name != "training-log.md"],  # which is history
+    ids=lambda path: path.name,
+)
+def test_a_figure_without_an_interval_is_in_the_rows_or_listed(document):
+    text = _prose(document.read_text(encoding="utf-8"))
+    listed = LISTED.get(document.name, {})
+    figures = {one for one in DECIMAL.findall(text) if one not in _known()}
+    figures |= set(WHOLE.findall(text))
+    assert sorted(figures - listed.keys()) == [], "in no row: measure it, list it, or leave it out"
+
+
+def test_a_figure_of_no_row_is_found_out():
+    text = _prose("It is 7.77x as fast,\nand 15\nto 16 dB nearer, at 0.9876.\n| 9.99x |\n")
+    assert DECIMAL.findall(text) == ["7.77", "0.9876"]
+    assert WHOLE.findall(text) == ["15 to 16 dB"]
+    assert not {"7.77", "0.9876"} & _known()
+
+
+# Figures without an interval: ratios, LPIPS and SSIM; and whole decibels, which no table prints.
+DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?=x\b)|(?<![\w.])0\.\d{3,4}(?![\d.])")
+WHOLE = re.compile(r"(?<![\w.])\d+(?:(?:, \d+)* (?:to|and|or) \d+)? dB\b")
+ROUGH = "said roughly of a table on that page"
+NO_ROW = "no row is left of it: it is of weights that nobody can load"
+LISTED = {
+    "README.md": {
+        "15 to 16 dB": NO_ROW,
+        "3.13": "the paper's",
+        "2.59": "the paper's",
+        "1.67": "the paper's",
+    },
+    "embedded-model.md": {"2 dB": "the bar that was set"},
+    "evidence.md": dict.fromkeys(
+        ["0.065", "0.164", "0.013", "0.0168", "0.0319", "0.0025"],
+        "hilo bench difficulty benchmarks/results/fill_matched_cpu.csv",
+    ),
+    "methods.md": {"1.95": "two short trainings, in the log", "1.01": "the same"},
+    "reusing-context.md": {"5 to 8 dB": ROUGH},
+    "speed.md": dict.fromkeys(["3.13", "2.59", "1.67"], "the paper's"),
+}
+LISTED["speed.md"] |= dict.fromkeys(["0.16", "0.42"], ROUGH)
+
+
+def _prose(text: str) -> str:
+    """Without code, tables and comments."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    lines = [line for line in text.splitlines() if not line.startswith(("|", "<!--"))]
+    return re.sub(r"\s+", " ", " ".join(lines))
+
+
+@cache
+def _known() -> set[str]:
+    """Every figure of the rows' tables, and some that are made of them, with all roundings."""
+    made = [_made(str(path)) for path in (ROOT / "benchmarks/results").glob("*.csv")
+            if "\nmethod," not in f"\n{path.read_text()[:9]}"]  # fmt: skip
+    values = [float(value) for text in made for value in re.findall(r"-?\d+\.\d+", text)]
+    values += [*_over_opencv(), *_four_steps()]
+    return {f"{abs(value):.{digits}f}" for value in values for digits in (1, 2, 3, 4)}
+
+
+def _over_opencv() -> list[float]:
+    """LPIPS of dense over OpenCV's: over the better method's of a class, and of each photo."""
+    found = []
+    for skip in (0, 12):
+        for methods in groups_of(narrowed(read_rows(ROOT / FILL), skip=skip).rows).values():
+            classical = pd.DataFrame({name: by_photo(methods[name], "lpips") for name in CLASSICAL})
+            for column in ("lpips", "edit_lpips"):
+                mean = by_photo(methods["dense"], column).mean()
+                found += [mean / classical.mean().min(), mean / classical.min(axis=1).mean()]
+    return found
+
+
+def _four_steps() -> list[float]:
+    """Dense fills and edits in four steps less those in eight."""
+    rows = [read_rows(ROOT / path).rows for path in (FILL.replace("embedded", "4_steps"), FILL)]
+    pairs = zip(*(groups_of(one).values() for one in rows), strict=True)
+    return [
+        value
+        for four, eight in pairs
+        for name in ("lpips", "edit_lpips")
+        for value in difference(four["dense"], eight["dense"], name)[:3]
+    ]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [path for path in DOCUMENTS if path.name != "training-log.md"],  # which is history
+    ids=lambda path: path.name,
+)
+def test_a_figure_without_an_interval_is_in_the_rows_or_listed(document):
+    text = _prose(document.read_text(encoding="utf-8"))
+    listed = LISTED.get(document.name, {})
+    figures = {one for one in DECIMAL.findall(text) if one not in _known()}
+    figures |= set(WHOLE.findall(text))
+    assert sorted(figures - listed.keys()) == [], "in no row: measure it, list it, or leave it out"
+
+
+def test_a_figure_of_no_row_is_found_out():
+    text = _prose("It is 7.77x as fast,\nand 15\nto 16 dB nearer, at 0.9876 (0.1 to 0.3).\n| 9.99x |\n")
+    assert DECIMAL.findall(text) == ["7.77", "0.9876"]
+    assert WHOLE.findall(text) == ["15 to 16 dB"]
+    assert not {"7.77", "0.9876"} & _known()
+
+
+# Figures without an interval: ratios, LPIPS and SSIM; and whole decibels, which no table prints.
+DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?=x\b)|(?<![\w.])0\.\d{3,4}(?![\d.])")
+WHOLE = re.compile(r"(?<![\w.])\d+(?:(?:, \d+)* (?:to|and|or) \d+)? dB\b")
+ROUGH = "said roughly of a table on that page"
+NO_ROW = "no row is left of it: it is of weights that nobody can load"
+LISTED = {
+    "README.md": {
+        "15 to 16 dB": NO_ROW,
+        "3.13": "the paper's",
+        "2.59": "the paper's",
+        "1.67": "the paper's",
+    },
+    "embedded-model.md": {"2 dB": "the bar that was set"},
+    "evidence.md": dict.fromkeys(
+        ["0.065", "0.164", "0.013", "0.0168", "0.0319", "0.0025"],
+        "hilo bench difficulty benchmarks/results/fill_matched_cpu.csv",
+    ),
+    "methods.md": {"1.95": "two short trainings, in the log", "1.01": "the same"},
+    "reusing-context.md": {"5 to 8 dB": ROUGH},
+    "speed.md": dict.fromkeys(["3.13", "2.59", "1.67"], "the paper's"),
+}
+LISTED["speed.md"] |= dict.fromkeys(["0.16", "0.42"], ROUGH)
+
+
+def _prose(text: str) -> str:
+    """Without code, tables and comments."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    lines = [line for line in text.splitlines() if not line.startswith(("|", "<!--"))]
+    return re.sub(r"\s+", " ", " ".join(lines))
+
+
+@cache
+def _known() -> set[str]:
+    """Every figure of the rows' tables, and some that are made of them, with all roundings."""
+    made = [_made(str(path)) for path in (ROOT / "benchmarks/results").glob("*.csv")
+            if "\nmethod," not in f"\n{path.read_text()[:9]}"]  # fmt: skip
+    values = [float(value) for text in made for value in re.findall(r"-?\d+\.\d+", text)]
+    values += [*_over_opencv(), *_four_steps()]
+    return {f"{abs(value):.{digits}f}" for value in values for digits in (1, 2, 3, 4)}
+
+
+def _over_opencv() -> list[float]:
+    """LPIPS of dense over OpenCV's: over the better method's of a class, and of each photo."""
+    found = []
+    for skip in (0, 12):
+        for methods in groups_of(narrowed(read_rows(ROOT / FILL), skip=skip).rows).values():
+            classical = pd.DataFrame({name: by_photo(methods[name], "lpips") for name in CLASSICAL})
+            for column in ("lpips", "edit_lpips"):
+                mean = by_photo(methods["dense"], column).mean()
+                found += [mean / classical.mean().min(), mean / classical.min(axis=1).mean()]
+    return found
+
+
+def _four_steps() -> list[float]:
+    """Dense fills and edits in four steps less those in eight."""
+    rows = [read_rows(ROOT / path).rows for path in (FILL.replace("embedded", "4_steps"), FILL)]
+    pairs = zip(*(groups_of(one).values() for one in rows), strict=True)
+    return [
+        value
+        for four, eight in pairs
+        for name in ("lpips", "edit_lpips")
+        for value in difference(four["dense"], eight["dense"], name)[:3]
+    ]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [path for path in DOCUMENTS if path.name != "training-log.md"],  # which is history
+    ids=lambda path: path.name,
+)
+def test_a_figure_without_an_interval_is_in_the_rows_or_listed(document):
+    text = _prose(document.read_text(encoding="utf-8"))
+    listed = LISTED.get(document.name, {})
+    figures = {one for one in DECIMAL.findall(text) if one not in _known()}
+    figures |= set(WHOLE.findall(text))
+    assert sorted(figures - listed.keys()) == [], "in no row: measure it, list it, or leave it out"
+
+
+def test_a_figure_of_no_row_is_found_out():
+    text = _prose("It is 7.77x as fast,\nand 15\nto 16 dB nearer, at 0.9876 (0.1 to 0.3).\n| 9.99x |\n")
+    assert DECIMAL.findall(text) == ["7.77", "0.9876"]
+    assert WHOLE.findall(text) == ["15 to 16 dB"]
+    assert not {"7.77", "0.9876"} & _known()
 
 
 def test_rows_of_tables_are_those_of_the_rows():

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
+from documents import commands_in, refreshed, table_text
 from PIL import Image
 
 from hilotoken.bench.results.readings import (
@@ -21,9 +22,9 @@ from hilotoken.bench.results.readings import (
     with_best_classical,
 )
 from hilotoken.bench.show.difficulty import divided
-from hilotoken.bench.show.markdown import commands_in, labels_from, parts_of, refreshed, tables
+from hilotoken.bench.show.markdown import labels_from, parts_of, tables
 from hilotoken.bench.show.plots import plot_quality
-from hilotoken.cli.bench_evidence import difficulty, plot, report, table_text
+from hilotoken.cli.bench_evidence import difficulty, plot, report
 
 CLASSES = {"small": 0.06, "large": 0.35}
 # What LPIPS each is made to have over dense's, and the tokens it runs of 256.

@@ -82,51 +82,17 @@ def table(
     label: Labels = None,
 ) -> None:
     """Print the Markdown tables of measurements, as documents hold them."""
-    print(_tables(rows, part, only, skip, label), end="")
+    print(made_tables(rows, part, only, skip, label), end="")
 
 
-def refresh(
-    documents: Annotated[list[Path], typer.Argument(help="Markdown files.")],
-) -> None:
-    """Make the tables of documents anew.
-
-    A document holds them between `<!-- hilo bench table ARGUMENTS -->` and `<!-- end -->`; the CSVs
-    named in it are sought from the folder at hand.
-    """
-    from ..bench.show.markdown import refreshed
-
-    for document in documents:
-        text = document.read_text(encoding="utf-8")
-        again = refreshed(text, table_text)
-        if again != text:
-            document.write_text(again, encoding="utf-8")
-        print(f"{document}: {'made anew' if again != text else 'as it was'}", file=sys.stderr)
-
-
-def table_text(arguments: Sequence[str], root: Path | None = None) -> str:
-    """What `hilo bench table ARGUMENTS` prints; files are sought from `root`.
-
-    Raises:
-        ValueError: arguments that the command does not take.
-    """
-    app = typer.Typer()
-    app.command()(table)
-    command: Any = typer.main.get_command(app)
-    try:
-        given = command.make_context("hilo bench table", list(arguments)).params
-    except Exception as error:  # click's own errors have no common base that typer exports
-        raise ValueError(f"hilo bench table {' '.join(arguments)}: {error}") from error
-    given["rows"] = (root or Path()) / given["rows"]
-    return _tables(**given)
-
-
-def _tables(
+def made_tables(
     rows: Path,
     part: str | None,
     only: Sequence[str] | None,
     skip: int,
     label: Sequence[str] | None,
 ) -> str:
+    """What `table` prints."""
     from ..bench.results.readings import narrowed, read_rows
     from ..bench.show.markdown import labels_from, tables
 
@@ -276,4 +242,4 @@ def classify(
             print(tables(read_rows(output), {}), end="")
 
 
-COMMANDS = (ablate, classify, difficulty, report, plot, table, refresh)
+COMMANDS = (ablate, classify, difficulty, report, plot, table)

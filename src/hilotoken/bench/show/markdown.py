@@ -1,11 +1,5 @@
-"""Markdown tables made of committed rows, and the places in documents that hold them.
+"""Markdown tables of rows of every kind, as documents hold them."""
 
-A document holds a table between `<!-- hilo bench table ARGUMENTS -->` and `<!-- end -->`;
-`hilo bench refresh` makes it anew, and a test fails where it differs from the rows.
-"""
-
-import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 
 from ..results.readings import (
@@ -26,10 +20,6 @@ from ..results.readings import (
 )
 from .cells import Labels, markdown, spread
 from .fill_tables import paired_table, quality_table, regions_table, sets_table
-
-_MARKED = re.compile(
-    r"^(<!-- (hilo bench table .+?) -->\n).*?^(<!-- end -->)$", re.DOTALL | re.MULTILINE
-)
 
 
 def labels_from(texts: Sequence[str]) -> dict[str, str]:
@@ -200,18 +190,3 @@ def tables(readings: Readings, labels: Labels, part: str | None = None) -> str:
         )
     chosen = parts_of(readings) if part is None else [part]
     return "\n".join(parts[name](readings, labels) for name in chosen)
-
-
-def commands_in(text: str) -> list[list[str]]:
-    """The arguments of the tables that a document holds."""
-    return [shlex.split(command)[3:] for _, command, _ in _MARKED.findall(text)]
-
-
-def refreshed(text: str, make: Callable[[list[str]], str]) -> str:
-    """The document with every table that it holds made anew from its arguments."""
-
-    def again(match: re.Match[str]) -> str:
-        begin, command, end = match.groups()
-        return f"{begin}{make(shlex.split(command)[3:])}{end}"
-
-    return _MARKED.sub(again, text)

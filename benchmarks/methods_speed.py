@@ -1,7 +1,6 @@
 """What methods inside blocks save, and what their matching costs, on one call of a transformer.
 
-`python -m hilotoken.bench.measure.methods -o FILE.csv`: a FLUX-shaped transformer with random
-weights, 512
+`python benchmarks/methods_speed.py -o FILE.csv`: a FLUX-shaped transformer with random weights, 512
 channels, one double and two single blocks, on one thread with PyTorch's fused attention. Speed
 depends on shapes, not on weights. Seconds are the process's own on the CPU, which other programs on
 the machine disturb little; dense and every method take turns, and medians are kept.
@@ -20,11 +19,11 @@ import torch
 import typer
 from diffusers import FluxTransformer2DModel
 
-from ...blocks.attach import placed
-from ...methods import BlockMethod
-from ...methods.parse import method_from
-from ..results.rows import append_rows
-from .flops import count_flops
+from hilotoken.bench.measure.flops import count_flops
+from hilotoken.bench.results.rows import append_rows
+from hilotoken.blocks.attach import placed
+from hilotoken.methods import BlockMethod
+from hilotoken.methods.parse import method_from
 
 METHODS = (
     "tome ratio=0.5", "tome ratio=0.5 feed_forward=True",
