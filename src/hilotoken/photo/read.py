@@ -106,6 +106,8 @@ def _read_other(file: BinaryIO) -> Photo:
 
 def _told(info: dict[Any, Any]) -> dict[str, Any]:
     """Profiles that a decoder hands over."""
+    if info.get("icc_profile", b"") is None:
+        raise ValueError("pieces of the colour profile are missing")
     exif = (info.get("exif") or b"").removeprefix(b"Exif\0\0")
     return {
         "icc": info.get("icc_profile") or None,
