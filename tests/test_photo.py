@@ -303,6 +303,13 @@ def test_the_key_of_a_narrow_grey_png_is_widened(tmp_path: Path) -> None:
     assert photo.transparency == 170
 
 
+@pytest.mark.parametrize(("kind", "channels"), [(4, 2), (6, 4)])
+def test_a_key_colour_beside_alpha_means_nothing(tmp_path: Path, kind: int, channels: int) -> None:
+    data = photos.png(random(H, W, channels), kind, 8, chunk(b"tRNS", bytes(6)))
+    (tmp_path / "in.png").write_bytes(data)
+    assert load_photo(tmp_path / "in.png").transparency is None
+
+
 def test_text_gamma_xmp_and_resolution_are_carried(tmp_path: Path) -> None:
     xmp = b"<x:xmpmeta/>"
     extra = chunk(b"gAMA", struct.pack(">I", 45455)) + chunk(b"tEXt", b"Title\0Sea")

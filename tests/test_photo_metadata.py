@@ -78,6 +78,18 @@ def test_previews_in_a_makers_note_are_gone(tmp_path: Path) -> None:
         assert SECRET[-60:-10] not in saved(with_exif(tmp_path, block), suffix)
 
 
+def test_directories_linked_one_behind_another_are_gone() -> None:
+    block = bytearray(photos.exif(thumbnail=bytes(4), strips=True))
+    at = block.index(struct.pack("<HHI", 273, 4, 1))  # directory 1, which is linked to a third
+    struct.pack_into("<I", block, at + 24, len(block))
+    secret = random(90, seed=8).tobytes()
+    third = struct.pack("<H", 2) + struct.pack("<HHII", 273, 4, 1, len(block) + 30)
+    third += struct.pack("<HHII", 279, 4, 1, len(secret)) + bytes(4)
+    assert secret not in without_pictures(bytes(block + third + secret))
+    struct.pack_into("<I", block, at + 24, at - 2)  # or to itself
+    assert photos.exif_values(without_pictures(bytes(block))) == photos.exif_values(bytes(block))
+
+
 def test_a_thumbnail_said_to_lie_among_the_tags_costs_no_tag() -> None:
     block = bytearray(photos.exif(thumbnail=SECRET))
     place = block.index(struct.pack("<HHI", 513, 4, 1)) + 8
@@ -124,14 +136,19 @@ def test_profiles_and_pictures_in_text_of_a_png(tmp_path: Path) -> None:
     prompt = b'prompt\0{"image": "data:image/jpeg;base64,' + base64.b64encode(SECRET) + b'"}'
     caption = profile("iptc", b"8BIM\4\4 a caption")
     extra = profile("exif", b"Exif\0\0" + block) + profile("8bim", b"8BIM\4\f" + SECRET)
-    extra += caption + chunk(b"tEXt", prompt) + chunk(b"tEXt", b"Title\0Sea")
+    extra += (
+        profile("xmp", b'<a i="' + base64.b64encode(SECRET) + b'"/>')
+        + caption
+        + chunk(b"tEXt", prompt)
+        + chunk(b"tEXt", b"Title\0Sea")
+    )
     (tmp_path / "in.png").write_bytes(photos.png(random(H, W, 3), 2, 8, extra))
     photo = load_photo(tmp_path / "in.png")
     assert photo.orientation == 6
     data = saved_as(photo, tmp_path / "out.png")
     assert b"Title\0Sea" in data
     assert caption in data
-    assert all(word not in data for word in (b"prompt", b"8bim", SECRET[-60:-10]))
+    assert all(word not in data for word in (b"prompt", b"8bim", b"type xmp", SECRET[-60:-10]))
     assert photos.exif_values(load_photo(tmp_path / "out.png").exif) == photos.exif_values(block)
 
 

@@ -229,6 +229,17 @@ def test_layouts_that_cannot_be_kept_are_named(
         load_photo(tmp_path / "in.tif")
 
 
+def test_a_fourth_channel_of_colours_is_alpha_unless_told_otherwise(tmp_path: Path) -> None:
+    samples = random(H, W, 4)
+    write(tmp_path / "in.tif", samples, "RGBA")
+    data = bytearray((tmp_path / "in.tif").read_bytes())
+    struct.pack_into("<H", data, tag_of(data, 338), 336)  # another tag
+    (tmp_path / "in.tif").write_bytes(data)
+    photo = load_photo(tmp_path / "in.tif")
+    assert (photo.mode, photo.extra) == ("RGBA", ())
+    np.testing.assert_array_equal(photo.pixels, samples)
+
+
 def test_more_than_one_page_is_refused(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "in.tif") as file:
         for _ in range(2):
