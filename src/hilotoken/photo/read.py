@@ -141,4 +141,4 @@ def _read_heic(file: BinaryIO) -> Photo:
     fields = _metadata(found.info)
     if exif := fields["exif"]:
         fields["exif"] = upright(exif)  # the decoder has turned the samples
-    return Photo(np.asarray(found), found.mode, "HEIF", **fields)
+    return Photo(np.array(found), found.mode, "HEIF", **fields)
