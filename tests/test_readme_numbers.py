@@ -5,28 +5,8 @@ from functools import cache
 from pathlib import Path
 
 import pandas as pd
-import pandas as pd
-import pandas as pd
 import pytest
 from documents import commands_in, refreshed, table_text
-
-from hilotoken.bench.results.readings import (
-    CLASSICAL,
-    by_photo,
-    difference,
-    groups_of,
-    narrowed,
-    read_rows,
-)
-
-from hilotoken.bench.results.readings import (
-    CLASSICAL,
-    by_photo,
-    difference,
-    groups_of,
-    narrowed,
-    read_rows,
-)
 
 from hilotoken.bench.results.readings import (
     CLASSICAL,
@@ -247,7 +227,9 @@ def test_a_figure_without_an_interval_is_in_the_rows_or_listed(document):
 
 
 def test_a_figure_of_no_row_is_found_out():
-    text = _prose("It is 7.77x as fast,\nand 15\nto 16 dB nearer, at 0.9876 (0.1 to 0.3).\n| 9.99x |\n")
+    text = _prose(
+        "It is 7.77x as fast,\nand 15\nto 16 dB nearer, at 0.9876 (0.1 to 0.3).\n| 9.99x |\n"
+    )
     assert DECIMAL.findall(text) == ["7.77", "0.9876"]
     assert WHOLE.findall(text) == ["15 to 16 dB"]
     assert not {"7.77", "0.9876"} & _known()
@@ -332,7 +314,9 @@ def test_a_figure_without_an_interval_is_in_the_rows_or_listed(document):
 
 
 def test_a_figure_of_no_row_is_found_out():
-    text = _prose("It is 7.77x as fast,\nand 15\nto 16 dB nearer, at 0.9876 (0.1 to 0.3).\n| 9.99x |\n")
+    text = _prose(
+        "It is 7.77x as fast,\nand 15\nto 16 dB nearer, at 0.9876 (0.1 to 0.3).\n| 9.99x |\n"
+    )
     assert DECIMAL.findall(text) == ["7.77", "0.9876"]
     assert WHOLE.findall(text) == ["15 to 16 dB"]
     assert not {"7.77", "0.9876"} & _known()
