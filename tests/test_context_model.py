@@ -86,16 +86,6 @@ def test_the_hidden_colour_goes_on_evenly_from_the_row() -> None:
         assert torch.allclose(_hidden(drawn, i)[:, 0, 0], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["twin", "repeat"])
-def test_every_hidden_token_stands_among_those_needed(kind: str) -> None:
-    drawn = draw(kind, 32, Generator().manual_seed(1))
-    tokens_BNC = tokens_of(drawn.image_B3HW)
-    for i in range(32):
-        needed = tokens_BNC[i, drawn.need_Bhw[i].flatten()]
-        for token in tokens_BNC[i, drawn.mask_Bhw[i].flatten()]:
-            assert (needed == token).all(1).any()
-
-
 def _corner(chosen_hw: Tensor) -> tuple[int, int]:
     row, column = chosen_hw.nonzero()[0].tolist()
     return row, column
@@ -258,15 +248,8 @@ def test_the_trained_model_needs_its_context(kind: str) -> None:
             for case in held_out(kind, 3)
             for row in bench.rows(case, ["dense", "edit only"], velocities=False)
         ]
-    solved = {
-        name: sum(r.solved for r in rows if r.selection == name) for name in bench_names(rows)
-    }
-    assert solved["dense"] >= 2
-    assert solved["edit only"] <= 1
-
-
-def bench_names(rows: list) -> set[str]:
-    return {row.selection for row in rows}
+    assert sum(row.solved for row in rows if row.selection == "dense") == 3
+    assert sum(row.solved for row in rows if row.selection == "edit only") <= 1
 
 
 def test_weights_are_small() -> None:
