@@ -59,6 +59,9 @@ class Shape:
         context = round(getattr(method, "share", 1) * (plan.tokens_run - edited))
         kept = context + (self.text if text_kept else 0)
         between = self.call(edited, kept, not text_kept, plan.weighted)
+        if hasattr(method, "share"):  # what is attended to is told by the logits, computed again
+            blocks, keys = self.double + self.single, plan.tokens_run + self.text
+            whole += 2 * blocks * edited * keys * self.width
         return due * whole + (len(sigmas) - due) * between
 
     def share(self, plan: TokenPlan, method: object, sigmas: Sequence[float]) -> float:

@@ -53,8 +53,7 @@ class Pictures:
 def draw(kind: str, count: int, generator: Generator, grid: int = GRID) -> Pictures:
     """`count` pictures of a kind, one of DRAWN.
 
-    Training begins with smaller ones, of 12 tokens a side, and of 8, where there is room for one
-    ring only, and none for a row.
+    Training begins with smaller ones, down to 8 tokens a side, where there is room for one ring.
     """
     return DRAWN[kind](_Canvas(count, generator, grid))
 
@@ -239,5 +238,5 @@ def repeat(on: _Canvas) -> Pictures:
 
 
 Kind = Callable[[_Canvas], Pictures]
-KINDS: dict[str, Kind] = {kind.__name__: kind for kind in (spot, legend, row)}  # trained on
-DRAWN: dict[str, Kind] = KINDS | {kind.__name__: kind for kind in (twin, repeat)}
+KINDS: dict[str, Kind] = {kind.__name__: kind for kind in (spot, legend)}  # trained on
+DRAWN: dict[str, Kind] = KINDS | {kind.__name__: kind for kind in (row, twin, repeat)}

@@ -21,7 +21,7 @@ from hilotoken.bench.rows import interval
 from .flops import FLUX_FILL
 from .model import SHIFT
 from .photos import METHODS
-from .pictures import GROUNDS, KINDS
+from .pictures import DRAWN, GROUNDS, KINDS
 from .rows import RESULTS, read
 
 README = Path(__file__).parent / "README.md"

@@ -131,8 +131,6 @@ class Run:
         grid = next(grid for grid, end in SIZES if self.samples < end * self.goal)
         # What is learned already is drawn less often.
         share_K = 0.15 + (self.error_K / 0.1).clamp(max=1)
-        if grid == SIZES[0][0]:
-            share_K[NAMES.index("row")] = 0
         kinds_B = torch.multinomial(share_K, self.batch, replacement=True, generator=generator)
         batch = Batch(kinds_B, _noise_levels(self.batch, generator), generator, grid)
         keep_N = self._kept(batch.x0_BNC.shape[1], generator)
