@@ -23,7 +23,7 @@ FIT = """() => {
     const top = Math.min(...nodes.map(n => n.pos[1])) - margin - 30;
     const right = Math.max(...nodes.map(n => n.pos[0] + n.size[0])) + margin;
     const bottom = Math.max(...nodes.map(n => n.pos[1] + n.size[1])) + margin;
-    const box = canvas.canvas.getBoundingClientRect(), bar = 60;
+    const box = canvas.canvas.getBoundingClientRect(), bar = 60;  // of the page, left and above
     const scale = Math.min((box.width - bar) / (right - left), (box.height - bar) / (bottom - top));
     canvas.ds.scale = scale;
     canvas.ds.offset = [bar / scale - left, bar / scale - top];
@@ -59,7 +59,9 @@ def take(page: Any, url: str, graph: Any, out: str) -> None:
     page.goto(url)
     page.wait_for_function("() => window.app?.graph && window.app.extensionManager")
     page.wait_for_timeout(2000)
-    page.keyboard.press("Escape")
+    for close in page.locator("button:has([class*='lucide--x'])").all():  # its announcements
+        if close.is_visible() and close.is_enabled():
+            close.click()
     page.evaluate("graph => window.app.loadGraphData(graph)", graph)
     page.evaluate("() => window.app.queuePrompt(0)")
     page.wait_for_timeout(2000)
