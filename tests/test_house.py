@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "hilotoken"
 
 Floors = tuple[tuple[str, ...], ...]
 FLOORS: Floors = (  # from the ground up
-    ("checks", "cluster", "composite", "data", "grid", "hooks", "noise", "photo", "source"),
+    ("checks", "composite", "data", "grid", "hooks", "noise", "photo", "source"),
     ("attention", "layout", "plan", "region", "scores", "timing"),
     ("arguments", "blocks", "metrics", "picture", "record"),
     ("capture",),
@@ -29,7 +29,7 @@ FLOORS: Floors = (  # from the ground up
     ("request",),
     ("bench", "bench.results", "edit", "train"),
     ("batch", "bench.measure", "compare", "serve"),
-    ("app", "batch_ray", "bench.show"),
+    ("app", "bench.show", "cluster"),
     ("__init__",),
     ("cli",),
 )

@@ -57,7 +57,6 @@ class PageEdit(BaseModel):
         return Task(
             image,
             mask,
-            scale_mask=True,
             prompt=self.prompt,
             label=self.label,
             method=self.method or preset.method,

@@ -143,6 +143,7 @@ def run(app: FastAPI, host: str, port: int, ready: Callable[[], None] = lambda: 
             if self.started:
                 ready()
 
+    logging.disable(logging.NOTSET)  # which commands set for libraries' chatter
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     config = uvicorn.Config(
         app,

@@ -13,9 +13,9 @@ from typing import Any
 import ray
 from ray import serve
 
-from .engine import Cancelled, Event, Failed, Refused, Task, describe, run_task
-from .loading import load_quietly
-from .worker import TICK, WorkerDied
+from ..serve.engine import Cancelled, Event, Failed, Refused, Task, describe, run_task
+from ..serve.loading import load_quietly
+from ..serve.worker import TICK, WorkerDied
 
 NAME = "hilotoken"
 PATIENCE = 600.0  # seconds for a replica to load its model
