@@ -98,7 +98,7 @@ def page_routes(jobs: JobQueue, limits: Limits) -> APIRouter:
     @router.get("/app/info")
     async def info() -> dict[str, Any]:
         presets = {name: vars(preset) for name, preset in PRESETS.items()}
-        return {"ready": jobs.ready, "model": jobs.info, "presets": presets}
+        return {"model": jobs.info, "problem": jobs.problem, "presets": presets}
 
     @router.post("/app/edits")
     async def edit(request: Request) -> Response:
