@@ -29,7 +29,7 @@ FLOORS: Floors = (  # from the ground up
     ("request",),
     ("bench", "bench.results", "edit", "train"),
     ("batch", "bench.measure", "compare", "serve"),
-    ("app", "batch_ray", "bench.show"),
+    ("app", "bench.show", "cluster"),
     ("__init__",),
     ("cli",),
 )

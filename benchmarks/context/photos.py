@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from hilotoken.data.cases import Case, cases_of
 from hilotoken.bench.measures import psnr
 from hilotoken.bench.readings import by_hash
 from tqdm import tqdm
 
 from hilotoken import HiLo, compress, load_model
+from hilotoken.data.cases import Case, cases_of
 from hilotoken.methods import Dense
 
 from .evaluate import STEPS

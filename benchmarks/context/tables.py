@@ -12,9 +12,11 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-from hilotoken.data.cases import CLASSES, hidden, square
-from hilotoken.bench.show.cells import markdown
+
+from hilotoken import HiLo, plan_tokens
 from hilotoken.bench.results.rows import interval
+from hilotoken.bench.show.cells import markdown
+from hilotoken.data.cases import CLASSES, hidden, square
 
 from .flops import FLUX_FILL
 from .model import SHIFT
