@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "hilotoken"
 
 Floors = tuple[tuple[str, ...], ...]
 FLOORS: Floors = (  # from the ground up
-    ("checks", "cluster", "composite", "data", "grid", "hooks", "noise", "photo", "plan", "source"),
+    ("checks", "composite", "data", "grid", "hooks", "noise", "photo", "plan", "source"),
     ("attention", "layout", "method", "region", "scores", "timing"),
     ("arguments", "blocks", "decode", "metrics", "picture", "record"),
     ("capture",),
