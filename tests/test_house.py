@@ -26,7 +26,6 @@ FLOORS: Floors = (  # from the ground up
     ("model", "reuse"),
     ("attach",),
     ("compress",),
-    ("request",),
     ("bench", "bench.results", "edit", "train"),
     ("batch", "bench.measure", "compare", "serve"),
     ("app", "bench.show", "cluster"),
