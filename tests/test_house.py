@@ -22,7 +22,7 @@ FLOORS: Floors = (  # from the ground up
     ("attention", "layout", "method", "region", "scores", "timing"),
     ("arguments", "blocks", "decode", "metrics", "picture", "record"),
     ("capture",),
-    ("adapters", "kv_store", "methods"),
+    ("adapters", "kv_store", "methods", "request"),
     ("model", "reuse"),
     ("attach",),
     ("compress",),
