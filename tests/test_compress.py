@@ -20,6 +20,7 @@ from tiny import (
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from hilotoken import Dense, HiLo, compress
+from hilotoken.methods import CropStitch, Downsample, RandomKeep
 
 SMALL = HiLo(bucket=8)
 
@@ -266,3 +267,29 @@ def test_offloading_changes_nothing_however_often_called(offload, positions):
         assert torch.equal(latents(fast), expected)
         assert fast.last_run.tokens_run < TOKENS
     assert torch.equal(latents(pipe), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "method",
+    [
+        SMALL,
+        HiLo(context="sampled", bucket=8),
+        HiLo(score="random", bucket=8, refresh=2),
+        HiLo(score="dct", bucket=8),
+        RandomKeep(bucket=8),
+        Downsample(),
+        CropStitch(),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_another_default_dtype_changes_nothing(dtype, method):
+    pipe, given = make_pipe(), arguments(output_type="np")
+    plain = compress(pipe, method)(**given).images
+    given, before = arguments(output_type="np"), torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        changed = compress(pipe, method)(**given).images
+    finally:
+        torch.set_default_dtype(before)
+    assert np.abs(changed - plain).max() <= 1e-2  # schedulers and rotary tables round by it

@@ -72,7 +72,13 @@ def whole_plan(grid: tuple[int, int], edit_N: Tensor | None = None) -> TokenPlan
     """The plan by which every token of the grid runs."""
     N = grid[0] * grid[1]
     edit_N = torch.zeros(N, dtype=torch.bool) if edit_N is None else edit_N
-    return TokenPlan(grid, torch.arange(N), edit_N, 0, torch.arange(0), torch.ones(N))
+    return native_plan(grid, torch.arange(N), edit_N)
+
+
+def native_plan(grid: tuple[int, int], keep_K: Tensor, edit_N: Tensor) -> TokenPlan:
+    """The plan by which these tokens run, each for itself, and no coarse ones."""
+    ones_K = torch.ones(len(keep_K), dtype=torch.float32)
+    return TokenPlan(grid, keep_K, edit_N, 0, torch.arange(0), ones_K)
 
 
 def gather(x_BNC: Tensor, plan: TokenPlan) -> Tensor:

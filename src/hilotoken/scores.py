@@ -77,8 +77,8 @@ def dct(luma_B1HW: Tensor, grid: tuple[int, int]) -> Tensor:
     down_pp, across_qq = _dct_matrix(p).to(x_Bhpwq), _dct_matrix(q).to(x_Bhpwq)
     coefficients = x_Bhpwq.reshape(-1, q) @ across_qq.T
     coefficients = down_pp @ coefficients.view(B * h, p, w * q)
-    u_p11 = torch.arange(p, device=x_Bhpwq.device).view(p, 1, 1) / (2 * p)
-    v_q = torch.arange(q, device=x_Bhpwq.device) / (2 * q)
+    u_p11 = torch.arange(p, device=x_Bhpwq.device).float().view(p, 1, 1) / (2 * p)
+    v_q = torch.arange(q, device=x_Bhpwq.device).float() / (2 * q)
     energy_Bhpwq = coefficients.view(B, h, p, w, q).square_() * torch.hypot(u_p11, v_q)
     return energy_Bhpwq.mean(dim=(2, 4)).flatten(1)
 

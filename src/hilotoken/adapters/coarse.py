@@ -60,7 +60,7 @@ class Coarse:
         h, w = plan.grid
         touched_Bhw = touch(mask_B1HW, (-(-h // plan.stride), -(-w // plan.stride)))
         x0_BMC = masked_BmC.index_select(1, plan.cells_M)
-        noise_BMC = torch.randn(x0_BMC.shape, generator=private).to(like.device, like.dtype)
+        noise_BMC = torch.randn(x0_BMC.shape, generator=private, dtype=torch.float32).to(like)
         return cls(
             plan,
             x0_BMC,

@@ -20,7 +20,7 @@ from ..checks import SEED, SIDE, settle, share, whole
 from ..composite import composite_images
 from ..grid import touch
 from ..method import Method
-from ..plan import TokenPlan, whole_plan
+from ..plan import TokenPlan, native_plan, whole_plan
 from ..record import Run
 from .dense import Dense
 from .hilo import HiLo
@@ -53,7 +53,7 @@ class RandomKeep(Method):
         order_N = torch.randperm(like.tokens_full, generator=self._generator())
         rank_N = order_N.masked_fill(like.edit_N, -1)  # those to be edited come first
         keep_K = rank_N.argsort(stable=True)[: like.tokens_run].sort().values
-        return TokenPlan(grid, keep_K, like.edit_N, 0, torch.arange(0), torch.ones(len(keep_K)))
+        return native_plan(grid, keep_K, like.edit_N)
 
     def _hilo(self) -> HiLo:
         return HiLo(dilate=self.dilate, detail=self.detail, coarse=self.coarse, bucket=self.bucket)
@@ -187,7 +187,7 @@ class Downsample(_Resized):
         if self.factor == 1:
             return changes, whole_plan((h, w), edit_N)
         cells_M = torch.arange(small[0] * small[1])
-        count_M = torch.full((len(cells_M),), h * w / len(cells_M))
+        count_M = torch.full((len(cells_M),), h * w / len(cells_M), dtype=torch.float32)
         return changes, TokenPlan((h, w), torch.arange(0), edit_N, self.factor, cells_M, count_M)
 
     def back(self, edited_B3HW: Tensor, photo_B3HW: Tensor, plan: TokenPlan, token: int) -> Tensor:
@@ -218,9 +218,7 @@ class CropStitch(_Resized):
         keep_N = torch.zeros(h, w, dtype=torch.bool)
         keep_N[rows, columns] = True
         keep_K = keep_N.flatten().nonzero().flatten()
-        plan = TokenPlan(
-            (h, w), keep_K, touched_hw.flatten(), 0, torch.arange(0), torch.ones(len(keep_K))
-        )
+        plan = native_plan((h, w), keep_K, touched_hw.flatten())
         pixels = [slice(s.start * token, s.stop * token) for s in (rows, columns)]
         height, width = (s.stop - s.start for s in pixels)
         photo, mask = (x[..., pixels[0], pixels[1]] for x in (photo_B3HW, mask_B1HW))

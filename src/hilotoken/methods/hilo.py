@@ -137,7 +137,9 @@ class HiLo(Method):
         """Plan from a photo in [0, 1] and its mask; a batch shares the union of its masks."""
         touched_BN = touch(mask_B1HW, grid)
         if self.score == "random":
-            score_N = torch.rand(grid[0] * grid[1], generator=self._generator())
+            score_N = torch.rand(
+                grid[0] * grid[1], generator=self._generator(), dtype=torch.float32
+            )
         else:
             score_BN = score(photo_B3HW, grid, self.score)
             # Photos of a batch weigh alike, however busy each is.
@@ -217,10 +219,11 @@ class HiLo(Method):
         """
         side = self.coarse if len(cells_M) else self.cell
         cell_N = cells_of(grid, side or 1)
-        zeros = torch.zeros(int(cell_N[-1]) + 1)
+        zeros = torch.zeros(int(cell_N[-1]) + 1, dtype=torch.float32)
         dropped = zeros.index_add(0, cell_N, (~runs_N).float())
         if len(cells_M):
-            return torch.cat([torch.ones(int(runs_N.sum())), dropped[cells_M].clamp_min(1)])
+            native = torch.ones(int(runs_N.sum()), dtype=torch.float32)
+            return torch.cat([native, dropped[cells_M].clamp_min(1)])
         return (1 + sampled_N * dropped[cell_N])[runs_N]
 
     def _generator(self) -> torch.Generator:
