@@ -36,7 +36,7 @@ from .methods import BlockMethod, Control, Dense, HiLo, Method, check_inside
 from .methods.dense import whole_plan
 from .methods.udit import check_phases
 from .plan import as_batch
-from .record import Run
+from .record import Run, brief
 from .timing import Stopwatch
 
 
@@ -127,6 +127,10 @@ class Compressed:
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The pipeline's, so that what looks at it, as AutoPipeline does, finds the pipeline."""
         return type(self.pipe)
+
+    def __repr__(self) -> str:
+        method = brief(self.method) + (f" with {brief(self.inside)} inside" if self.inside else "")
+        return f"<{type(self.pipe).__name__} compressed by {method}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         own = self.pipe, self.method, self.inside, self.feather, self.match, self.decode
