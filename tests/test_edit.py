@@ -253,7 +253,7 @@ def test_the_region_is_edited_where_it_lies(model):
         ({"feather": -1}, r"0 pixels or more, got -1"),
         ({"prompt": "a cat"}, "omit it"),
     ],
-    ids=str,
+    ids=lambda given: ",".join(given) if isinstance(given, dict) else given,
 )
 def test_what_cannot_be_is_refused(model, changes, message):
     given = {"mask": painted(150, 170, (60, 100, 40, 90)), "size": 128, "steps": 1} | changes
