@@ -6,7 +6,9 @@ PHOTO ?= examples/extreme-desert-hike.jpg
 MASK ?= $(basename $(PHOTO))_mask.png
 OUT ?= out/$(notdir $(basename $(PHOTO))).png
 
-.PHONY: edit test check clean
+COMFY := $(VENV)-comfy
+
+.PHONY: edit test check test-comfy comfy-pack clean
 
 edit: $(VENV)/edit
 	mkdir -p $(dir $(OUT))
@@ -20,6 +22,18 @@ check: $(VENV)/test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# The nodes for ComfyUI, on a ComfyUI of its own: docs/comfyui.md.
+test-comfy: $(COMFY)/ready
+	PYTHONPATH=src OMP_NUM_THREADS=1 $(COMFY)/bin/python -m pytest comfyui/tests -n 2 --dist loadfile
+
+# The same as one folder for custom_nodes, with the engine inside.
+comfy-pack:
+	rm -rf dist/hilotoken
+	mkdir -p dist/hilotoken/engine
+	cp -r LICENSE comfyui/*.py comfyui/*.toml comfyui/*.txt comfyui/example comfyui/example_workflows dist/hilotoken
+	cp -r src/hilotoken dist/hilotoken/engine
+	find dist/hilotoken -name __pycache__ -prune -exec rm -r {} +
+
 $(VENV)/edit: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
@@ -30,5 +44,13 @@ $(VENV)/test: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
+# It borrows the packages of the other, torch among them.
+$(COMFY)/ready: comfyui/tests/requirements.txt $(VENV)/test
+	$(PYTHON) -m venv $(COMFY)
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> $$($(COMFY)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/borrowed.pth
+	$(COMFY)/bin/python -m pip install --quiet --no-deps -r comfyui/tests/requirements.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) $(COMFY) out

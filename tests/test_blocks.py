@@ -388,7 +388,7 @@ def test_a_change_of_size_begins_anew():
     with placed(model, method, STEPS) as placement:
         run(model, at_noise(given, 0.9))
         run(model, at_noise(wider, 0.8))
-        assert placement.moment.step == 0
+        assert placement.clock.step == 0
         assert torch.equal(run(model, given), fresh)
 
 
@@ -435,7 +435,7 @@ def test_the_ratio_falls_over_the_steps_and_the_detail_stage_spares_attention():
             placement.shape = None
             run(model, at_noise(given, 1.0))
             placement.tally.clear()
-            placement.moment.step, placement.moment.time = s - 1, None
+            placement.clock.step, placement.clock._mark = s - 1, None
             run(model, at_noise(given, 1.0))
             kept.append((placement.kept["queries"], placement.kept["feed_forward"]))
     # Of 64 tokens the schedule removes 48, 42, 28 and 9: 16 windows, none, 16 tokens, none.

@@ -1,16 +1,25 @@
 """`hilo`: what a user types, what comes back, and that nothing else happens."""
 
+import csv
 import json
+import pickle
+import subprocess
 import sys
+import zipfile
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from diffusers import FluxTransformer2DModel
 from PIL import Image
+from safetensors import SafetensorError
 from toys import KINDS, Outcome, as_bytes, saved_model, saved_reader, write_mask, write_photo
 
-from hilotoken import cli
+from hilotoken import METHODS, cli
+from hilotoken.cli import shared
 from hilotoken.photo import load_mask, load_photo
 
 BOX = (60, 50, 110, 90)
@@ -276,6 +285,94 @@ def test_a_bad_plan(hilo, tmp_path, monkeypatch, changes):
     assert content(tmp_path) == before
 
 
+SPELLINGS = {
+    "itself": lambda path: path,
+    "another spelling": lambda path: path.parent / ".." / path.parent.name / path.name,
+    "a link": lambda path: linked(path, Path.symlink_to),
+    "a hard link": lambda path: linked(path, Path.hardlink_to),
+}
+
+
+def linked(path: Path, link) -> Path:
+    made = path.with_name("link.png")
+    link(made, path)
+    return made
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("command", ["edit", "plan", "compare"])
+@pytest.mark.parametrize("name", ["photo.png", "mask.png"])
+def test_an_output_that_is_an_input_is_refused(hilo, photo, tmp_path, command, name, spelling):
+    output = SPELLINGS[spelling](tmp_path / name)
+    before = content(tmp_path)
+    done = hilo(command, photo, "-m", tmp_path / "mask.png", "-o", output)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "an input" in done.err
+    assert content(tmp_path) == before
+
+
+def test_what_is_written_beside_the_output_is_no_input_either(edit, photo, tmp_path):
+    (tmp_path / "mask.png").rename(tmp_path / "out_plan.png")
+    before = content(tmp_path)
+    done = edit(photo, "--mask", tmp_path / "out_plan.png", "--compare")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "out_plan.png" in done.err
+    assert content(tmp_path) == before
+
+
+ERRORS = {
+    "of torch": (RuntimeError("CUDA error: no device"), 2, "CUDA error"),
+    "of memory": (MemoryError("Unable to allocate 9 TiB"), 2, "9 TiB"),
+    "of memory, wordless": (MemoryError(), 2, "MemoryError"),
+    "of a large number": (OverflowError("int too large"), 2, "too large"),
+    "of weights": (SafetensorError("header too large"), 2, "header"),
+    "of a bomb": (Image.DecompressionBombError("too many pixels"), 2, "pixels"),
+    "of an archive": (zipfile.BadZipFile("not a zip"), 2, "zip"),
+    "of a pickle": (pickle.UnpicklingError("invalid load key"), 2, "load key"),
+    "of a table": (csv.Error("NUL"), 2, "NUL"),
+    "of ours": (KeyError("colour"), 1, "KeyError: 'colour': this looks like a fault"),
+    "of ours, wordless": (AssertionError(), 1, "AssertionError: this looks like a fault"),
+    "of one who waits": (KeyboardInterrupt(), 130, "interrupted"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_every_error_is_one_line(hilo, photo, tmp_path, monkeypatch, name):
+    error, code, said = ERRORS[name]
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("hilotoken.photo.load_photo", fail)
+    done = hilo("plan", photo, "-m", tmp_path / "mask.png", "-o", tmp_path / "map.png")
+    assert (done.code, done.out, done.err.count("\n")) == (code, "", 1)
+    assert done.err.startswith("hilo: ")
+    assert said in done.err
+
+
+ERRORS_OF_USE = {
+    "no such command": (["edti"], "edit"),
+    "no such file": (["edit", "no.png", "-m", "no.png", "-o", "a.png"], "no.png"),
+    "the help": (["bench", "speed", "--help"], "Usage"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS_OF_USE)
+def test_an_error_of_use_waits_for_no_library(name):
+    """Not even for PyTorch, which takes a second."""
+    words, said = ERRORS_OF_USE[name]
+    code = (
+        "import atexit, sys, hilotoken\n"
+        "before = set(sys.modules)\n"
+        "atexit.register(lambda: print(sorted({'torch', 'diffusers', 'transformers'}"
+        " & (set(sys.modules) - before))))\n"
+        "from hilotoken.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert said in done.stdout + done.stderr
+    assert done.stdout.endswith("[]\n")
+
+
 @pytest.mark.parametrize("extra", [(), ("--compare",)], ids=str)
 def test_ctrl_c_leaves_nothing(edit, photo, tmp_path, monkeypatch, extra):
     calls, forward = [], FluxTransformer2DModel.forward
@@ -318,7 +415,13 @@ def test_train_names_what_is_wrong(hilo, tmp_path):
     for arguments, parts in (
         ([tmp_path / "none", tmp_path / "run"], ["none", "no photographs"]),
         ([tmp_path, tmp_path / "run", "--elastic", 2], ["elastic", "[0, 1]", "2"]),
-        ([tmp_path, tmp_path / "run", "--refine-rate", 0], ["rate", "positive", "0"]),
+        ([tmp_path, tmp_path / "run", "--refine-rate", 0], ["--lpips", "leave out --refine-rate"]),
+        (
+            [tmp_path, tmp_path / "run", "--refine-rate", 0, "--lpips", "none"],
+            ["rate", "positive", "0"],
+        ),
+        ([tmp_path, tmp_path / "run", "--refine-samples", 0, "--refine-rate", 1], ["leave out"]),
+        ([tmp_path, tmp_path], ["input"]),
         ([tmp_path, tmp_path / "run", "--device", "nonsense"], ["nonsense", "cpu"]),
     ):
         done = hilo("train", *arguments)
@@ -330,4 +433,16 @@ def test_train_names_what_is_wrong(hilo, tmp_path):
 def test_help_names_every_command(hilo):
     done = hilo("--help")
     assert done.code == 0
-    assert all(name in done.out for name in ("edit", "plan", "train"))
+    assert all(name in done.out for name in ("edit", "plan", "compare", "train", "bench"))
+
+
+def test_the_version(hilo):
+    assert hilo("--version") == Outcome(0, f"{version('hilotoken')}\n", "")
+
+
+def test_method_names_complete():
+    assert set(shared.METHOD_NAMES) == set(METHODS)
+    command: Any = typer.main.get_command(cli.app)
+    (option,) = (one for one in command.commands["edit"].params if one.name == "method")
+    found = option.shell_complete(typer.Context(command), "to")
+    assert [one.value for one in found] == ["tome", "todo"]

@@ -178,13 +178,11 @@ def test_the_crop_is_the_masks_box_in_tokens_with_its_margin(name, box, margin):
     assert set(seen) == {len(expected)} == {fast.last_run.tokens_run}
 
 
-def test_nothing_masked_is_the_photo():
+def test_a_mask_with_nothing_in_it_is_refused():
     mask = make_mask(box=(0, 0, 0, 0))
-    for control in (CropStitch(), Downsample()):
-        image = compress(make_pipe(), control)(
-            **arguments(mask_image=mask, output_type="pil")
-        ).images[0]
-        assert np.array_equal(np.asarray(image), np.asarray(make_photo()))
+    for method in (HiLo(), Dense(), CropStitch(), Downsample()):
+        with pytest.raises(ValueError, match="nothing in it"):
+            compress(make_pipe(), method)(**arguments(mask_image=mask, output_type="pil"))
 
 
 @pytest.mark.parametrize("control", [Downsample(), CropStitch()])

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from toys import saved_model
 
 from hilotoken import Dense, HiLo
-from hilotoken.edit import Region, choose_region, edit_photo
+from hilotoken.edit import edit_photo
 from hilotoken.model import load_model
 from hilotoken.photo import Photo
+from hilotoken.region import Region, choose_region, choose_regions
 
 FEW = HiLo(dilate=0, detail=0.05, bucket=8)
 
@@ -61,33 +63,35 @@ def test_a_region_holds_the_mask_and_lies_in_the_photo(mask, size):
     assert 0 <= region.left < region.right <= mask.shape[1]
 
 
-@given(masks(), SIZES)
+@given(masks(), SIZES, st.sampled_from([8, 16, 32]))
 @settings(max_examples=100, deadline=None)
-def test_the_working_size(mask, size):
-    region = choose_region(mask, size)
+def test_the_working_size(mask, size, token):
+    region = choose_region(mask, size, token=token)
     own = region.bottom - region.top, region.right - region.left
     working = region.height, region.width
-    assert all(side >= 16 and side % 16 == 0 for side in working)
-    assert abs(max(working) - min(size, max(128, *own))) <= 8
-    scale = max(working) / max(own)
-    # Rounding moves each side by half a token at most; only tiny photos are enlarged by more.
-    for before, after in zip(own, working, strict=True):
-        assert after == 16 or abs(after - scale * before) <= 16
-        assert after <= max(before + 8, 128)
+    assert all(side >= token and side % token == 0 for side in working)
+    assert region.grid == (working[0] // token, working[1] // token)
+    longer = max(own)
+    wanted = size if not size / 2 < longer < size else max(128, longer)
+    assert abs(max(working) - min(wanted, max(128, 4 * longer))) <= token / 2
+    scale = max(working) / longer
+    for before, after in zip(own, working, strict=True):  # but for rounding
+        assert after == token or abs(after - scale * before) <= token
 
 
-@given(masks(), SIZES)
+@given(masks(), SIZES, st.sampled_from([0, 0.1, 0.5, 2]))
 @settings(max_examples=100, deadline=None)
-def test_a_region_has_context_and_is_no_smaller_than_it_need_be(mask, size):
-    region = choose_region(mask, size)
+def test_a_region_has_context_and_is_no_smaller_than_it_need_be(mask, size, context):
+    region = choose_region(mask, size, context)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     longer = max(np.ptp(rows), np.ptp(columns)) + 1
-    wanted = max(size, 2 * longer)
+    around = min(longer * (1 + 2 * context), max(mask.shape))
+    wanted = max(around, size if around > size / 2 else size / 4)
     for start, end, painted_at, limit in (
         (region.top, region.bottom, rows, mask.shape[0]),
         (region.left, region.right, columns, mask.shape[1]),
     ):
-        assert end - start == min(limit, wanted)
+        assert end - start == min(limit, np.ceil(wanted))
         off_centre = (start + end - 1) - (painted_at[0] + painted_at[-1])
         assert (
             abs(off_centre) <= 1 or (start == 0 < off_centre) or (end == limit and off_centre < 0)
@@ -95,10 +99,79 @@ def test_a_region_has_context_and_is_no_smaller_than_it_need_be(mask, size):
 
 
 @pytest.mark.parametrize("corner", [(0, 1, 0, 1), (0, 1, 999, 1000), (799, 800, 0, 1)], ids=str)
-def test_a_corner_is_edited_in_a_whole_region(corner):
-    region = choose_region(painted(800, 1000, corner), 256)
-    assert (region.width, region.height) == (256, 256)
-    assert (region.top, region.left) == ((0, 544)[corner[0] > 0], (0, 744)[corner[2] > 0])
+def test_a_corner_is_edited_in_a_whole_region_and_enlarged(corner):
+    region = choose_region(painted(800, 1000, corner), 512)
+    assert (region.width, region.height) == (512, 512)
+    assert (region.bottom - region.top, region.right - region.left) == (128, 128)
+    assert (region.top, region.left) == ((0, 672)[corner[0] > 0], (0, 872)[corner[2] > 0])
+
+
+def test_a_mask_that_is_not_small_is_worked_on_as_it_is():
+    region = choose_region(painted(800, 1000, (300, 440, 300, 400)), 512)
+    assert (region.width, region.height) == (512, 512)
+    assert (region.bottom - region.top, region.right - region.left) == (512, 512)
+
+
+@given(masks(), SIZES)
+@settings(max_examples=100, deadline=None)
+def test_regions_hold_the_whole_mask_and_do_not_overlap(mask, size):
+    regions = choose_regions(mask, size)
+    times = np.zeros(mask.shape, int)
+    for region in regions:
+        times[region.rows, region.columns] += 1
+        assert mask[region.rows, region.columns].any()
+    assert times.max() == 1
+    assert times[mask].all()
+
+
+FAR = painted(1000, 2000, (100, 160, 100, 160), (700, 780, 1800, 1880), (720, 760, 1700, 1740))
+
+
+def test_far_masks_have_regions_of_their_own():
+    """The two on the right share one; in one region for all each would be a seventh as large."""
+    right, left = choose_regions(FAR, 256)
+    whole = choose_region(FAR, 256)
+    assert whole.width / (whole.right - whole.left) < 0.15
+    assert left.width / (left.right - left.left) >= 1
+    assert right.width / (right.right - right.left) > 0.7
+    assert left.right < 300
+    assert right.left > 1500
+
+
+def test_masks_that_one_region_holds_unshrunk_are_edited_at_once():
+    assert len(choose_regions(painted(900, 900, (10, 20, 10, 20), (200, 210, 200, 210)), 512)) == 1
+    assert len(choose_regions(painted(900, 900, (10, 20, 10, 20), (800, 810, 800, 810)), 512)) == 2
+
+
+def test_a_pattern_is_not_taken_apart():
+    mask = np.zeros((2000, 2000), bool)
+    mask[::200, ::200] = True
+    assert len(choose_regions(mask, 128)) == 1
+
+
+def test_far_masks_are_each_edited_and_all_else_stays(model):
+    before = Photo(np.random.default_rng(0).integers(0, 256, (1000, 2000, 3), np.uint8), "RGB", "")
+    edit = edit_photo(model, before, FAR, FEW, size=256, steps=1)
+    assert len(edit.parts) == 2
+    changed = (edit.photo.pixels != before.pixels).any(-1)
+    assert not changed[~FAR].any()
+    assert changed[FAR].mean() > 0.5
+    assert edit.sum("tokens_run") == sum(part.run.tokens_run for part in edit.parts)
+    (alone,) = edit_photo(
+        model, before, FAR & (np.arange(2000) < 500), FEW, size=256, steps=1
+    ).parts
+    assert np.array_equal(np.asarray(edit.parts[1].after), np.asarray(alone.after))
+
+
+def test_photo_and_mask_may_be_pictures_or_files(model, tmp_path):
+    mask, given = painted(150, 170, (60, 100, 40, 90)), {"size": 128, "steps": 1}
+    edit = edit_photo(model, photo(), mask, FEW, **given)
+    pictures = Image.fromarray(photo().pixels), Image.fromarray(mask)
+    files = tmp_path / "photo.png", str(tmp_path / "mask.png")
+    for picture, file in zip(pictures, files, strict=True):
+        picture.save(file)
+    for one in (pictures, files):
+        assert np.array_equal(edit_photo(model, *one, FEW, **given).photo.pixels, edit.photo.pixels)
 
 
 # A strip is enlarged in height, and made smaller in width.
@@ -151,7 +224,7 @@ def test_pixels_outside_the_mask_stay_bit_for_bit(model, mask, method):
 
 def test_the_region_is_edited_where_it_lies(model):
     """The pasted pixels are the pipeline's, at their own place."""
-    mask = painted(400, 500, (300, 330, 410, 440))
+    mask = painted(400, 500, (300, 350, 380, 440))
     edit = edit_photo(model, photo(400, 500), mask, FEW, size=128, steps=1)
     assert (edit.region.width, edit.region.height) == (128, 128)
     r, after = edit.region, np.asarray(edit.after)
@@ -162,7 +235,18 @@ def test_the_region_is_edited_where_it_lies(model):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mask": painted(40, 30, (0, 1, 0, 1))}, r"mask is 30x40 but the photo 170x150"),
+        ({"mask": painted(40, 30, (0, 1, 0, 1))}, r"mask is 30x40 .* but the photo 170x150"),
+        ({"mask": painted(150, 170, (0, 1, 0, 1)).astype(int)}, r"make it bool"),
+        ({"context": -1}, r"context must be 0 or more .* got -1"),
+        ({"negative_prompt": "a dog"}, "takes no negative prompt"),
+        ({"cfg": 4}, "no second kind of guidance"),
+        ({"guidance": float("nan")}, "guidance must be 0 or more, got nan"),
+        ({"strength": 0}, r"strength must lie in \(0, 1\], got 0"),
+        ({"strength": 0.2, "steps": 4}, "run none: give 5 or more"),
+        ({"references": [Image.new("RGB", (8, 8))]}, "takes no references"),
+        ({"control": Image.new("RGB", (170, 150))}, "takes no control picture"),
+        ({"control": Image.new("RGB", (8, 8))}, r"control picture is \(8, 8\)"),
+        ({"label": "cat", "prompt": "a cat"}, "not both"),
         ({"mask": painted(150, 170)}, "nothing in it"),
         ({"size": 127}, r"128 .* got 127"),
         ({"steps": 0}, r"1 or more, got 0"),

@@ -19,7 +19,7 @@ def touch_by_hand(mask_HW: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.tensor(
         [
             [
-                any(mask_HW[y, x] >= 0.5 for y in cell(i, H, grid[0]) for x in cell(j, W, grid[1]))
+                any(mask_HW[y, x] > 0 for y in cell(i, H, grid[0]) for x in cell(j, W, grid[1]))
                 for j in range(grid[1])
             ]
             for i in range(grid[0])

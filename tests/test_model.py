@@ -226,7 +226,11 @@ DAMAGE = {
     "no json": lambda m: (m / "transformer/config.json").write_text("{"),
     "no index": lambda m: (m / "model_index.json").write_text("{"),
     "an index that lists nothing": lambda m: (m / "model_index.json").write_text("{}"),
-    "another pipeline": lambda m: rewrite(m / "model_index.json", _class_name="DDPMPipeline"),
+    "an index that is a list": lambda m: (m / "model_index.json").write_text("[]"),
+    "an index that is no text": lambda m: (m / "model_index.json").write_bytes(b"\xff\xfe"),
+    "a part without a class": lambda m: rewrite(m / "model_index.json", vae=["x"]),
+    "a part that is no class": lambda m: rewrite(m / "model_index.json", vae=["diffusers", "X"]),
+    "a part with code of its own": lambda m: rewrite(m / "model_index.json", vae=["code", "X"]),
     "other shapes": lambda m: rewrite(m / "transformer/config.json", num_attention_heads=2),
     "other layers": lambda m: rewrite(m / "transformer/config.json", num_layers=2),
 }
@@ -236,14 +240,24 @@ DAMAGE = {
 def test_a_folder_that_holds_no_whole_pipeline(copy, monkeypatch, damage):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     DAMAGE[damage](copy)
-    with pytest.raises(FileNotFoundError, match=r"no Fill pipeline at '.*model': give a folder"):
+    with pytest.raises(FileNotFoundError, match=r"no pipeline at '.*model': give a folder"):
+        load_model(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("DDPMPipeline", "supported:"), ("OmniGenPipeline", "numbers image tokens")],
+)
+def test_another_pipeline_is_refused_by_name(copy, name, reason):
+    rewrite(copy / "model_index.json", _class_name=name)
+    with pytest.raises(TypeError, match=f"{name} is not supported.*{reason}"):
         load_model(copy)
 
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "nobody/nothing", "no such thing", ""])
 def test_no_such_model(monkeypatch, name):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match=f"no Fill pipeline at '{name}'"):
+    with pytest.raises(FileNotFoundError, match=f"no pipeline at '{name}'"):
         load_model(name)
 
 
@@ -261,12 +275,12 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch, error, cached
         if error:
             raise error
 
-    def load(name, **given):
-        asked.append(given["local_files_only"])
+    def load(name, file, local_files_only):
+        asked.append(local_files_only)
         raise OSError("not there")
 
-    monkeypatch.setattr("hilotoken.model.model_info", answer)
-    monkeypatch.setattr(FluxFillPipeline, "from_pretrained", load)
+    monkeypatch.setattr("hilotoken.model.load.model_info", answer)
+    monkeypatch.setattr("hilotoken.model.load.hf_hub_download", load)
     with pytest.raises(FileNotFoundError, match=r"hub id, or 'embedded' \(not there\)"):
         load_model("some/model")
     assert asked == [cached]
@@ -301,7 +315,7 @@ def test_checksums_tell_what_was_damaged(copy):
 
 
 def test_checksums_are_checked_for_the_packaged_weights(copy, monkeypatch):
-    monkeypatch.setattr("hilotoken.model.WEIGHTS", copy)
+    monkeypatch.setattr("hilotoken.model.load.WEIGHTS", copy)
     assert isinstance(load_model(), EmbeddedFillPipeline)
     with (copy / "scheduler" / "scheduler_config.json").open("a") as file:
         file.write("\n")
@@ -313,7 +327,7 @@ def test_checksums_are_checked_for_the_packaged_weights(copy, monkeypatch):
 
 
 def test_weights_that_are_not_there(tmp_path, monkeypatch):
-    monkeypatch.setattr("hilotoken.model.WEIGHTS", tmp_path)
+    monkeypatch.setattr("hilotoken.model.load.WEIGHTS", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no weights in .*: install the package anew"):
         load_model()
 

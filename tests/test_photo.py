@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -29,8 +30,8 @@ H, W = 19, 23
 ICC = bytes(range(256)) * 300  # longer than 65535 bytes, to move TIFF's strip beyond a SHORT
 PNG_TYPES = {"I;16": (0, 1), "RGB;16": (2, 3), "LA;16": (4, 2), "RGBA;16": (6, 4)}
 OUTPUTS = [
-    *((mode, ".png") for mode in COLOURS if mode != "CMYK"),
-    *((mode, ".tif") for mode in COLOURS if mode != "LA;16"),
+    *((mode, ".png") for mode in COLOURS if "CMYK" not in mode),
+    *((mode, ".tif") for mode in COLOURS if mode != "LA;16"),  # which Pillow does not open
     *((mode, ".webp") for mode in ("RGB", "RGBA")),
     *((mode, ".bmp") for mode in ("1", "L", "RGB")),
 ]
@@ -68,8 +69,13 @@ def png_16(samples: np.ndarray, colour_type: int, extra: bytes = b"") -> bytes:
 
 
 def write_source(folder: Path, mode: str, exif: bytes | None, icc: bytes | None) -> Path:
-    """A photo of this mode with noise in every channel, as PNG (CMYK: JPEG)."""
-    path = folder / ("source.jpg" if mode == "CMYK" else "source.png")
+    """A photo of this mode with noise in every channel, as PNG (CMYK: JPEG, in 16 bits TIFF)."""
+    path = folder / {"CMYK": "source.jpg", "CMYK;16": "source.tif"}.get(mode, "source.png")
+    if mode == "CMYK;16":
+        save_photo(
+            Photo(random(H, W, 4, high=65536), mode, "TIFF", icc=icc, exif=exif and exif[6:]), path
+        )
+        return path
     if mode in PNG_TYPES:
         colour_type, channels = PNG_TYPES[mode]
         extra = chunk(b"iCCP", b"p\0\0" + zlib.compress(icc)) if icc else b""
@@ -90,23 +96,16 @@ def write_source(folder: Path, mode: str, exif: bytes | None, icc: bytes | None)
 
 
 def raw(path: Path) -> np.ndarray:
-    """A file's samples, read without the module under test."""
+    """A file's samples, read without the module under test; in TIFF as they lie in the file."""
+    if path.suffix == ".tif":
+        found = tifffile.imread(path)
+        return found * np.uint8(255) if found.dtype == bool else found
     with Image.open(path) as image:
-        if image.format == "PNG":
-            wide = path.read_bytes()[24] == 16
-        else:
-            wide = image.format == "TIFF" and image.tag_v2.get(258, (1,))[0] == 16
-        if not wide:
-            return np.asarray(image)
-    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-
-
-def tiff_strip(path: Path) -> np.ndarray:
-    """8-bit RGB samples of an uncompressed TIFF as they lie in the file, never rotated."""
-    with Image.open(path) as image:
-        tags = image.tag_v2
-        (start,), shape = tags[273], (tags[257], tags[256], 3)
-    return np.frombuffer(path.read_bytes(), np.uint8, int(np.prod(shape)), start).reshape(shape)
+        if image.format != "PNG" or path.read_bytes()[24] < 16:
+            return np.asarray(image) * np.uint8(255 if image.mode == "1" else 1)
+    found = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    kind = path.read_bytes()[25]
+    return found if kind == 0 else found[..., {2: [2, 1, 0], 4: [0, 3], 6: [2, 1, 0, 3]}[kind]]
 
 
 def exif_of(path: Path) -> dict[int, object]:
@@ -140,7 +139,8 @@ def test_samples_outside_the_mask_survive(tmp_path: Path, mode: str, suffix: str
     np.testing.assert_array_equal(before[weight == 0], after[weight == 0])
     assert (before[weight == 1] != after[weight == 1]).any()
     with Image.open(source) as old, Image.open(out) as new:
-        assert (old.mode, old.size) == (new.mode, new.size)
+        assert old.size == new.size
+        assert old.mode.rstrip("B") == new.mode.rstrip("B")  # TIFF keeps the byte order of its EXIF
         assert new.info.get("icc_profile") == icc
         if mode == "P":
             assert new.getpalette()[:600] == old.getpalette()
@@ -163,7 +163,6 @@ def test_16_bit_tiff_is_read_and_written(tmp_path: Path, channels: int) -> None:
     samples, weight = random(H, W, channels, high=65536), make_weight()
     cv2.imwrite(str(tmp_path / "in.tif"), samples)
     photo = load_photo(tmp_path / "in.tif")
-    np.testing.assert_array_equal(raw(tmp_path / "in.tif").reshape(samples.shape), samples)
     save_photo(photo.with_edit(random(H, W, 3), weight), tmp_path / "out.tif")
     after = cv2.imread(str(tmp_path / "out.tif"), cv2.IMREAD_UNCHANGED).reshape(samples.shape)
     np.testing.assert_array_equal(after[weight == 0], samples[weight == 0])
@@ -211,7 +210,7 @@ def test_a_rotated_jpeg_is_edited_upright(tmp_path: Path, orientation: int, suff
     weight = np.zeros(upright.shape[:2], np.float32)
     weight[:5, :4] = 1  # the top left corner a person sees
     save_photo(photo.with_edit(np.full_like(upright, 7), weight), out)
-    before, after = raw(source), raw(out) if suffix == ".png" else tiff_strip(out)
+    before, after = raw(source), raw(out)
     touched = (after == 7).all(-1)
     assert touched.sum() == 20
     np.testing.assert_array_equal(before[~touched], after[~touched])
@@ -236,7 +235,7 @@ def test_rotated_16_bit_files_keep_their_frame(tmp_path: Path, orientation: int,
 def test_a_tall_16_bit_png_survives(tmp_path: Path) -> None:
     samples = random(200, 3, 3, high=65536)
     save_photo(Photo(samples, "RGB;16", "PNG"), tmp_path / "out.png")
-    np.testing.assert_array_equal(raw(tmp_path / "out.png")[..., ::-1], samples)
+    np.testing.assert_array_equal(raw(tmp_path / "out.png"), samples)
 
 
 def test_indices_past_the_palette_survive(tmp_path: Path) -> None:
@@ -319,7 +318,7 @@ def test_the_key_of_a_narrow_grey_png_is_widened(tmp_path: Path) -> None:
 
 def test_text_gamma_xmp_and_resolution_are_carried(tmp_path: Path) -> None:
     xmp = b"<x:xmpmeta/>"
-    extra = chunk(b"gAMA", struct.pack(">I", 50000)) + chunk(b"tEXt", b"Title\0Sea")
+    extra = chunk(b"gAMA", struct.pack(">I", 45455)) + chunk(b"tEXt", b"Title\0Sea")
     extra += chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
     extra += chunk(b"pHYs", struct.pack(">IIB", 11811, 11811, 1))
     wide = png_16(random(H, W, 3, high=65536), 2, extra)
@@ -332,7 +331,7 @@ def test_text_gamma_xmp_and_resolution_are_carried(tmp_path: Path) -> None:
         with Image.open(tmp_path / "in.png") as old, Image.open(tmp_path / "out.png") as new:
             assert old.info == new.info
             assert new.info["xmp"] == xmp
-            assert new.info["gamma"] == 0.5
+            assert new.info["gamma"] == 0.45455
     for suffix in (".tif", ".webp", ".jpg"):
         save_photo(load_photo(tmp_path / "in.png"), tmp_path / f"out{suffix}")
         with Image.open(tmp_path / f"out{suffix}") as new:
@@ -379,7 +378,7 @@ def test_one_pixel_and_a_lying_suffix(tmp_path: Path) -> None:
 
 
 # TIFF tag and the value that makes its layout one that is refused.
-PATCHED = {"premultiplied": (338, 1), "planes": (284, 2), "inverted": (262, 0)}
+PATCHED = {"premultiplied": (338, 1), "lab": (262, 8), "squeezed": (259, 34712)}
 
 
 def bad_file(folder: Path, case: str) -> Path:
@@ -407,11 +406,9 @@ def bad_file(folder: Path, case: str) -> Path:
         image.save(path, "TIFF", save_all=True, append_images=[image])
     elif case in PATCHED:
         tag, value = PATCHED[case]
-        wide = Photo(random(4, 4, high=65536), "I;16", "PNG")
-        photo = Photo(random(4, 4, 4), "RGBA", "PNG") if case == "premultiplied" else wide
-        save_photo(photo, folder / "whole.tif")
+        save_photo(Photo(random(4, 4, 4), "RGBA", "PNG"), folder / "whole.tif")
         data = bytearray((folder / "whole.tif").read_bytes())
-        data[data.index(struct.pack("<HHI", tag, 3, 1)) + 8] = value
+        struct.pack_into("<H", data, data.index(struct.pack("<HHI", tag, 3, 1)) + 8, value)
         path.write_bytes(data)
     return path
 
@@ -428,13 +425,13 @@ def bad_file(folder: Path, case: str) -> Path:
         ("truncated_tiff", "damaged or cut short"),
         ("truncated_webp", "damaged or cut short"),
         ("truncated_wide", "damaged or cut short"),
-        ("float", "mode F: convert it to 8 or 16 bit RGB"),
-        ("integer", "mode I: convert it to 8 or 16 bit RGB"),
+        ("float", "samples of 32 bits, floating-point: convert it to 8 or 16"),
+        ("integer", "samples of 32 bits, signed: convert it to 8 or 16"),
         ("animated", "2 frames"),
         ("pages", "2 frames"),
         ("premultiplied", "premultiplied alpha"),
-        ("planes", "16-bit samples with separate planes: save it as PNG"),
-        ("inverted", "16-bit samples with white as zero: save it as PNG"),
+        ("lab", "colours of kind CIELAB: convert it to RGB"),
+        ("squeezed", "compressed by JPEG2000: save it with LZW or without"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, case: str, text: str) -> None:
@@ -461,9 +458,9 @@ def test_more_than_100_megapixels_are_refused_undecoded(tmp_path: Path, side: in
 
 def test_the_pixel_limit_is_inclusive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (10, 10)).save(tmp_path / "a.png")
-    monkeypatch.setattr(module.read, "MAX_PIXELS", 100)
+    monkeypatch.setattr(module.value, "MAX_PIXELS", 100)
     assert load_photo(tmp_path / "a.png").size == (10, 10)
-    monkeypatch.setattr(module.read, "MAX_PIXELS", 99)
+    monkeypatch.setattr(module.value, "MAX_PIXELS", 99)
     with pytest.raises(PhotoError, match="10x10 pixels"):
         load_photo(tmp_path / "a.png")
 
@@ -525,7 +522,7 @@ def test_a_mask_that_does_not_fit_is_named(tmp_path: Path, mask: np.ndarray, tex
         ("P", "out.jpg", "JPEG cannot hold mode P: write .png or .tif or .tiff"),
         ("CMYK", "out.png", "PNG cannot hold mode CMYK: write .tif or .tiff or .jpg or .jpeg"),
         ("RGB;16", "out.webp", "WEBP cannot hold mode RGB;16: write .png or .tif or .tiff"),
-        ("LA;16", "out.tif", "TIFF cannot hold mode LA;16: write .png"),
+        ("CMYK;16", "out.png", "PNG cannot hold mode CMYK;16: write .tif or .tiff"),
         ("RGB", "out.gif", "suffix '.gif': use one of .png .tif .tiff .webp .bmp .jpg .jpeg"),
         ("RGB", "out", "no suffix: use one of .png"),
         ("RGB", "missing/out.png", "missing is not a directory: create it first"),
@@ -551,7 +548,7 @@ def test_an_output_that_cannot_be_is_named(tmp_path: Path, mode: str, name: str,
     [
         (Photo(random(2, 2, 3), "RGB", "PNG", icc=ICC), ".bmp", "ICC profile"),
         (Photo(random(2, 2, 3), "RGB", "PNG", exif=b"x"), ".bmp", "EXIF"),
-        (Photo(random(2, 2, 3), "RGB", "PNG", exif=bytes(70_000)), ".jpg", "65000 bytes"),
+        (Photo(random(2, 2, 3), "RGB", "PNG", exif=bytes(70_000)), ".jpg", "EXIF data is too long"),
         (Photo(random(2, 2), "L", "PNG", transparency=3), ".tif", "transparent colour"),
         (Photo(random(1, 16384, 3), "RGB", "PNG"), ".webp", "16384 pixels"),
         (Photo(np.full((2, 2, 4), 255, np.uint8), "RGBA", "PNG"), ".webp", "opaque everywhere"),
@@ -579,7 +576,7 @@ def test_an_existing_output_survives_a_failing_save(
         raise error
 
     (tmp_path / "out.png").write_bytes(b"old")
-    monkeypatch.setattr(module.write, "_write", fail)
+    monkeypatch.setattr(module.write.png, "write", fail)
     expected = PhotoError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
         save_photo(Photo(random(2, 2, 3), "RGB", "PNG"), tmp_path / "out.png")

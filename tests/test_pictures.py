@@ -20,7 +20,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from hilotoken import HiLo, compress
 from hilotoken.adapters.coarse import Coarse
-from hilotoken.adapters.sd3 import SD3
+from hilotoken.adapters.sd3 import coarse_rows
 from hilotoken.adapters.zimage import rotary
 from hilotoken.attention import rerouted
 from hilotoken.plan import TokenPlan, token_positions
@@ -57,29 +57,27 @@ def test_coarse_places_of_sd3_are_exact_between_the_rows_of_its_table(h, w, stri
     pipe = SD3_INPAINT.make(torch.float32)
     embed, P = pipe.transformer.pos_embed, pipe.transformer.config.pos_embed_max_size
     cells_M = torch.arange(-(-h // stride) * -(-w // stride))
-    adapter = object.__new__(SD3)
-    adapter.plan = coarse_plan(torch.arange(3), cells_M, stride, (h, w))
-    found = adapter._places(embed)
-    place_M2 = token_positions(adapter.plan)[3:] + torch.tensor([(P - h) // 2, (P - w) // 2])
+    plan = coarse_plan(torch.arange(3), cells_M, stride, (h, w))
+    found = coarse_rows(embed, plan)
+    place_M2 = token_positions(plan)[3:] + torch.tensor([(P - h) // 2, (P - w) // 2])
     place_M2 = place_M2.clamp(max=P - 1)
     scaled = place_M2.flip(-1).T * embed.base_size / P  # columns go first there
     exact = get_2d_sincos_pos_embed_from_grid(embed.pos_embed.shape[-1], scaled)
     assert worst(found, exact.float()) < 1e-6
-    adapter.plan = replace(adapter.plan, positions="native")
-    place_M2 = token_positions(adapter.plan)[3:].long()
+    plan = replace(plan, positions="native")
+    place_M2 = token_positions(plan)[3:].long()
     rows = embed.cropped_pos_embed(2 * h, 2 * w)[0].unflatten(0, (h, w))
     inside_M = (place_M2 < torch.tensor([h, w])).all(-1)
     row, column = place_M2[inside_M].T
-    assert torch.equal(adapter._places(embed)[inside_M], rows[row, column])
+    assert torch.equal(coarse_rows(embed, plan)[inside_M], rows[row, column])
 
 
 def test_a_table_of_places_that_is_not_of_sines_is_interpolated_too():
     pipe = SD3_INPAINT.make(torch.float32)
     embed = pipe.transformer.pos_embed
     nn.init.normal_(embed.pos_embed)
-    adapter = object.__new__(SD3)
-    adapter.plan = coarse_plan(torch.arange(3), torch.arange(16), 4)
-    assert adapter._places(embed).isfinite().all()
+    plan = coarse_plan(torch.arange(3), torch.arange(16), 4)
+    assert coarse_rows(embed, plan).isfinite().all()
 
 
 def test_rotary_factors_of_zimage_are_those_of_its_table_and_between():

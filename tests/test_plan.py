@@ -284,10 +284,10 @@ BAD = {
 
 @pytest.mark.parametrize(("name", "value"), [(k, v) for k, values in BAD.items() for v in values])
 def test_bad_options_are_refused_by_name_with_what_is_allowed(name, value):
-    allowed = r"0 or more|1 or more|2 or more|\[0, 1\]|choose from|not below 0|True or False"
+    allowed = r"0 or more|1 or more|2 or more|\[0, 1\]|choose from|in \[0, 1e|True or False"
     with pytest.raises(ValueError, match=allowed) as error:
         HiLo(**{name: value})
-    assert name in str(error.value) or "the weight of 'laplacian'" in str(error.value)
+    assert name in str(error.value)
 
 
 @pytest.mark.parametrize("name", METHODS)

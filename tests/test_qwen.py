@@ -13,7 +13,7 @@ from tiny import TOKENS, inside, make_mask, make_photo
 from torch import Tensor
 
 from hilotoken import HiLo, compress
-from hilotoken.adapters.qwen import _exponentials
+from hilotoken.adapters.qwen import QwenShort, _exponentials
 
 INPAINT, EDIT, PLUS = (f"QwenImage{kind}Pipeline" for kind in ("Inpaint", "Edit", "EditPlus"))
 CONTROL = "QwenImageControlNetInpaintPipeline"
@@ -49,16 +49,14 @@ def test_coarse_places_continue_the_models_own(pipe, grid):
     assert worst_turn(between_TD**2, own_TD[:-w, rows] * own_TD[w:, rows]) <= 1e-5  # angles add up
 
 
-def test_aligned_places_are_those_of_a_picture_so_much_smaller(pipe):
-    adapters, fast = [], compress(pipe, HiLo(positions="aligned", dilate=0, detail=0.0, bucket=1))
-
-    def keep(module, args, kwargs):
-        attend_again = next(iter(module._forward_hooks.values()))
-        adapters.append(attend_again.__self__)
-
-    pipe.transformer.transformer_blocks[0].attn.register_forward_pre_hook(keep, with_kwargs=True)
+def test_aligned_places_are_those_of_a_picture_so_much_smaller(pipe, monkeypatch):
+    made, fast = [], compress(pipe, HiLo(positions="aligned", dilate=0, detail=0.0, bucket=1))
+    align = QwenShort.align
+    monkeypatch.setattr(
+        QwenShort, "align", lambda short, *of: made.append(short) or align(short, *of)
+    )
     fast(**arguments(INPAINT, num_inference_steps=1))
-    image_SD, text_LD = adapters[0]._rotary
+    image_SD, text_LD = made[0].aligned_rotary
     small_TD, small_LD = pipe.transformer.pos_embed([[(1, 4, 4)]], max_txt_seq_len=len(text_LD))
     assert worst_turn(text_LD, small_LD) <= 1e-6
     plan = fast.last_run.plan

@@ -7,6 +7,7 @@ tokens that matter, and the user's pixels outside the mask stay as they are.
     image = fast(prompt, image=photo, mask_image=mask).images[0]
 """
 
+from .batch import edit_photos
 from .compress import Compressed, compress
 from .methods import METHODS, Dense, HiLo
 from .model import load_model
@@ -23,6 +24,7 @@ __all__ = [
     "TokenPlan",
     "__version__",
     "compress",
+    "edit_photos",
     "load_model",
     "plan_tokens",
 ]

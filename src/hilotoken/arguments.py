@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 from torch import Tensor
 
 from .plan import as_batch
@@ -50,6 +51,93 @@ def check_pixels(name: str, image: Any, lowest: float) -> None:
     low, high = image.min().item(), image.max().item()
     if not (low >= lowest and high <= 1):  # NaN fails both
         raise ValueError(f"{name} holds values from {low} to {high}: give finite ones in [0, 1]")
+
+
+def read_mask(mask_image: Any) -> Tensor:
+    """A mask in any of the forms that diffusers documents, as float [B, 1, H, W] in [0, 1].
+
+    Args:
+        mask_image: a picture; an array [H, W], [B, H, W], [H, W, 1] or [B, H, W, 1]; a tensor
+            [H, W], [B, H, W] or [B, 1, H, W]; or a list of these. Three channels are the brightest
+            of them. Values are bool, whole from 0 to 255 in uint8, or floats in [0, 1].
+
+    Raises:
+        ValueError: another shape, or values out of range; the message names them.
+    """
+    if isinstance(mask_image, list | tuple):
+        return torch.cat([read_mask(one) for one in mask_image])
+    if isinstance(mask_image, Image.Image):
+        return as_batch(mask_image, 1)
+    mask = torch.as_tensor(mask_image)
+    mask_BCHW = _mask_with_channels(mask, last=isinstance(mask_image, np.ndarray))
+    if mask.dtype == torch.uint8:
+        return mask_BCHW.float().amax(1, True) / 255
+    check_pixels("mask_image", mask_BCHW, lowest=0)
+    return mask_BCHW.float().amax(1, True)
+
+
+def _mask_with_channels(mask: Tensor, last: bool) -> Tensor:
+    """A mask as [B, 1 or 3, H, W]; `last`: whether channels come last, as in arrays."""
+    shape = list(mask.shape)
+    if mask.ndim == 2:
+        return mask[None, None]
+    if mask.ndim == 3 and shape[-1] > 4:
+        return mask[:, None]
+    if mask.ndim == 3 and (shape[-1] == 1 or (last and shape[-1] == 3)):
+        return mask.movedim(-1, 0)[None]
+    if mask.ndim == 4:
+        mask_BCHW = mask.movedim(-1, 1) if last else mask
+        if mask_BCHW.shape[1] in (1, 3):
+            return mask_BCHW
+    raise ValueError(
+        f"mask_image has shape {shape}: give [H, W], [B, H, W] or one channel beside them, as "
+        "[H, W, 1] in an array or [B, 1, H, W] in a tensor; of a picture with alpha, that alone"
+    )
+
+
+def with_plain_masks(
+    pipe: DiffusionPipeline, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same arguments, masks of whole numbers and truth values as floats in [0, 1]."""
+    names = list(inspect.signature(pipe.__call__).parameters)
+    plain = [_plain(v) if n in MASKS else v for n, v in zip(names, args, strict=False)]
+    return tuple(plain), {n: _plain(v) if n in MASKS else v for n, v in kwargs.items()}
+
+
+def _plain(mask_image: Any) -> Any:
+    if isinstance(mask_image, list | tuple):
+        return [_plain(one) for one in mask_image]
+    if isinstance(mask_image, Tensor) and mask_image.dtype in (torch.bool, torch.uint8):
+        return read_mask(mask_image)
+    if isinstance(mask_image, np.ndarray) and mask_image.dtype in (np.bool_, np.uint8):
+        return read_mask(mask_image)[:, 0].numpy()
+    return mask_image
+
+
+# Of the pipelines with `padding_mask_crop`, those that paste the crop back into the photo.
+PASTES_BACK = (
+    "FluxInpaintPipeline",
+    "Flux2KleinInpaintPipeline",
+    "QwenImageInpaintPipeline",
+    "QwenImageEditInpaintPipeline",
+    "StableDiffusion3InpaintPipeline",
+)
+
+
+def check_crop(pipe: DiffusionPipeline, given: dict[str, Any]) -> bool:
+    """Whether the pipeline is to edit a crop of the photo that it chooses by `padding_mask_crop`.
+
+    Raises:
+        ValueError: it would hand over the crop, with no photo around it.
+    """
+    if given.get("padding_mask_crop") is None:
+        return False
+    if not {base.__name__ for base in type(pipe).__mro__} & set(PASTES_BACK):
+        raise ValueError(
+            f"padding_mask_crop: {type(pipe).__name__} edits the crop and does not paste it back "
+            "into the photo; leave it out, or crop the photo and the mask yourself"
+        )
+    return True
 
 
 def exact_photo(image: Any, resized_B3HW: Tensor) -> Tensor:

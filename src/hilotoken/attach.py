@@ -1,151 +1,181 @@
-"""Hooks around a pipeline's transformer, for the length of one call."""
+"""One compressed call: what is put around a pipeline's transformer for the length of it."""
 
-import inspect
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .adapters import Adapter, adapter_for
+from .adapters import family_of
+from .adapters.base import ShortCall
 from .blocks.attach import Placement, placed
-from .capture import Seen, Source, captured
-from .methods import BlockMethod, Dense, Method
+from .blocks.method import BlockMethod
+from .capture import Seen, captured
+from .hooks import Call, StepClock, bind_call, hooked
+from .methods import Dense, Method
 from .plan import TokenPlan
+from .record import Run
 from .reuse import Reuse
+from .source import Source
 from .timing import Stopwatch
 
 
-@dataclass
-class State:
-    """What a call knows so far."""
+class Running:
+    """A call under way: all that it knows is reached from here, and nothing is left elsewhere.
 
-    mask_image: Any = None
-    watch: Stopwatch = field(default_factory=Stopwatch)
-    source: Source | None = None
-    plan: TokenPlan | None = None
-    adapter: Adapter | None = None
-    placement: Placement | None = None
-    reuse: Reuse | None = None
-    steps: set[int] = field(default_factory=set)
-    sequence: tuple[int, int] = (0, 0)
-
-
-@contextmanager
-def attached(
-    pipe: Any, method: Any, state: State, inside: BlockMethod | None = None
-) -> Iterator[None]:
-    """Capture, plan and hook for the length of this context; nothing is left behind."""
-    transformer, owner = pipe.transformer, threading.get_ident()
-
-    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
-        if state.plan is None and threading.get_ident() == owner:
-            _begin(pipe, method, state, seen, _bind_call(module, args, kwargs))
-            for handle in state.adapter.inner_hooks(transformer) if state.adapter else ():
-                stack.callback(handle.remove)
-            if state.adapter and getattr(method, "refresh", None) is not None:
-                state.reuse = Reuse(state.adapter, method, pipe, transformer)
-                stack.callback(state.reuse.attach().remove)
-
-    with ExitStack() as stack:
-        seen = stack.enter_context(captured(pipe))
-        if getattr(transformer, "is_cache_enabled", False):
-            transformer._reset_stateful_cache()  # a run broken off may have left another length's
-        stack.enter_context(state.watch.watch("vae", *vae_parts(pipe)))
-        for handle in _frame(pipe, transformer, state, owner):
-            stack.callback(handle.remove)
-        stack.enter_context(state.watch.watch("dit", transformer))
-        untraced: Any = torch.compiler.disable
-        first = transformer.register_forward_pre_hook(
-            untraced(begin), with_kwargs=True, prepend=True
-        )
-        stack.callback(first.remove)
-        if inside:
-            plan = lambda: state.plan if state.adapter else None  # noqa: E731
-            state.placement = stack.enter_context(placed(transformer, inside, pipe.scheduler, plan))
-        yield
-
-
-def vae_parts(pipe: Any) -> list[nn.Module]:
-    return [part for name in ("encoder", "decoder") if (part := getattr(pipe.vae, name, None))]
-
-
-def _begin(pipe: Any, method: Method, state: State, seen: Seen, call: dict[str, Any]) -> None:
-    """At the first call of the transformer all is known: the source, its grid, so the plan."""
-    family = adapter_for(pipe)
-    source = family.make_source(pipe, seen, state.mask_image, call)
-    if source is None:
-        raise ValueError(
-            "no image and mask_image were given: there is nothing to compress by; give both, or "
-            "call the pipeline itself"
-        )
-    with state.watch.time("plan"):
-        photo_B3HW = (source.photo_B3HW / 2 + 0.5).clamp(0, 1)
-        plan = method.plan(photo_B3HW, source.mask_B1HW, source.grid)
-    state.source, state.plan = source, plan
-    tokens = family.tokens(call).shape[1]
-    state.sequence = tokens, tokens
-    if not isinstance(method, Dense):
-        state.adapter = family(pipe, plan, source, call)
-        state.sequence = tokens, len(state.adapter.counts_S)
-
-
-def _frame(pipe: Any, transformer: nn.Module, state: State, owner: int) -> list[Any]:
-    """Hooks around every call of the transformer: shorten what goes in, restore what comes out.
-
-    Another thread may be running a pipeline that shares the transformer: its calls pass untouched.
+    short:    the short call that runs next; None where every token runs
+    plan:     the plan in force; assign another by `use`
+    sequence: image tokens of a call, references included: all of them, and those that ran
     """
-    call: dict[str, Any] = {}
 
-    # While a hook is put in or taken out, PyTorch may leave `kwargs` out in another thread's call.
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> Any:
-        if threading.get_ident() != owner:
-            return None
-        state.steps.add(_step(pipe.scheduler))
-        if state.adapter is None:
-            return None
-        call.clear()
-        call.update(_bind_call(module, args, kwargs))
-        if state.reuse:
-            call.update(state.reuse.before(call, _step(pipe.scheduler)))
-        return (), state.adapter.shorten(call, _sigma(pipe.scheduler))
+    def __init__(self, pipe: Any, method: Method, mask_image: Any) -> None:
+        self.pipe, self.method, self.mask_image = pipe, method, mask_image
+        self.transformer: nn.Module = pipe.transformer
+        self.family = family_of(pipe)
+        self.watch, self.clock = Stopwatch(), StepClock(pipe.scheduler)
+        self.source: Source | None = None
+        self.mask_B1HW: Tensor | None = None
+        self.plan: TokenPlan | None = None
+        self.short: ShortCall | None = None
+        self.reuse: Reuse | None = None
+        self.placement: Placement | None = None
+        self.sequence = (0, 0)
+        self._call: Call = {}  # the one under way, whole
+        self._inside = ExitStack()  # what is put inside the transformer for `short`
 
-    def after(module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> Any:
-        if state.adapter is None or threading.get_ident() != owner:
+    def use(self, plan: TokenPlan) -> None:
+        """Run by this plan from the next call on, whatever ran before.
+
+        Raises:
+            ValueError: the run has not begun, or a plan for another grid.
+        """
+        if self.source is None or self.mask_B1HW is None or not self._call:
+            raise ValueError("a plan can be put in the place of another once the first call began")
+        if plan.grid != self.source.grid:
+            raise ValueError(f"the plan is for a grid of {plan.grid}, the run's {self.source.grid}")
+        before = self.short.inside if self.short else None
+        self.plan = plan
+        short: ShortCall = self.family.short.of(
+            self.family, plan, self.source, self.mask_B1HW, self._call
+        )
+        self.short = short
+        if self.reuse:
+            self.reuse.take(short)
+        if short.inside != before:
+            self._put_inside()
+
+    def _put_inside(self) -> None:
+        """Put on anew what acts inside the transformer; reuse last, so that it is asked first."""
+        self._inside.close()
+        for stand_in in self.family.stand_ins(self):
+            self._inside.enter_context(stand_in)
+        if self.reuse:
+            self._inside.enter_context(self.reuse.attached())
+
+    def record(self, method: Any, total_seconds: float) -> Run:
+        """What `last_run` says of it, once it has ended."""
+        assert self.plan is not None  # else the first step refused
+        seconds = self.watch.seconds
+        return Run(
+            self.plan,
+            method,
+            self.clock.step + 1,
+            self.sequence,
+            seconds.get("plan", 0.0),
+            seconds.get("dit", 0.0),
+            seconds.get("vae", 0.0),
+            total_seconds,
+            self.placement.kept if self.placement else {},
+            tuple(self.reuse.refreshed) if self.reuse else None,
+            self.reuse.bytes if self.reuse else 0,
+        )
+
+    # Around every call of the transformer.
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: Call, seen: Seen) -> None:
+        """At the first call of the transformer all is known: the source, its grid, so the plan."""
+        if self.plan is not None:
+            return
+        self._call = call = bind_call(module, args, kwargs)
+        made = self.family.make_source(seen, self.mask_image, call)
+        if made is None:
+            raise ValueError(
+                "no image and mask_image were given: there is nothing to compress by; give both, "
+                "or call the pipeline itself"
+            )
+        self.source, self.mask_B1HW = made
+        with self.watch.time("plan"):
+            photo_B3HW = (self.source.photo_B3HW / 2 + 0.5).clamp(0, 1)
+            plan = self.method.plan(photo_B3HW, self.mask_B1HW, self.source.grid)
+        tokens = self.family.tokens(call).shape[1]
+        self.sequence = tokens, tokens
+        if isinstance(self.method, Dense):
+            self.plan = plan
+            return
+        self.use(plan)
+        assert self.short is not None
+        if getattr(self.method, "refresh", None) is not None:
+            self.reuse = Reuse(self, self.method, self.short)
+            self._put_inside()
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Call) -> Any:
+        """The call, shorter."""
+        self._call = call = bind_call(module, args, kwargs)
+        self.clock.tick()
+        if self.short is None:
             return None
-        velocity = state.adapter.restore(output[0], call, _sigma(pipe.scheduler))
-        if state.reuse:
-            state.reuse.after()
-        call.clear()
+        if self.clock.branch == 0:
+            self._replan()
+        if self.reuse:
+            call = self.reuse.before(call)
+        return (), self.short.shorten(call, self.clock.sigma)
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Call, output: Any) -> Any:
+        """The answer, whole again."""
+        if self.short is None:
+            return None
+        velocity = self.short.restore(output[0], self._call, self.clock.sigma)
+        self.short.check_ran()
+        if self.reuse is None or self.reuse.refreshing:
+            self.sequence = self.short.whole_length, self.short.ran
+        if self.reuse:
+            self.reuse.after()
         if isinstance(output, tuple):
             return (velocity, *output[1:])
         output.sample = velocity
         return output
 
-    untraced: Any = torch.compiler.disable  # for a transformer compiled in place
-    # Innermost of all hooks: the user's own see whole sequences, going in and coming out.
-    return [
-        transformer.register_forward_pre_hook(untraced(before), with_kwargs=True),
-        transformer.register_forward_hook(untraced(after), with_kwargs=True, prepend=True),
-    ]
+    def _replan(self) -> None:
+        replan = getattr(self.method, "replan", None)
+        if replan and (plan := replan(self.clock.step, self.plan)) is not self.plan:
+            self.use(plan)
 
 
-def _step(scheduler: Any) -> int:
-    index = scheduler.step_index
-    return (scheduler.begin_index or 0) if index is None else index  # None: before the first step
+@contextmanager
+def attached(
+    pipe: Any, method: Method, mask_image: Any, inside: BlockMethod | None = None
+) -> Iterator[Running]:
+    """Capture, plan and hook for the length of this context; nothing is left behind."""
+    transformer, run = pipe.transformer, Running(pipe, method, mask_image)
+    with ExitStack() as stack:
+        seen = stack.enter_context(captured(pipe))
+        if getattr(transformer, "is_cache_enabled", False):
+            transformer._reset_stateful_cache()  # a run broken off may have left another length's
+        stack.enter_context(run.watch.watch("vae", *vae_parts(pipe)))
+        # Innermost of all hooks: the user's own see whole sequences, going in and coming out.
+        stack.enter_context(hooked(transformer, run.before, run.after))
+        stack.enter_context(run.watch.watch("dit", transformer))
+        stack.callback(run._inside.close)
+
+        def begin(module: nn.Module, args: tuple[Any, ...], kwargs: Call) -> None:
+            run.begin(module, args, kwargs, seen)
+
+        stack.enter_context(hooked(transformer, begin, first=True))
+        if inside:
+            plan = lambda: run.plan if run.short else None  # noqa: E731
+            run.placement = stack.enter_context(placed(transformer, inside, pipe.scheduler, plan))
+        yield run
 
 
-def _sigma(scheduler: Any) -> float:
-    """The noise level of the step under way; the timestep would be too coarse in bfloat16."""
-    return float(scheduler.sigmas[_step(scheduler)])
-
-
-def _bind_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    if not args:
-        return kwargs
-    model = getattr(module, "_orig_mod", module)
-    names = list(inspect.signature(type(model).forward).parameters)[1:]
-    return dict(zip(names, args, strict=False)) | kwargs
+def vae_parts(pipe: Any) -> list[nn.Module]:
+    return [part for name in ("encoder", "decoder") if (part := getattr(pipe.vae, name, None))]

@@ -11,6 +11,7 @@ import threading
 import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,13 +19,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .hooks import compiling, unwrap
+
+_PLACES = "image_rotary_emb"
+
 # attend(module, query_BQHD, key_BSHD, value_BSHD, original, **kwargs) -> [B, Q, H, D]
 Attend = Callable[..., Tensor]
+# again(output, redo) -> output, where redo(rotary) attends once more with other rotary places
+Again = Callable[[Any, Callable[[Any], Any]], Any]
+# What a context brings: attend, again, the modules meant by id, the thread that entered it
+Level = tuple[Attend, Again | None, frozenset[int], int]
 
 
 @contextmanager
 def rerouted(
-    transformer: nn.Module, attend: Attend, modules: Iterable[nn.Module] | None = None
+    transformer: nn.Module,
+    attend: Attend,
+    modules: Iterable[nn.Module] | None = None,
+    again: Again | None = None,
 ) -> Iterator[None]:
     """Every attention call inside the transformer goes through `attend`, for this context.
 
@@ -35,26 +47,29 @@ def rerouted(
     processor that attends twice, as one for image prompts does, comes by twice.
 
     Contexts nest: the one entered last is asked first, and its `original` is the one before. The
-    backend chosen by `set_attention_backend` stays in force. Meant for one call at a time.
+    backend chosen by `set_attention_backend` stays in force. Calls from other threads pass by;
+    compiled code cannot tell threads apart.
 
     Args:
         transformer: a diffusers model
         attend: see above
         modules: the attention modules meant, all of the transformer's unless given
+        again: `again(output, redo)` gives what the processor returns, of what it would return;
+            `redo(rotary)` runs it once more with another `image_rotary_emb`
 
     Raises:
         TypeError: a processor calls no attention function that is known here.
     """
-    model = getattr(transformer, "_orig_mod", transformer)  # what torch.compile wraps
+    model = unwrap(transformer)
     chosen = list(_attention_modules(model) if modules is None else modules)
-    router = _ROUTERS.setdefault(model, _Router())
+    with _LOCK:
+        router = _ROUTERS.setdefault(model, _Router())
     with ExitStack() as stack:
         for module in chosen:
             router.enter(module)
             stack.callback(router.leave, module)
-        level = (attend, frozenset(map(id, chosen)))
-        # A new list each time: another thread may be going through the old one.
-        router.levels = [*router.levels, level]
+        level: Level = (attend, again, frozenset(map(id, chosen)), threading.get_ident())
+        router.add(level)
         stack.callback(router.drop, level)
         yield
 
@@ -67,11 +82,21 @@ class _Router:
     """
 
     def __init__(self) -> None:
-        self.levels: list[tuple[Attend, frozenset[int]]] = []
-        self.module: nn.Module | None = None
+        self.levels: list[Level] = []
+        self.module: nn.Module | None = None  # the one under way, in compiled code
+        self.here = threading.local()  # the same, of each thread
         self.classes: dict[type, type] = {}
         self.replaced: dict[int, tuple[Any, int]] = {}  # by module: its processor, contexts inside
         self.lock = threading.Lock()
+
+    def add(self, level: Level) -> None:
+        with self.lock:
+            # A new list each time: another thread may be going through the old one.
+            self.levels = [*self.levels, level]
+
+    def drop(self, level: Level) -> None:
+        with self.lock:
+            self.levels = [other for other in self.levels if other is not level]
 
     def enter(self, module: Any) -> None:
         """Put a stand-in in the place of the module's processor, unless one is there."""
@@ -89,9 +114,6 @@ class _Router:
                 self.replaced[id(module)] = processor, users - 1
             else:
                 module.processor = processor
-
-    def drop(self, level: tuple[Attend, frozenset[int]]) -> None:
-        self.levels = [other for other in self.levels if other is not level]
 
     def stand_in(self, processor: Any) -> Any:
         """A processor that runs the given one's code and shares its attributes."""
@@ -126,12 +148,30 @@ class _Router:
         )
         rerun.__kwdefaults__ = own.__kwdefaults__
 
+        signature = inspect.signature(own)
+        takes = list(signature.parameters)
+        rotary = takes.index(_PLACES) - 2 if _PLACES in takes else len(takes)
+
         def call(this: Any, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            self.module = attn
-            return rerun(this, attn, *args, **kwargs)
+            if compiling():
+                self.module = attn
+            else:
+                self.here.module = attn
+            output = rerun(this, attn, *args, **kwargs)
+            for _, again, meant, owner in self.levels:
+                if again and id(attn) in meant and (compiling() or get_ident() == owner):
+
+                    def redo(places: Any) -> Any:
+                        if len(args) > rotary:
+                            changed = (*args[:rotary], places, *args[rotary + 1 :])
+                            return rerun(this, attn, *changed, **kwargs)
+                        return rerun(this, attn, *args, **kwargs | {_PLACES: places})
+
+                    output = again(output, redo)
+            return output
 
         # Attention modules read from it which arguments the processor takes.
-        call.__signature__ = inspect.signature(own)  # pyright: ignore[reportFunctionMemberAccess]
+        call.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
         return type(kind.__name__, (kind,), {"__call__": call})
 
     def _route(self, plain: Callable[..., Tensor], turn: Callable[[Tensor], Tensor]) -> Attend:
@@ -139,9 +179,10 @@ class _Router:
             return turn(plain(turn(query), turn(key), turn(value), **kwargs))
 
         def route(query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
-            module, attention = self.module, innermost
-            for attend, meant in self.levels:
-                if id(module) in meant:
+            module = self.module if compiling() else self.here.module
+            attention = innermost
+            for attend, _, meant, owner in self.levels:
+                if id(module) in meant and (compiling() or get_ident() == owner):
                     attention = _around(attend, module, attention)
             return turn(attention(turn(query), turn(key), turn(value), **kwargs))
 
@@ -149,6 +190,7 @@ class _Router:
 
 
 _ROUTERS: WeakKeyDictionary[nn.Module, _Router] = WeakKeyDictionary()
+_LOCK = threading.Lock()
 
 
 def _around(attend: Attend, module: Any, original: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -4,44 +4,23 @@ Resizing, cropping and sampled posteriors are right by construction when they ar
 own. So for one call a few methods of the instance and of its processors are shadowed by others that
 call them and keep what they return; the classes, and every other instance, stay as they are.
 
-B batch, H W pixels, N grid tokens, C channels.
+B batch, H W pixels, C channels.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from .plan import as_batch
+from .arguments import read_mask
+from .hooks import shadowed
 
 Step = Callable[[Any], Any]
-
-
-@dataclass
-class Source:
-    """The edit's given side, on the pipeline's own grid.
-
-    photo_B3HW:  the photo as the pipeline resized it, in [-1, 1]
-    mask_B1HW:   its mask, 0 or 1, 1 where it is edited
-    latents_BNC: the clean latents of the photo, packed into tokens
-    grid:        (h, w), N = h * w
-    """
-
-    photo_B3HW: Tensor
-    mask_B1HW: Tensor
-    latents_BNC: Tensor
-    grid: tuple[int, int]
-
-    def for_batch(self, batch: int) -> Tensor:
-        """The clean latents of every picture of the batch, in the pipeline's order."""
-        return self.latents_BNC.repeat(batch // len(self.latents_BNC), 1, 1)
 
 
 @dataclass
@@ -61,9 +40,7 @@ class Seen:
         """
         if self.photo_B3HW is None:
             raise ValueError("a mask_image was given, but no image to edit under it: give image")
-        given = mask_image if isinstance(mask_image, list | tuple) else [mask_image]
-        masks_B1HW = torch.cat([as_batch(one, 1).float().amax(1, True) for one in given])
-        return torch.cat([self._follow(mask_1HW) for mask_1HW in masks_B1HW])
+        return torch.cat([self._follow(mask_1HW) for mask_1HW in read_mask(mask_image)])
 
     def _follow(self, mask_1HW: Tensor) -> Tensor:
         image: Any = mask_1HW.expand(3, -1, -1)[None]
@@ -77,7 +54,7 @@ class Seen:
 
 
 @contextmanager
-def captured(pipe: DiffusionPipeline) -> Iterator[Seen]:
+def captured(pipe: Any) -> Iterator[Seen]:
     """Keep what the pipeline makes of photo and mask while in this context.
 
     Raises:
@@ -100,9 +77,8 @@ def captured(pipe: DiffusionPipeline) -> Iterator[Seen]:
             (pipe, "_encode_vae_image", tap.latents),
             (pipe.scheduler, "scale_noise", tap.noised),
         ):
-            if original := getattr(thing, name, None):
-                setattr(thing, name, partial(keep, original))
-                stack.callback(vars(thing).pop, name)
+            if hasattr(thing, name):
+                stack.enter_context(shadowed(thing, name, keep))
         yield tap.seen
 
 

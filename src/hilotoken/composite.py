@@ -2,7 +2,6 @@
 
 from itertools import cycle
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -23,6 +22,8 @@ def feather_weight(mask: np.ndarray, feather: int) -> np.ndarray:
     inside = mask.astype(np.uint8)
     if not feather or inside.all():  # a mask without a border has nothing to blend into
         return inside.astype(np.float32)
+    import cv2  # here alone: ComfyUI's nodes get by without it
+
     distance = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return np.minimum(distance / (feather + 1), 1, dtype=np.float32)
 
@@ -93,10 +94,11 @@ def _membrane(values_BCHW: Tensor, weight_B1HW: Tensor) -> Tensor:
 def composite_images(images: object, photo_B3HW: Tensor, mask_B1HW: Tensor, feather: int) -> object:
     """Composite a pipeline's output, in the form it came in: a list of pictures, array or tensor.
 
-    `photo_B3HW` is in [0, 1]; fewer photos than images repeat in the pipeline's order.
+    `photo_B3HW` is in [0, 1]; fewer photos than images repeat in the pipeline's order. Where the
+    mask lies between 0 and 1 the two are blended by it.
     """
     photos = photo_B3HW.permute(0, 2, 3, 1).float().cpu().numpy()
-    weights = [feather_weight(m, feather) for m in (mask_B1HW[:, 0] >= 0.5).cpu().numpy()]
+    weights = [m * feather_weight(m > 0, feather) for m in mask_B1HW[:, 0].float().cpu().numpy()]
     if isinstance(images, list):
         arrays = [np.asarray(image) for image in images]
         photos = np.rint(photos * 255).astype(np.uint8)

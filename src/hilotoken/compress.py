@@ -10,26 +10,30 @@ from contextlib import ExitStack
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from torch import Tensor
 
-from .adapters import adapter_for
+from .adapters import family_of
 from .arguments import (
     MASKS,
     PHOTOS,
     bound,
+    check_crop,
     check_pixels,
     exact_photo,
     first_of,
     makes_from_text,
+    read_mask,
     takes_mask,
+    with_plain_masks,
 )
-from .attach import State, attached, vae_parts
+from .attach import attached, vae_parts
 from .blocks.attach import placed
-from .capture import Source
 from .composite import composite_images
 from .layout import layout_of
 from .methods import BlockMethod, Control, Dense, HiLo, Method, check_inside
 from .methods.dense import whole_plan
 from .methods.udit import check_phases
+from .plan import as_batch
 from .record import Run
 from .timing import Stopwatch
 
@@ -58,7 +62,7 @@ def compress(
         TypeError: the pipeline is not one that can be compressed; the message lists those that can.
         ValueError: feather is negative, or the methods do not go together.
     """
-    if isinstance(pipe, Compressed):
+    if type(pipe) is Compressed:
         raise TypeError("this pipeline is compressed already: compress the pipeline it wraps")
     if feather < 0:
         raise ValueError(f"feather must be 0 pixels or more, got {feather}")
@@ -66,7 +70,7 @@ def compress(
     check_inside(method, inside)
     if not (isinstance(method, BlockMethod) and makes_from_text(pipe)):
         try:
-            adapter_for(pipe)
+            family_of(pipe)
         except TypeError as error:
             if not makes_from_text(pipe):
                 raise
@@ -107,6 +111,15 @@ class Compressed:
         else:
             setattr(self.pipe, name, value)
 
+    @property
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The pipeline's, so that what looks at it, as AutoPipeline does, finds the pipeline."""
+        return type(self.pipe)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        own = self.pipe, self.method, self.inside, self.feather
+        return Compressed, own, {"last_run": self.last_run}
+
     def to(self, *args: Any, **kwargs: Any) -> "Compressed":
         """Move the pipeline; what comes back is still compressed."""
         self.pipe.to(*args, **kwargs)
@@ -134,7 +147,7 @@ class Compressed:
         self.last_run = Run(
             whole_plan(placement.tokens.grid),
             method,
-            placement.moment.step + 1,
+            placement.clock.step + 1,
             (placement.length, placement.length),
             0.0,
             watch.seconds.get("dit", 0.0),
@@ -157,39 +170,28 @@ class Compressed:
                 "the photo is to be edited, or call the pipeline itself"
             )
         check_pixels("image", image, lowest=-1)  # which pipelines take as [-1, 1]
-        check_pixels("mask_image", mask_image, lowest=0)
-        state = State(mask_image)
+        if not read_mask(mask_image).any():
+            raise ValueError("mask_image has nothing in it: paint white where the photo may change")
+        cropped = check_crop(self.pipe, given)
+        args, kwargs = with_plain_masks(self.pipe, args, kwargs)
         started = time.perf_counter()
         sequence, inside = self.method, self.inside
         if isinstance(sequence, BlockMethod):
             sequence, inside = Dense(), sequence
-        with attached(self.pipe, sequence, state, inside):
+        with attached(self.pipe, sequence, mask_image, inside) as run:
             output = self.pipe(*args, **kwargs)
-        assert state.source is not None  # else the first step refused
-        assert state.plan is not None
-        overlaid = given.get("padding_mask_crop") is not None  # by the pipeline itself
-        if given.get("output_type", "pil") != "latent" and not overlaid:
-            output = self._composite(output, image, state.source)
-        seconds = state.watch.seconds
-        self.last_run = Run(
-            state.plan,
-            self.method,
-            len(state.steps),
-            state.sequence,
-            seconds.get("plan", 0.0),
-            seconds.get("dit", 0.0),
-            seconds.get("vae", 0.0),
-            time.perf_counter() - started,
-            state.placement.kept if state.placement else {},
-            tuple(state.reuse.refreshed) if state.reuse else None,
-            state.reuse.bytes if state.reuse else 0,
-        )
+        if cropped:  # the pipeline has pasted it back: the whole photo, at its own size
+            output = self._composite(output, as_batch(image, 3).float(), read_mask(mask_image))
+        elif given.get("output_type", "pil") != "latent":
+            assert run.source is not None  # else the first step refused
+            assert run.mask_B1HW is not None
+            photo_B3HW = exact_photo(image, run.source.photo_B3HW)
+            output = self._composite(output, photo_B3HW, run.mask_B1HW)
+        self.last_run = run.record(self.method, time.perf_counter() - started)
         return output
 
-    def _composite(self, output: Any, image: Any, source: Source) -> Any:
-        images = output[0]
-        photo_B3HW = exact_photo(image, source.photo_B3HW)
-        mixed = composite_images(images, photo_B3HW, source.mask_B1HW, self.feather)
+    def _composite(self, output: Any, photo_B3HW: Tensor, mask_B1HW: Tensor) -> Any:
+        mixed = composite_images(output[0], photo_B3HW, mask_B1HW, self.feather)
         if isinstance(output, tuple):
             return (mixed, *output[1:])
         output.images = mixed

@@ -35,10 +35,11 @@ def check_grid(image_BCHW: Tensor, grid: tuple[int, int]) -> None:
 def touch(mask_B1HW: Tensor, grid: tuple[int, int]) -> Tensor:
     """Tokens whose cell overlaps any masked pixel, however few: bool [B, h, w].
 
-    A pixel is masked where the mask is at least 0.5. Raises ValueError if the grid does not fit.
+    A pixel is masked where the mask is above 0: a soft mask blends the edit in from there. Raises
+    ValueError if the grid does not fit.
     """
     # A mean of zeros and ones is above 0 exactly where one of them is 1.
-    return pool((mask_B1HW >= 0.5).float(), grid)[:, 0] > 0
+    return pool((mask_B1HW > 0).float(), grid)[:, 0] > 0
 
 
 def dilate(touched_Bhw: Tensor, radius: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .blocks.method import block_numbers
+from .checks import block_numbers
 
 EIGHT_BITS = torch.float8_e4m3fn
 
@@ -31,6 +31,8 @@ def stored(x_BXHD: Tensor, store: str | None) -> tuple[Tensor, ...]:
         return (x_BXHD,)
     if store == "bfloat16":
         return (x_BXHD.bfloat16(),)
+    if not x_BXHD.numel():  # the mask covers the grid, and nothing has no largest
+        return (x_BXHD,)
     largest = x_BXHD.abs().amax((1, 3), keepdim=True).clamp_min(1e-12)
     scale = largest.float() / torch.finfo(EIGHT_BITS).max
     return (x_BXHD / scale).to(EIGHT_BITS), scale

@@ -12,6 +12,8 @@ from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
 from torch import Tensor, nn
 
+from .hooks import unwrap
+
 Call = dict[str, Any]  # the transformer's arguments by name
 Rows = tuple[Tensor, ...]  # what turns each token of the joint sequence to its place, [L, ...] each
 
@@ -66,7 +68,7 @@ def layout_of(transformer: nn.Module) -> Layout:
     Raises:
         TypeError: a class whose blocks are not known; the message lists those that are.
     """
-    model = getattr(transformer, "_orig_mod", transformer)  # what torch.compile wraps
+    model = unwrap(transformer)
     for base in type(model).__mro__:
         if base.__name__ in LAYOUTS:
             return LAYOUTS[base.__name__]

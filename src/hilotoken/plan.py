@@ -126,7 +126,7 @@ def plan_tokens(
 
     Args:
         photo: a picture, or float [B, 3, H, W] or [3, H, W] (tensor) or [H, W, 3] (array) in [0, 1]
-        mask: its mask, white (0.5 and above) where it is to be edited; same height and width
+        mask: its mask, same height and width; white (0.5 and above) is edited, as pipelines read it
         grid: rows and columns of the DiT's token grid
         method: `HiLo()` unless given; must be one that plans a sequence
 
@@ -141,7 +141,7 @@ def plan_tokens(
     if photo_B3HW.shape[-2:] != mask_B1HW.shape[-2:]:
         (H, W), (h, w) = photo_B3HW.shape[-2:], mask_B1HW.shape[-2:]
         raise ValueError(f"the photo is {W}x{H} but the mask is {w}x{h}: resize one of them")
-    return (method or HiLo()).plan(photo_B3HW, mask_B1HW, grid)
+    return (method or HiLo()).plan(photo_B3HW, (mask_B1HW >= 0.5).float(), grid)
 
 
 def as_batch(image: "Tensor | np.ndarray | Image.Image", channels: int) -> Tensor:

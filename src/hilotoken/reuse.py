@@ -11,18 +11,21 @@ a head.
 """
 
 import sys
-import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .adapters.base import Adapter, Span
+from .adapters.base import ShortCall
 from .attention import rerouted, weighted
+from .hooks import Call, any_compiled, compiling
 from .kv_store import in_blocks, restored, stored
 from .methods.hilo import HiLo
+
+Kept = tuple[Tensor, ...]  # keys and values of an attention module, as `kv_store.stored` keeps them
 
 
 def refresh_steps(refresh: int | Sequence[int], sigmas: Sequence[float]) -> set[int]:
@@ -45,91 +48,102 @@ def refresh_steps(refresh: int | Sequence[int], sigmas: Sequence[float]) -> set[
 
 @dataclass(eq=False)
 class Branch:
-    """What was kept from one branch of guidance: a pair of tensors for each attention module."""
+    """What was kept from one branch of guidance, for each attention module by its id."""
 
     signature: tuple[Any, ...]
-    kept: list[Any]
+    kept: dict[int, Kept] = field(default_factory=dict)
 
 
 class Reuse:
-    """Made for one run, beside the adapter, whose two faces it turns: whole plan, and edit alone.
+    """Two short calls of one run, in turn: the whole plan at a refresh, its edit alone between.
+
+    refreshed: the steps that were refreshes
 
     Raises:
-        ValueError: what the adapter or the pipeline cannot do with it.
+        ValueError: what the family or the pipeline cannot do with it.
         MemoryError: less memory free on the device than the keys and values will take.
     """
 
-    def __init__(self, adapter: Adapter, method: HiLo, pipe: Any, transformer: nn.Module) -> None:
-        if getattr(transformer, "is_cache_enabled", False):
+    def __init__(self, run: Any, method: HiLo, short: ShortCall) -> None:
+        transformer = run.transformer
+        if cache := _step_cache_of(transformer):
             raise ValueError(
                 "refresh changes the sequence from step to step, which a step cache cannot follow: "
-                "call transformer.disable_cache(), or leave refresh out"
+                f"call {cache}, or leave refresh out"
             )
-        self.adapter, self.method, self.pipe = adapter, method, pipe
-        self.owner = threading.get_ident()
-        model: Any = getattr(transformer, "_orig_mod", transformer)
-        self.model = model
+        self.run, self.method, self.family = run, method, run.family
         # The others attend as ever: at the steps between, edit tokens to themselves and to text.
-        self.modules = in_blocks(model, adapter.attentions(model), method.reuse_blocks)
-        self.faces = {True: dict(vars(adapter)), False: _edit_face(adapter)}
-        self.context_X = (~_edited(adapter)).nonzero().flatten()
-        self.counts_S = adapter.counts_S  # its length, as a tensor's, is no constant to a compiler
-        self.counts_X = self.counts_S[self.context_X]
-        _of_any_length((self.counts_S, self.counts_X, self.context_X))
-        self.step, self.branch, self.first_step = -1, 0, -1
-        self.due, self.refreshing = True, True
+        attentions = self.family.attentions()
+        self.modules = in_blocks(self.family.model, attentions, method.reuse_blocks)
+        # Compiled code finds what was kept on the module: one graph then serves all blocks.
+        self.compiled = any_compiled(transformer)
         self.branches: dict[int, Branch] = {}
         self.refreshed: list[int] = []
+        self.refreshing, self.due = True, True
+        self.kept: dict[int, Kept] = {}  # of the branch under way
+        self.take(short)
+
+    def take(self, whole: ShortCall) -> None:
+        """Another plan: what was kept under the one before is of no use."""
+        self.whole, self.alone = whole, whole.edit_alone()
+        self.weighted = whole.weighted
+        self.context_X = (~whole.edited_S).nonzero().flatten()
+        self.counts_S = whole.counts_S  # its length, as a tensor's, is no constant to a compiler
+        self.counts_X = self.counts_S[self.context_X]
+        _of_any_length((self.counts_S, self.counts_X, self.context_X))
+        self.branches.clear()
         self.seen_BXC: Tensor | None = None  # the context at the last refresh, for "auto"
 
-    def attach(self) -> Any:
-        """Reroute the attention; returns what undoes it and forgets everything."""
-        context = rerouted(self.model, self.attend, self.modules)
-        context.__enter__()
-        return _Handle(self, context)
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Reroute the attention for this context; what was left on modules goes."""
+        try:
+            with rerouted(self.family.model, self.attend, self.modules):
+                yield
+        finally:
+            self._clear()
 
     # Around every call of the transformer.
 
-    def before(self, call: dict[str, Any], step: int) -> dict[str, Any]:
-        """Turn the adapter's face, and lay out what was kept. Returns the call, without its text
+    def before(self, call: Call) -> Call:
+        """Choose the short call, and lay out what was kept. Returns the call, without its text
         where that was kept too."""
-        self.branch = self.branch + 1 if step == self.step else 0
-        if step != self.step:
-            self.first_step = step if self.first_step < 0 else self.first_step
-            self.step, self.due = step, self._due(step - self.first_step, call)
+        clock = self.run.clock
+        if clock.branch == 0:
+            self.due = self._due(clock.step, call)
         signature = _signature(call)
-        known = self.branches.get(self.branch)
+        known = self.branches.get(clock.branch)
         self.refreshing = self.due or known is None or known.signature != signature
-        _put_on(self.adapter, self.faces[self.refreshing])
+        self.run.short = self.whole if self.refreshing else self.alone
         if self.refreshing:
             self._check_memory(call)
-            self.branches[self.branch] = Branch(signature, [])
-            if not self.refreshed or self.refreshed[-1] != step - self.first_step:
-                self.refreshed.append(step - self.first_step)
-        else:
-            assert known is not None
-            for module, kept in zip(self.modules, known.kept, strict=True):
-                module.kept_context = _of_any_length(kept)
-            if self.method.refresh_text:
-                call = self.adapter.without_text(call)
-        return call
+            known = self.branches[clock.branch] = Branch(signature)
+            if not self.refreshed or self.refreshed[-1] != clock.step:
+                self.refreshed.append(clock.step)
+        assert known is not None
+        self.kept = known.kept
+        if self.refreshing:
+            return call
+        for module in self.modules if self.compiled else ():
+            module.kept_context = _of_any_length(self.kept.get(id(module)))
+        return self.family.without_text(call) if self.method.refresh_text else call
 
     def after(self) -> None:
-        """Take up what the modules kept."""
-        if self.refreshing:
-            branch = self.branches[self.branch]
-            branch.kept = [vars(module).get("kept_context") for module in self.modules]
-        self.faces[self.refreshing] = dict(vars(self.adapter))  # tables that it made on the way
-        self.clear()
+        """Take up what compiled modules kept."""
+        if self.compiled and self.refreshing:
+            for module in self.modules:
+                if (kept := vars(module).get("kept_context")) is not None:
+                    self.kept[id(module)] = kept
+        self._clear()
 
-    def clear(self) -> None:
-        for module in self.modules:
+    def _clear(self) -> None:
+        for module in self.modules if self.compiled else ():
             vars(module).pop("kept_context", None)
 
     @property
     def bytes(self) -> int:
         """Memory that what is kept takes now."""
-        parts = [t for b in self.branches.values() for kept in b.kept for t in kept or ()]
+        parts = [t for b in self.branches.values() for kept in b.kept.values() for t in kept]
         return sum(t.numel() * t.element_size() for t in parts)
 
     # Inside the attention.
@@ -137,18 +151,18 @@ class Reuse:
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, original: Any, **kw: Any
     ) -> Tensor:
-        # Another thread may share the transformer; compiled code cannot ask.
-        if not torch.compiler.is_compiling() and threading.get_ident() != self.owner:
-            return original(query, key, value, **kw)
+        """Keep keys and values at a refresh; between, attend to what was kept too."""
         if self.refreshing:
             rows = self._rows(key.shape[1])
             if rows is not None:
                 pair = key.index_select(1, rows), value.index_select(1, rows)
-                module.kept_context = tuple(
-                    part for x in pair for part in stored(x, self.method.store)
-                )
+                kept = tuple(part for x in pair for part in stored(x, self.method.store))
+                if compiling():
+                    module.kept_context = kept
+                else:
+                    self.kept[id(module)] = kept
             return original(query, key, value, **kw)
-        kept = module.kept_context
+        kept = module.kept_context if compiling() else self.kept.get(id(module))
         if kept is None:
             return original(query, key, value, **kw)
         half = len(kept) // 2
@@ -158,10 +172,10 @@ class Reuse:
         if kw.get("attn_mask") is not None:
             # What is kept is of the image, and masked as the image's own keys are.
             mask = kw["attn_mask"]
-            column = mask[..., :1] if self.adapter.image_first else mask[..., -1:]
+            column = mask[..., :1] if self.family.image_first else mask[..., -1:]
             extra = column.expand(*mask.shape[:-1], key.shape[1] - own)
             kw["attn_mask"] = torch.cat([mask, extra], -1)
-        if not self.faces[True]["plan"].weighted:
+        if not self.weighted:
             return original(query, key, value, **kw)
         text = kept_key.shape[1] - self.counts_X.shape[0]
         ones = self.counts_X.new_ones(own + text)
@@ -176,29 +190,29 @@ class Reuse:
         text = keys - self.counts_S.shape[0]
         if text < 0:
             return None
-        start = 0 if self.adapter.image_first else text
+        start = 0 if self.family.image_first else text
         rows = self.context_X + start
         if not self.method.refresh_text:
             return rows
-        begin = self.counts_S.shape[0] if self.adapter.image_first else 0
+        begin = self.counts_S.shape[0] if self.family.image_first else 0
         return torch.cat([torch.arange(begin, begin + text, device=rows.device), rows])
 
     # When to refresh.
 
-    def _due(self, step: int, call: dict[str, Any]) -> bool:
+    def _due(self, step: int, call: Call) -> bool:
         if step == 0:
             return True
         if self.method.refresh == "auto":
             return self._drifted(call)
-        sigmas = self.pipe.scheduler.sigmas[self.first_step : -1].tolist()
+        scheduler = self.run.pipe.scheduler
+        sigmas = scheduler.sigmas[self.run.clock.index - step : -1].tolist()
         return step in refresh_steps(self.method.refresh, sigmas)  # type: ignore[arg-type]
 
-    def _drifted(self, call: dict[str, Any]) -> bool:
+    def _drifted(self, call: Call) -> bool:
         """Whether the context's x_t has moved by more than the bound since it was last computed."""
-        face = self.faces[True]
-        keep_K, edit_N = face["plan"].keep_K, face["plan"].edit_N
-        x_BNC = self.adapter.x_t(call, face["source"].latents_BNC.shape[-1]).float()
-        now_BXC = x_BNC.index_select(1, keep_K[~edit_N.to(keep_K.device)[keep_K]])
+        plan, source = self.whole.plan, self.whole.source
+        x_BNC = self.whole.x_t(call, source.latents_BNC.shape[-1]).float()
+        now_BXC = x_BNC.index_select(1, plan.keep_K[~plan.edit_N[plan.keep_K]])
         if self.seen_BXC is None or self.seen_BXC.shape != now_BXC.shape:
             self.seen_BXC = now_BXC
             return False
@@ -208,10 +222,10 @@ class Reuse:
         self.seen_BXC = now_BXC
         return True
 
-    def _check_memory(self, call: dict[str, Any]) -> None:
+    def _check_memory(self, call: Call) -> None:
         """Before the first refresh, rather than in the middle of it."""
-        tokens = self.adapter.tokens(call)
-        config = getattr(self.model, "config", {})
+        tokens = self.family.tokens(call)
+        config = getattr(self.family.model, "config", {})
         heads, width = config.get("num_attention_heads"), config.get("attention_head_dim")
         free = _free_memory(tokens.device)
         if self.branches or free is None or not heads or not width:
@@ -226,59 +240,27 @@ class Reuse:
             )
 
 
+def _step_cache_of(transformer: Any) -> str:
+    """How to switch off the step cache that is on, diffusers' own or cache-dit's; else nothing."""
+    if getattr(transformer, "is_cache_enabled", False):
+        return "transformer.disable_cache()"
+    return "cache_dit.disable_cache(pipe)" if getattr(transformer, "_is_cached", False) else ""
+
+
 def _free_memory(device: torch.device) -> int | None:
     """Bytes free on a GPU; None elsewhere."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
-class _Handle:
-    """Undoes a rerouting, as the handle of a hook does."""
-
-    def __init__(self, reuse: Reuse, context: Any) -> None:
-        self.reuse, self.context = reuse, context
-
-    def remove(self) -> None:
-        self.context.__exit__(None, None, None)
-        self.reuse.clear()
-
-
-def _edited(adapter: Adapter) -> Tensor:
-    """bool: which tokens of the short sequence are edited."""
-    plan, length = adapter.plan, len(adapter.counts_S)
-    edited_S = torch.zeros(length, dtype=torch.bool, device=plan.keep_K.device)
-    edited_S[: len(plan.keep_K)] = plan.edit_N[plan.keep_K]
-    return edited_S
-
-
-def _edit_face(adapter: Adapter) -> dict[str, Any]:
-    """The adapter's state with edit tokens alone, without context, coarse tokens or references."""
-    plan, device = adapter.plan, adapter.plan.keep_K.device
-    keep_K = plan.keep_K[plan.edit_N[plan.keep_K]]
-    alone = replace(
-        plan,
-        keep_K=keep_K,
-        cells_M=torch.arange(0, device=device),
-        count_S=torch.ones(len(keep_K), device=device),
-        weighted=False,
-    )
-    spans = [adapter.spans[0], *(Span(s.stop, s.stop, (0, 0), False) for s in adapter.spans[1:])]
-    fresh = dict.fromkeys(adapter.made_on_the_way)
-    return vars(adapter) | {"plan": alone, "spans": spans, "coarse": None} | fresh
-
-
-def _put_on(adapter: Adapter, face: dict[str, Any]) -> None:
-    vars(adapter).clear()
-    vars(adapter).update(face)
-
-
-def _signature(call: dict[str, Any]) -> tuple[Any, ...]:
+def _signature(call: Call) -> tuple[Any, ...]:
     """Changes when batch or prompt do: what was kept is then of no use."""
     found: list[Any] = []
     for name in ("encoder_hidden_states", "cap_feats"):
         texts = call.get(name)
         for text in texts if isinstance(texts, list | tuple) else [texts]:
-            if isinstance(text, Tensor):
-                found.append((text.data_ptr(), tuple(text.shape), text._version))
+            if isinstance(text, Tensor):  # one made in inference mode keeps no count of changes
+                version = None if text.is_inference() else text._version
+                found.append((text.data_ptr(), tuple(text.shape), version))
     return tuple(found)
 
 

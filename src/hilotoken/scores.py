@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from .checks import choice, number, said
 from .grid import check_grid, luma, pool
 
 Score = Callable[[Tensor, tuple[int, int]], Tensor]
@@ -100,15 +101,13 @@ SCORES: dict[str, Score] = {
 
 def check_score(spec: ScoreSpec) -> None:
     """Raise ValueError unless `spec` names a score, or maps names to weights >= 0, one above 0."""
-    weights = {spec: 1.0} if isinstance(spec, str) else spec
-    for name, weight in weights.items():
-        if name not in SCORES:
-            raise ValueError(f"unknown score {name!r}; choose from {sorted(SCORES)}")
-        if not 0 <= weight < math.inf:
-            raise ValueError(f"the weight of {name!r} must be finite and not below 0, got {weight}")
-    if not any(weights.values()):
+    weights = spec.items() if isinstance(spec, Mapping) else [(spec, 1.0)]
+    for name, weight in weights:
+        choice(*sorted(SCORES))("score", name)
+        number(0, 1e6)(f"the weight of {name!r} in score", weight)
+    if not any(weight for _, weight in weights):
         raise ValueError(
-            f"a mix of scores needs a weight above 0, got {dict(weights)}; "
+            f"a mix of scores needs a weight above 0, got {said(spec)}; "
             f"choose from {sorted(SCORES)}"
         )
 

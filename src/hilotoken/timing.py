@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
+
+from .hooks import After, Before, hooked
 
 
 class Stopwatch:
@@ -36,17 +37,17 @@ class Stopwatch:
     @contextmanager
     def watch(self, part: str, *modules: nn.Module) -> Iterator[None]:
         """Time every forward pass of the modules, hooks attached inside this context included."""
-        untraced: Any = torch.compiler.disable  # for a module compiled in place
-        start, stop = untraced(lambda *_: self.start(part)), untraced(lambda *_: self.stop(part))
-        handles = []
-        for module in modules:
-            handles.append(module.register_forward_pre_hook(start, prepend=True))
-            handles.append(module.register_forward_hook(stop, always_call=True))
-        try:
+        with ExitStack() as stack:
+            for module in modules:
+                around = hooked(module, self._starts(part), self._stops(part), first=True)
+                stack.enter_context(around)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
+
+    def _starts(self, part: str) -> Before:
+        return lambda module, args, kwargs: self.start(part)
+
+    def _stops(self, part: str) -> After:
+        return lambda module, args, kwargs, output: self.stop(part)
 
 
 def _now() -> float:

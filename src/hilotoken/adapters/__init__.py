@@ -1,10 +1,11 @@
 """One short file a transformer family: how its call is shortened, and its answer put back."""
 
-from diffusers import DiffusionPipeline
+from typing import Any
 
-from .base import Adapter
+from ..hooks import unwrap
 from .bria import Fibo
 from .chroma import Chroma
+from .family import Family
 from .flux import Flux, FluxFill
 from .flux2 import Flux2
 from .longcat import LongCat
@@ -12,10 +13,10 @@ from .qwen import QwenImage, QwenImageControlNet
 from .sd3 import SD3
 from .zimage import ZImage
 
-__all__ = ["ADAPTERS", "Adapter", "adapter_for"]
+__all__ = ["ADAPTERS", "Family", "family_of"]
 
 # By the name of the pipeline's class and its transformer's: what was not tried is refused.
-ADAPTERS: dict[tuple[str, str], type[Adapter]] = {
+ADAPTERS: dict[tuple[str, str], type[Family]] = {
     ("FluxFillPipeline", "FluxTransformer2DModel"): FluxFill,
     ("FluxInpaintPipeline", "FluxTransformer2DModel"): Flux,
     ("FluxKontextPipeline", "FluxTransformer2DModel"): Flux,
@@ -67,8 +68,8 @@ REFUSED: dict[str, str] = {
 }
 
 
-def adapter_for(pipe: DiffusionPipeline) -> type[Adapter]:
-    """The adapter of a pipeline.
+def family_of(pipe: Any) -> Family:
+    """The family of a pipeline, and the pipeline as one of it.
 
     Raises:
         TypeError: not a pipeline that can be compressed; the message lists those that can.
@@ -80,10 +81,10 @@ def adapter_for(pipe: DiffusionPipeline) -> type[Adapter]:
     transformer = getattr(pipe, "transformer", None)
     if transformer is None:
         raise TypeError(f"{type(pipe).__name__} has no transformer; supported: {supported}")
-    model = getattr(transformer, "_orig_mod", transformer)  # what torch.compile wraps
+    model = unwrap(transformer)
     for base in type(pipe).__mro__:
-        if adapter := ADAPTERS.get((base.__name__, type(model).__name__)):
-            return adapter
+        if family := ADAPTERS.get((base.__name__, type(model).__name__)):
+            return family(pipe)
     raise TypeError(
         f"{type(pipe).__name__} with {type(model).__name__} is not supported; "
         f"supported: {supported}"

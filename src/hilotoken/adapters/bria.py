@@ -1,7 +1,5 @@
 """Fibo Edit: a token is one latent of 16 pixels a side; the mask is greyed into the photo."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -14,32 +12,23 @@ class Fibo(Rotary):
     Guidance doubles the batch.
     """
 
-    @classmethod
-    def pack(cls, pipe: Any, latents: Tensor) -> Tensor:
-        B, C, height, width = latents.shape
-        if cls._folded(pipe):
-            return pipe._pack_latents(latents, B, C, height, width)
-        return pipe._pack_latents_no_patch(latents, B, C, height, width)
+    @property
+    def latents_a_side(self) -> int:
+        """2 if the model takes latents folded 2x2 (`do_patching`), as its channels tell."""
+        return 1 if self.model.config.in_channels == self.pipe.vae.config.z_dim else 2
 
-    @classmethod
-    def encode(cls, pipe: Any, photo_B3HW: Tensor, generator: torch.Generator) -> Tensor:
+    def pack(self, latents: Tensor) -> Tensor:
+        B, C, height, width = latents.shape
+        folded = self.latents_a_side == 2
+        pack = self.pipe._pack_latents if folded else self.pipe._pack_latents_no_patch
+        return pack(latents, B, C, height, width)
+
+    def encode(self, photo_B3HW: Tensor, generator: torch.Generator) -> Tensor:
         """As `prepare_reference_latents` does after it made the pixels."""
-        latents = pipe.vae.encode(photo_B3HW.unsqueeze(2)).latent_dist.mean[:, :, 0]
+        vae = self.pipe.vae
+        latents = vae.encode(photo_B3HW.unsqueeze(2)).latent_dist.mean[:, :, 0]
         mean, std = (
-            latents.new_tensor(getattr(pipe.vae.config, name)).view(1, -1, 1, 1)
+            latents.new_tensor(getattr(vae.config, name)).view(1, -1, 1, 1)
             for name in ("latents_mean", "latents_std")
         )
         return (latents - mean) / std
-
-    @classmethod
-    def token_pixels(cls, pipe: Any) -> int:
-        return pipe.vae_scale_factor * cls.latents_a_side(pipe)
-
-    @classmethod
-    def latents_a_side(cls, pipe: Any) -> int:
-        """2 if the model takes latents folded 2x2 (`do_patching`), as its channels tell."""
-        return 1 if pipe.transformer.config.in_channels == pipe.vae.config.z_dim else 2
-
-    @classmethod
-    def _folded(cls, pipe: Any) -> bool:
-        return cls.latents_a_side(pipe) == 2

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..capture import Source
 from ..grid import touch
 from ..plan import TokenPlan
+from ..source import Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,7 @@ class Coarse:
         cls,
         plan: TokenPlan,
         source: Source,
+        mask_B1HW: Tensor,
         encode: Callable[[Tensor, torch.Generator], Tensor],
         condition: Callable[[Tensor, Tensor], Tensor],
         fold: int = 2,
@@ -53,7 +54,7 @@ class Coarse:
         """
         like = source.latents_BNC
         photo_B3HW = shrink(source.photo_B3HW, source.grid, plan.stride, F.avg_pool2d)
-        mask_B1HW = shrink(source.mask_B1HW, source.grid, plan.stride, F.max_pool2d)
+        mask_B1HW = shrink(mask_B1HW, source.grid, plan.stride, F.max_pool2d)
         private = torch.Generator().manual_seed(0)  # the user's generator stays untouched
         masked_BmC = encode(photo_B3HW * (1 - mask_B1HW), private)
         h, w = plan.grid

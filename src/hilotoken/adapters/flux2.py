@@ -1,7 +1,5 @@
 """FLUX.2: places of four axes, latents folded and normalised, references in the sequence."""
 
-from typing import Any
-
 from torch import Tensor
 
 from .rotary import Rotary
@@ -10,7 +8,6 @@ from .rotary import Rotary
 class Flux2(Rotary):
     """dev and Klein (the photo is a reference), Klein Inpaint (blended too)."""
 
-    @classmethod
-    def pack(cls, pipe: Any, latents: Tensor) -> Tensor:
+    def pack(self, latents: Tensor) -> Tensor:
         """The pipeline's latents are folded 2x2 already: [B, C, h, w]."""
-        return pipe._pack_latents(latents)
+        return self.pipe._pack_latents(latents)

@@ -3,113 +3,72 @@
 L text tokens, T image tokens of a call, M coarse tokens, S tokens of the short sequence.
 """
 
-import threading
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
-from diffusers import QwenImageInpaintPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..capture import Seen, Source
+from ..capture import Seen
+from ..hooks import Call, shadowed
 from ..plan import token_positions
+from ..source import Source
 from .base import Span
-from .rotary import Rotary
+from .rotary import Rotary, RotaryShort
 
-STILL = 1e-7  # see `QwenImage.restore`; float16 can hold it
+STILL = 1e-7  # see `QwenShort.restore`; float16 can hold it
 
 
-class QwenImage(Rotary):
-    """Inpaint and Image-to-Image; Edit, Edit Inpaint and Edit Plus, where references follow."""
+class QwenShort(RotaryShort):
+    shapes: Any = None  # the whole grids of the call under way
+    table_SD: Tensor | None = None
 
-    made_on_the_way: ClassVar[tuple[str, ...]] = ("_table_SD",)
-
-    @classmethod
-    def grids(cls, pipe: Any, call: dict[str, Any]) -> list[tuple[int, int]]:
-        shapes = call["img_shapes"][0]
-        shapes = [shapes] if isinstance(shapes[0], int) else shapes
-        return [(h, w) for _, h, w in shapes]
-
-    @classmethod
-    def pack(cls, pipe: Any, latents: Tensor) -> Tensor:
-        return super().pack(pipe, latents[:, :, 0])  # a video of one frame
-
-    @classmethod
-    def encode(cls, pipe: Any, photo_B3HW: Tensor, generator: torch.Generator) -> Tensor:
-        own = getattr(type(pipe), "_encode_vae_image", QwenImageInpaintPipeline._encode_vae_image)
-        return own(pipe, image=photo_B3HW[:, :, None], generator=generator)
-
-    def shorten(self, call: dict[str, Any], sigma: float) -> dict[str, Any]:
+    def shorten(self, call: Call, sigma: float) -> Call:
         """The residuals of a ControlNet, a row for each token, are shortened with them."""
         short = super().shorten(call, sigma)
         if residuals := call.get("controlnet_block_samples"):
             short["controlnet_block_samples"] = [self.rows(rows_BND) for rows_BND in residuals]
+        self.ran = 0  # until the places were made
         return short
 
-    def placed(self, call: dict[str, Any]) -> dict[str, Any]:
+    def placed(self, call: Call) -> Call:
         """Grids of one row, as long as the short spans, which tell what is target and what not.
 
-        The places are those of the whole grids, see `inner_hooks`.
+        The places are those of the whole grids, see `QwenImage.stand_ins`.
         """
-        self._shapes, self._turned = call["img_shapes"], False
-        run = self.plan.tokens_run
-        lengths = [run if span.short else span.stop - span.start for span in self.spans]
-        return {"img_shapes": [[(1, 1, n) for n in lengths]] * len(self._shapes)}
+        self.shapes = call["img_shapes"]
+        lengths = [self.plan.tokens_run if span.short else span.length for span in self.spans]
+        return {"img_shapes": [[(1, 1, n) for n in lengths]] * len(self.shapes)}
 
-    def inner_hooks(self, transformer: nn.Module) -> list[Any]:
-        """`pos_embed` is given the whole grids, and of its table the tokens that run are taken."""
-        hooks = super().inner_hooks(transformer)
-        model: Any = getattr(transformer, "_orig_mod", transformer)
-        self._table_SD: Tensor | None = None
-
-        def whole(module: nn.Module, args: tuple[Any, ...]) -> Any:
-            return (self._shapes, *args[1:]) if threading.get_ident() == self._owner else None
-
-        def short(module: nn.Module, args: Any, tables: tuple[Tensor, Tensor]) -> Any:
-            if threading.get_ident() != self._owner:
-                return None
-            if self._table_SD is None:
-                self._table_SD = self._short_table(module, tables[0])
-            self._turned = True
-            return self._table_SD, tables[1]
-
-        untraced: Any = torch.compiler.disable  # for a transformer compiled whole
-        return [
-            *hooks,
-            model.pos_embed.register_forward_pre_hook(untraced(whole)),
-            model.pos_embed.register_forward_hook(untraced(short)),
-        ]
-
-    def restore(self, velocity_BSC: Tensor, call: dict[str, Any], sigma: float) -> Tensor:
+    def restore(self, velocity_BSC: Tensor, call: Call, sigma: float) -> Tensor:
         """True CFG divides by the norm of each token's velocity, so none may be zero.
 
         A token that is on the source already would else be divided by zero.
         """
-        if not self._turned:
-            raise RuntimeError(
-                "the compiled transformer passed over a hook on its places: compile it by "
-                "compile_repeated_blocks, or not at all"
-            )
         velocity_BNC = super().restore(velocity_BSC, call, sigma)
         return velocity_BNC.masked_fill((velocity_BNC == 0).all(-1, keepdim=True), STILL)
 
-    def _short_table(self, module: Any, whole_TD: Tensor) -> Tensor:
+    def short_table(self, pos_embed: Any, whole_TD: Tensor) -> Tensor:
         """The complex exponentials of the tokens that run; coarse places are made as the rest."""
-        parts = []
-        for span in self.spans:
-            part_TD = whole_TD[span.start : span.stop]
-            if span.short:
-                kept = len(self.plan.keep_K)
-                between_MD = _exponentials(module, part_TD, self._places(span)[kept:])
-                part_TD = torch.cat([part_TD[self.plan.keep_K], between_MD])
-            parts.append(part_TD)
-        return torch.cat(parts)
+        if self.table_SD is None:
+            parts = []
+            for span in self.spans:
+                part_TD = whole_TD[span.start : span.stop]
+                if span.short:
+                    between_M2 = self._places(span)[len(self.plan.keep_K) :]
+                    between_MD = _exponentials(pos_embed, part_TD, between_M2)
+                    part_TD = torch.cat([part_TD[self.plan.keep_K], between_MD])
+                parts.append(part_TD)
+            self.table_SD = torch.cat(parts)
+        self.ran = self.table_SD.shape[0]
+        return self.table_SD
 
-    def _aligned_rotary(self, short: dict[str, Any]) -> Any:
+    def _aligned_rotary(self, short: Call) -> Any:
         """All places over the stride; text begins where a picture so much smaller would end."""
-        model: Any = getattr(self.pipe.transformer, "_orig_mod", self.pipe.transformer)
-        module, text = model.pos_embed, short["encoder_hidden_states"].shape[1]
+        module, text = self.family.model.pos_embed, short["encoder_hidden_states"].shape[1]
         device = short["hidden_states"].device
-        whole_TD, _ = module.forward(self._shapes, max_txt_seq_len=text, device=device)
+        whole_TD, _ = type(module).forward(module, self.shapes, max_txt_seq_len=text, device=device)
         image_SD = [
             _exponentials(module, whole_TD[s.start : s.stop], self._places(s) / self.plan.stride)
             for s in self.spans
@@ -128,19 +87,55 @@ class QwenImage(Rotary):
         return place_S2 - torch.tensor([h - h // 2, w - w // 2])
 
 
+class QwenImage(Rotary):
+    """Inpaint and Image-to-Image; Edit, Edit Inpaint and Edit Plus, where references follow."""
+
+    short: ClassVar[Any] = QwenShort
+
+    def grids(self, call: Call) -> list[tuple[int, int]]:
+        shapes = call["img_shapes"][0]
+        shapes = [shapes] if isinstance(shapes[0], int) else shapes
+        return [(h, w) for _, h, w in shapes]
+
+    def pack(self, latents: Tensor) -> Tensor:
+        return super().pack(latents[:, :, 0])  # a video of one frame
+
+    def encode(self, photo_B3HW: Tensor, generator: torch.Generator) -> Tensor:
+        video_B3THW = photo_B3HW[:, :, None]
+        if hasattr(type(self.pipe), "_encode_vae_image"):
+            return super().encode(video_B3THW, generator)
+        vae = self.pipe.vae  # the ControlNet pipeline does this in a function of its own
+        latents = vae.encode(video_B3THW).latent_dist.sample(generator)
+        mean, std = (
+            of.view(1, vae.config.z_dim, 1, 1, 1).to(latents)
+            for of in (
+                torch.tensor(vae.config.latents_mean),
+                1.0 / torch.tensor(vae.config.latents_std),
+            )
+        )
+        return (latents - mean) * std
+
+    def stand_ins(self, run: Any) -> Iterable[AbstractContextManager[None]]:
+        """`pos_embed` is given the whole grids, and of its table the tokens that run are taken."""
+        pos_embed = self.model.pos_embed
+
+        def places(original: Callable[..., Any], shapes: Any, *args: Any, **kwargs: Any) -> Any:
+            image_TD, text_LD = original(run.short.shapes, *args, **kwargs)
+            return run.short.short_table(pos_embed, image_TD), text_LD
+
+        return (*super().stand_ins(run), shadowed(pos_embed, "forward", places))
+
+
 class QwenImageControlNet(QwenImage):
     """The photo is the `control_image`, its mask the `control_mask`."""
 
-    @classmethod
-    def make_source(
-        cls, pipe: Any, seen: Seen, mask_image: Any, call: dict[str, Any]
-    ) -> Source | None:
+    def make_source(self, seen: Seen, mask_image: Any, call: Call) -> tuple[Source, Tensor] | None:
         if seen.photo_B3HW is None or seen.mask_B1HW is None:
             raise ValueError(
                 "control_image or control_mask is a tensor, which this pipeline takes as it is: "
                 "give pictures or arrays"
             )
-        return super().make_source(pipe, seen, None, call)
+        return super().make_source(seen, None, call)
 
 
 def _exponentials(module: Any, like_TD: Tensor, place_M2: Tensor) -> Tensor:

@@ -3,68 +3,82 @@
 B batch, M coarse tokens, S tokens of the short sequence, D channels, P side of the table of places.
 """
 
-from typing import Any
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..plan import gather, token_positions
-from .pictures import Pictures, in_this_thread
+from ..hooks import shadowed
+from ..plan import TokenPlan, gather, token_positions
+from .pictures import Pictures, PicturesShort
+
+
+class SD3Short(PicturesShort):
+    def condition(self, masked_BmC: Tensor, mask_B1HW: Tensor) -> Tensor:
+        if not self.beside_BND.shape[-1]:
+            return super().condition(masked_BmC, mask_B1HW)
+        mask = F.interpolate(mask_B1HW, scale_factor=1 / self.family.pipe.vae_scale_factor)
+        mask_BmD = self.family.fold(mask.repeat(len(masked_BmC) // len(mask), 1, 1, 1))
+        both_BmD = torch.cat([mask_BmD.to(masked_BmC), masked_BmC], -1)
+        return both_BmD.index_select(1, self.plan.cells_M)
+
+    def gathered(self, pos_embed: Any, whole_BND: Tensor) -> Tensor:
+        """Of the tokens with their places those that run, and the coarse ones made like them."""
+        short_BKD = gather(whole_BND, self.plan)
+        if self.extra_BMD is not None:
+            strip = F.pixel_shuffle(self.extra_BMD.mT[:, :, None], 2)  # one patch high
+            places_MD = coarse_rows(pos_embed, self.plan).to(strip.device)
+            coarse_BMD = pos_embed.proj(strip).flatten(2).mT + places_MD
+            short_BKD = torch.cat([short_BKD, coarse_BMD.to(short_BKD.dtype)], 1)
+        self.ran = short_BKD.shape[1]
+        return short_BKD
 
 
 class SD3(Pictures):
     """Inpaint, with x_t alone in the channels or mask and masked latents too; Image-to-Image."""
 
-    def condition(self, masked_BmC: Tensor, mask_B1HW: Tensor) -> Tensor:
-        if not self.beside_BND.shape[-1]:
-            return super().condition(masked_BmC, mask_B1HW)
-        mask = F.interpolate(mask_B1HW, scale_factor=1 / self.pipe.vae_scale_factor)
-        mask_BmD = self.pack(None, mask.repeat(len(masked_BmC) // len(mask), 1, 1, 1))
-        both_BmD = torch.cat([mask_BmD.to(masked_BmC), masked_BmC], -1)
-        return both_BmD.index_select(1, self.plan.cells_M)
+    short: ClassVar[Any] = SD3Short
 
-    def inner_hooks(self, transformer: nn.Module) -> list[Any]:
+    def stand_ins(self, run: Any) -> Iterable[AbstractContextManager[None]]:
         """After `pos_embed`, tokens are gathered; after `proj_out`, they are put back."""
-        if self.plan.positions == "aligned" and self.coarse:
+        if run.short.aligned:
             raise ValueError(
                 f"positions='aligned' needs rotary positions, and those of "
                 f"{type(self.pipe).__name__} are added to the tokens: use 'interpolated' or "
                 "'native'"
             )
-        model: Any = getattr(transformer, "_orig_mod", transformer)
+        model = self.model
 
-        def enter(module: Any, args: Any, whole_BND: Tensor) -> Tensor:
-            short_BKD = gather(whole_BND, self.plan)
-            if self.extra_BMD is None:
-                return short_BKD
-            strip = F.pixel_shuffle(self.extra_BMD.mT[:, :, None], 2)  # one patch high
-            coarse_BMD = module.proj(strip).flatten(2).mT + self._places(module).to(strip.device)
-            return torch.cat([short_BKD, coarse_BMD.to(short_BKD.dtype)], 1)
+        def enter(original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+            return run.short.gathered(model.pos_embed, original(*args, **kwargs))
 
-        def leave(module: Any, args: Any, short_BSC: Tensor) -> Tensor:
-            return self.put_back(short_BSC)
+        def leave(original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+            return run.short.put_back(original(*args, **kwargs))
 
-        return [
-            *self.weights(transformer),
-            model.pos_embed.register_forward_hook(in_this_thread(enter)),
-            model.proj_out.register_forward_hook(in_this_thread(leave)),
-        ]
+        return (
+            *self.weights(run),
+            shadowed(model.pos_embed, "forward", enter),
+            shadowed(model.proj_out, "forward", leave),
+        )
 
-    def _places(self, pos_embed: Any) -> Tensor:
-        """What `pos_embed` adds to a token at each coarse place, [M, D].
 
-        The table is the checkpoint's. The picture takes its middle, and a coarse place lies on a
-        row of it or halfway between.
-        """
-        P = pos_embed.pos_embed_max_size
-        table_PPD = pos_embed.pos_embed[0].float().unflatten(0, (P, P))
-        edge = [(P - n) // 2 for n in self.plan.grid]  # as the picture is cropped from it
-        place_M2 = token_positions(self.plan)[len(self.plan.keep_K) :].to(table_PPD.device)
-        place_M2 = (place_M2 + place_M2.new_tensor(edge)).clamp(max=P - 1)
-        near = [place_M2.floor().long(), place_M2.ceil().long()]
-        corners = [table_PPD[row[:, 0], column[:, 1]] for row in near for column in near]
-        return halfway(torch.stack(corners)).to(pos_embed.pos_embed.dtype)
+def coarse_rows(pos_embed: Any, plan: TokenPlan) -> Tensor:
+    """What `pos_embed` adds to a token at each coarse place, [M, D].
+
+    The table is the checkpoint's. The picture takes its middle, and a coarse place lies on a row of
+    it or halfway between.
+    """
+    P = pos_embed.pos_embed_max_size
+    table_PPD = pos_embed.pos_embed[0].float().unflatten(0, (P, P))
+    edge = [(P - n) // 2 for n in plan.grid]  # as the picture is cropped from it
+    place_M2 = token_positions(plan)[len(plan.keep_K) :].to(table_PPD.device)
+    place_M2 = (place_M2 + place_M2.new_tensor(edge)).clamp(max=P - 1)
+    near = [place_M2.floor().long(), place_M2.ceil().long()]
+    corners = [table_PPD[row[:, 0], column[:, 1]] for row in near for column in near]
+    return halfway(torch.stack(corners)).to(pos_embed.pos_embed.dtype)
 
 
 def halfway(corners_4MD: Tensor) -> Tensor:

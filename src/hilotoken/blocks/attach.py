@@ -8,21 +8,20 @@ B batch, S image tokens of a call, of which the method may touch the first N; M 
 the joint sequence, H heads, D channels a head, C channels.
 """
 
-import inspect
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..attention import rerouted, weighted
+from ..hooks import StepClock, bind_call, compiled_whole, hooked
 from ..layout import Block, Call, Layout, layout_of
 from ..plan import TokenPlan
 from ..timing import Stopwatch
 from .method import BlockMethod, Session, Short, Site, Tokens
-from .tokens import Moment, Pending, at_homes, exchange, joint_counts, restore, turn
+from .tokens import Pending, at_homes, exchange, joint_counts, restore, turn
 
 
 @contextmanager
@@ -47,8 +46,8 @@ def placed(
     """
     made = Placement(transformer, method, scheduler, plan, watch)
     with ExitStack() as stack:
-        for handle in made.hooks():
-            stack.callback(handle.remove)
+        for hook in made.hooks():
+            stack.enter_context(hook)
         attentions = [module for b in made.blocks for module in b.attentions]
         stack.enter_context(rerouted(transformer, made.attend, attentions))
         yield made
@@ -70,14 +69,13 @@ class Placement:
         self.blocks: list[Block] = self.layout.blocks(self.transformer)
         self.chosen = self.method.chosen_blocks(len(self.blocks))
         for module in (self.transformer, *(b.module for b in self.blocks)):
-            if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+            if compiled_whole(module):
                 raise ValueError(
                     f"{type(self.method).__name__} acts inside blocks as they run, which "
                     "torch.compile cannot trace: use it without compiling"
                 )
-        self.owner = threading.get_ident()
         self.session: Session = self.method.session()
-        self.moment = Moment()
+        self.clock = StepClock(self.scheduler)
         self.tokens: Tokens | None = None
         self.shape: tuple[Any, ...] = ()
         self.length = 0
@@ -90,50 +88,38 @@ class Placement:
         """Mean share of the image tokens in queries, keys and feed-forward, over all blocks."""
         return {name: run / full for name, (run, full) in self.tally.items()}
 
-    def hooks(self) -> list[Any]:
-        """Attach everything; the handles remove it."""
-        enter = self._own(self._enter)
-        handles = [self.transformer.register_forward_pre_hook(enter, with_kwargs=True)]
+    def hooks(self) -> Iterable[AbstractContextManager[None]]:
+        """Around the transformer and, in every block, around the modules that see image tokens."""
+        yield hooked(self.transformer, self._enter)
         for number, block in enumerate(self.blocks):
-            handles += self._watch_block(number, block)
-        return handles
+            yield from self._watch_block(number, block)
 
-    def _own(self, hook: Callable[..., Any]) -> Callable[..., Any]:
-        """The hook, for this thread alone: another may be running a pipeline with these weights."""
-        return lambda *args: hook(*args) if threading.get_ident() == self.owner else None
-
-    def _watch_block(self, number: int, block: Block) -> list[Any]:
-        def keep_input(module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _watch_block(self, number: int, block: Block) -> Iterable[AbstractContextManager[None]]:
+        def keep_input(module: nn.Module, args: Any, kwargs: Call) -> None:
             self.input = _hidden(args, kwargs)
 
-        own = self._own
-        handles = [block.module.register_forward_pre_hook(own(keep_input), with_kwargs=True)]
+        yield hooked(block.module, keep_input)
         for i, attn in enumerate(block.attentions):
             part = f"attention{i + 1 if i else ''}"
 
-            def before(
-                module: Any, args: Any, kwargs: Any, number: int = number, part: str = part
-            ) -> Any:
+            def before(module: Any, args: Any, kwargs: Call, part: str = part) -> Any:
                 return self._before_attention(number, part, block.joined, module, args, kwargs)
 
-            handles.append(attn.register_forward_pre_hook(own(before), with_kwargs=True))
-            handles.append(attn.register_forward_hook(own(self._after_attention)))
+            yield hooked(attn, before, self._after_attention)
             projections: Any = attn.to_k, attn.to_v
             for projection in projections:
-                handles.append(projection.register_forward_pre_hook(own(self._shorten_keys)))
+                yield hooked(projection, self._shorten_keys)
         first, last = block.feed
 
-        def feed(module: nn.Module, args: tuple[Tensor, ...]) -> Any:
-            return self._before_feed(number, block.joined, args)
+        def feed(module: nn.Module, args: Any, kwargs: Call) -> Any:
+            return self._before_feed(number, block.joined, args, kwargs)
 
-        handles.append(first.register_forward_pre_hook(own(feed)))
-        handles.append(last.register_forward_hook(own(self._after_feed)))
-        return handles
+        yield hooked(first, feed)
+        yield hooked(last, after=self._after_feed)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Call) -> None:
         """At every call of the transformer: which tokens these are, and which step this is."""
-        names = list(inspect.signature(type(module).forward).parameters)[1:]
-        call = dict(zip(names, args, strict=False)) | kwargs
+        call = bind_call(module, args, kwargs)
         plan, hidden = self.plan(), call["hidden_states"]
         self.length = self.layout.image_tokens(module, call)
         if plan and hidden.ndim == 4:  # of a picture the tokens that run are gathered further in
@@ -141,7 +127,8 @@ class Placement:
         grid = plan.grid if plan else self.layout.grid(module, call)
         shape = (grid, len(hidden), id(plan), hidden.device)
         if shape != self.shape:
-            self.shape, self.session, self.moment = shape, self.method.session(), Moment()
+            self.shape, self.session = shape, self.method.session()
+            self.clock = StepClock(self.scheduler)
             self.tokens = (
                 Tokens.of_plan(plan, hidden.device) if plan else Tokens(grid, None, hidden.device)
             )
@@ -151,17 +138,17 @@ class Placement:
                     f"has {self.tokens.count}: this use is not supported"
                 )
             self.method.check(self.tokens, self.layout.text_first is not None)
-        self.moment.follow(float(call["timestep"].flatten()[0]) / self.layout.levels)
+        self.clock.tick(float(call["timestep"].flatten()[0]) / self.layout.levels)
 
     def _site(self, number: int, part: str) -> Site:
         assert self.tokens is not None
         assert self.input is not None
         begin = getattr(self.scheduler, "begin_index", None) or 0
-        steps = max(len(self.scheduler.timesteps) - begin, self.moment.step + 1)
-        moment, noise = self.moment, self.moment.time or 0.0
+        clock, noise = self.clock, self.clock.time or 0.0
+        steps = max(len(self.scheduler.timesteps) - begin, clock.step + 1)
         whole = self.input[:, : self.tokens.count]
         return Site(
-            part, number, len(self.blocks), moment.step, steps, moment.branch, noise,
+            part, number, len(self.blocks), clock.step, steps, clock.branch, noise,
             self.tokens, whole,
         )  # fmt: skip
 
@@ -226,18 +213,19 @@ class Placement:
             return args, kwargs | {"hidden_states": hidden}
         return (hidden, *args[1:]), kwargs
 
-    def _shorten_keys(self, module: nn.Module, args: tuple[Tensor, ...]) -> Any:
+    def _shorten_keys(self, module: nn.Module, args: tuple[Tensor, ...], kwargs: Call) -> Any:
         pending = self.pending
         if pending is None or pending.keys is None:
             return None
         hidden = args[0]
-        return (exchange(hidden, pending.body, pending.keys.merge(hidden[:, pending.body])),)
+        short = exchange(hidden, pending.body, pending.keys.merge(hidden[:, pending.body]))
+        return (short, *args[1:]), kwargs
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, original: Any, **kw: Any
     ) -> Tensor:
         """Stands in for attention inside the processors: places, weights, masks of fewer keys."""
-        pending = self.pending if threading.get_ident() == self.owner else None
+        pending = self.pending
         if pending is None:
             return original(query, key, value, **kw)
         if pending.query_rows is not None and pending.key_rows is not None:
@@ -262,7 +250,7 @@ class Placement:
         count_BL = joint_counts(key, image, counts, words, emphasis)
         return weighted(count_BL)(module, query, key, value, original, **kw)
 
-    def _after_attention(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def _after_attention(self, module: nn.Module, args: Any, kwargs: Call, output: Any) -> Any:
         pending, self.pending = self.pending, None
         if pending is None or pending.short is None:
             return None
@@ -272,7 +260,9 @@ class Placement:
 
     # Feed-forward.
 
-    def _before_feed(self, number: int, joined: bool, args: tuple[Tensor, ...]) -> Any:
+    def _before_feed(
+        self, number: int, joined: bool, args: tuple[Tensor, ...], kwargs: Call
+    ) -> Any:
         self.feeding = None
         short, hidden = None, args[0]
         if number in self.chosen:
@@ -288,9 +278,9 @@ class Placement:
         if not self.feeding or not short:
             return None
         body = self.feeding[0]
-        return (exchange(hidden, body, short.merge(hidden[:, body])), *args[1:])
+        return (exchange(hidden, body, short.merge(hidden[:, body])), *args[1:]), kwargs
 
-    def _after_feed(self, module: nn.Module, args: Any, output: Tensor) -> Any:
+    def _after_feed(self, module: nn.Module, args: Any, kwargs: Call, output: Tensor) -> Any:
         feeding, self.feeding = self.feeding, None
         return restore(output, *feeding) if feeding else None
 

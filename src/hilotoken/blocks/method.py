@@ -3,13 +3,13 @@
 B batch, N tokens it may touch, M tokens left of them, C channels, D cells.
 """
 
-import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from ..checks import block_numbers, blocks, flag, settle, share, whole
 from ..plan import TokenPlan
 from .matching import Match, match_targets
 
@@ -172,9 +172,7 @@ class BlockMethod:
     takes_parts: ClassVar[bool] = True  # whether it works on part of a grid, inside HiLo
 
     def __post_init__(self) -> None:
-        block_numbers("blocks", self.blocks)
-        if not isinstance(self.weights, bool):
-            raise ValueError(f"weights must be True or False, got {self.weights!r}")
+        settle(self, blocks=blocks, weights=flag)
 
     def session(self) -> Session:
         """The method at work, with no state of an earlier run."""
@@ -205,11 +203,7 @@ class Merging(BlockMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("ratio", self.ratio, self.most)
-        check_whole("reuse", self.reuse, 1)
-        for name in ("attention", "feed_forward"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        settle(self, ratio=share(self.most), attention=flag, feed_forward=flag, reuse=whole(1))
         if not (self.attention or self.feed_forward):
             raise ValueError("attention and feed_forward are both False: nothing would be merged")
 
@@ -251,36 +245,3 @@ class MergingSession(Session):
 def identity(tokens: int, like: Tensor) -> Match:
     """The match that merges nothing."""
     return match_targets(torch.arange(tokens, device=like.device).expand(len(like), -1), tokens)
-
-
-def block_numbers(name: str, given: object, blocks: int | None = None) -> frozenset[int]:
-    """Numbers of blocks, of "all" or such as "1-5,7-11"; `blocks` is how many there are, if known.
-
-    Raises ValueError, which calls them `name`, for any other text and for blocks beyond the last.
-    """
-    if given == "all":
-        return frozenset(range(blocks or 0))
-    text = ",".join(map(str, given)) if isinstance(given, tuple) else str(given)
-    found: set[int] = set()
-    for part in text.split(","):
-        numbers = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        if isinstance(given, bool) or not numbers:
-            raise ValueError(f'{name} must be "all" or like "1-5,7-11", got {given!r}')
-        first, last = int(numbers[1]), int(numbers[2] or numbers[1])
-        if last < first or (blocks is not None and last >= blocks):
-            known = "be 0 or more" if blocks is None else f"lie in [0, {blocks - 1}]"
-            raise ValueError(f"{name} must {known} and rise, got {given!r}")
-        found.update(range(first, min(last, first + 10**5) + 1))
-    return frozenset(found)
-
-
-def check_share(name: str, value: object, most: float = 1.0) -> None:
-    """Raise ValueError unless the value is a share, from 0 to the most there can be."""
-    if isinstance(value, bool) or not isinstance(value, float | int) or not 0 <= value <= most:
-        raise ValueError(f"{name} is a share and must lie in [0, {most:g}], got {value!r}")
-
-
-def check_whole(name: str, value: object, low: int) -> None:
-    """Raise ValueError unless the value is a whole number of that or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"{name} must be a whole number of {low} or more, got {value!r}")

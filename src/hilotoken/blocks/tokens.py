@@ -26,22 +26,6 @@ class Pending:
     key_rows: Rows | None = None
 
 
-@dataclass(eq=False)
-class Moment:
-    """Where in the run a call is."""
-
-    step: int = -1
-    branch: int = 0
-    time: float | None = None
-
-    def follow(self, time: float) -> None:
-        """Another call at the same time is another branch of guidance."""
-        if time == self.time:
-            self.branch += 1
-        else:
-            self.step, self.branch, self.time = self.step + 1, 0, time
-
-
 def exchange(hidden: Tensor, body: slice, other_BMC: Tensor) -> Tensor:
     """The sequence with other tokens in place of those."""
     return torch.cat([hidden[:, : body.start], other_BMC, hidden[:, body.stop :]], 1)

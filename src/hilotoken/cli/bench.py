@@ -1,14 +1,13 @@
-"""The command line of the benchmarks: `hilo bench fill`, `hilo bench speed`."""
+"""The commands of `hilo bench`, and `hilo bench speed` itself."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..methods.parse import method_from
-from . import bench_evidence as evidence_cli
-from .arguments import Device, Methods, Model, Output, Steps
+from .bench_evidence import COMMANDS
 from .bench_fill import fill
+from .shared import Device, Methods, Model, Output, Steps
 
 if TYPE_CHECKING:
     from ..bench.measure.arch import Subject
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 
 app = typer.Typer(help="Measure: quality and speed, as commands that anyone can repeat.")
-for _command in (fill, *evidence_cli.COMMANDS):
+for _command in (fill, *COMMANDS):
     app.command()(_command)
 
 
@@ -61,6 +60,9 @@ def speed(
 
     Rows are written as they come, so that a run that is stopped keeps what it measured.
     """
+    if plot and not curve:
+        raise ValueError("--plot says where a curve is drawn: give --curve, or leave it out")
+
     from ..bench.measure.speed import SpeedRow, cases
     from ..bench.results.rows import check_rows
     from ..bench.show import tables
@@ -138,4 +140,6 @@ def _timed(
 
 
 def _methods(texts: list[str] | None) -> "dict[str, AnyMethod]":
+    from ..methods.parse import method_from
+
     return {text: method_from(*text.split()) for text in texts or ["hilo"]}

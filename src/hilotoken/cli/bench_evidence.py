@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .shared import check_apart
+
 Rows = Annotated[Path, typer.Argument(help="A CSV that `hilo bench` has written.")]
 Labels = Annotated[
     list[str] | None,
@@ -32,6 +34,8 @@ def report(
     ] = None,
 ) -> None:
     """Write plots and tables of measurements as one HTML file that needs nothing beside it."""
+    check_apart([output], [*rows, *(picture or [])])
+
     from ..bench.results.readings import read_rows
     from ..bench.show.markdown import labels_from
     from ..bench.show.report import html_report
@@ -52,6 +56,8 @@ def plot(
     label: Labels = None,
 ) -> None:
     """Plot cost against quality, or of speeds the speed-up against the mask."""
+    check_apart([output], [rows])
+
     from ..bench.results.readings import narrowed, read_rows
     from ..bench.show.markdown import labels_from
     from ..bench.show.plots import plot_quality, plot_speed, save_plot

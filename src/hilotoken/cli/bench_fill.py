@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .arguments import Device, Methods, Model, Output, Steps
+from .shared import Device, Methods, Model, Output, Steps, check_apart
 
 if TYPE_CHECKING:
     from ..bench.measure.fill import FillRow, Settings
@@ -56,6 +56,12 @@ def fill(
     Interrupt it at any moment and give the same command again: it goes on. Beside OUTPUT lie the
     features of the fills, and at the end rows of how far they lie from the truths as sets.
     """
+    check_apart([output, sheet], [photos, lpips])
+    if sheet and layout:
+        raise ValueError("--sheet draws random masks of its own: leave out --layout")
+    if sheet and output:
+        raise ValueError("--sheet draws fills and makes no rows: leave out --output")
+
     from rich.console import Console
     from rich.progress import track
 
@@ -70,8 +76,6 @@ def fill(
     from ..metrics.lpips import load_lpips
     from ..model import load_model
 
-    if layout and sheet:
-        raise ValueError("--sheet draws random masks of its own: leave out --layout")
     given = _checked(method or ["hilo"])
     if output:
         check_rows(output, FillRow)

@@ -1,6 +1,5 @@
 """The command `hilo compare`."""
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -8,16 +7,26 @@ from typing import Annotated
 
 import typer
 
-from ..methods.parse import method_from, method_names
+from .edit import runner
+from .shared import (
+    AsJson,
+    Device,
+    MaskPath,
+    Model,
+    PhotoPath,
+    Seed,
+    Steps,
+    check_apart,
+    print_json,
+    quiet_bars,
+)
 
 ALL = "all of them, by their defaults"
 
 
 def compare(
-    photo: Annotated[Path, typer.Argument(help="The photo: PNG, JPEG, TIFF, WebP or BMP.")],
-    mask: Annotated[
-        Path, typer.Option("--mask", "-m", help="A picture of the photo's size; white is edited.")
-    ],
+    photo: PhotoPath,
+    mask: MaskPath,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the sheet goes.")],
     methods: Annotated[
         str | None,
@@ -28,44 +37,46 @@ def compare(
     csv: Annotated[
         Path | None, typer.Option("--csv", help="A CSV that the rows are appended to.")
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="`embedded`, a folder in diffusers format, or a hub id.")
-    ] = "embedded",
+    model: Model = "embedded",
     prompt: Annotated[
         str, typer.Option(help="What to fill in; the embedded model reads none.")
     ] = "",
-    steps: Annotated[int, typer.Option(help="Denoising steps.", min=1)] = 8,
-    seed: Annotated[int, typer.Option(help="Of the noise.", min=0, max=2**32 - 1)] = 0,
+    steps: Steps = 8,
+    seed: Seed = 0,
     size: Annotated[
         int | None,
         typer.Option(help="Longer side of the working picture, in pixels.", min=128),
     ] = None,
-    device: Annotated[str, typer.Option(help="`cpu`, `cuda` ...")] = "cpu",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object and nothing else.")
-    ] = False,
+    device: Device = "cpu",
+    as_json: AsJson = False,
 ) -> None:
     """Edit a photo by every method: results, differences from dense, tokens and time on a sheet.
 
     Seconds are of one run each after a warm-up; for figures to rely on, see `hilo bench speed`.
     """
-    from rich.console import Console
+    check_apart([output, csv], [photo, mask])
 
-    from ..bench.results.rows import append_rows
-    from ..compare import compare as compare_all
-    from ..compare import compare_sheet, compare_table
-    from ..methods import METHODS
-    from ..model import load_model
     from ..photo import load_mask, load_photo
-    from . import quiet_libraries, runner
     from .output import check_picture, write_picture
 
-    names = method_names(methods) if methods else [name for name in METHODS if name != "dense"]
-    chosen = {name: method_from(*name.split()) for name in names if name != "dense"}
     original = load_photo(photo)
     painted = load_mask(mask, original)
     check_picture(output)
-    with quiet_libraries():
+
+    from rich.console import Console
+
+    from ..bench.results.rows import append_rows, check_rows
+    from ..compare import CompareRow, compare_sheet, compare_table
+    from ..compare import compare as compare_all
+    from ..methods import METHODS
+    from ..methods.parse import method_from, method_names
+    from ..model import load_model
+
+    names = method_names(methods) if methods else [name for name in METHODS if name != "dense"]
+    chosen = {name: method_from(*name.split()) for name in names if name != "dense"}
+    if csv:
+        check_rows(csv, CompareRow)
+    with quiet_bars():
         pipe = load_model(model, device=device)
         arguments = {"size": size, "prompt": prompt, "seed": seed, "match": False}
         run = runner(pipe, original, painted, arguments)
@@ -79,7 +90,7 @@ def compare(
     written = [output, *([csv] if csv else [])]
     if as_json:
         found = {"rows": [asdict(row) for row in rows], "refused": refused}
-        print(json.dumps(found | {"written": [str(path) for path in written]}))
+        print_json(found, written)
         return
     Console().print(compare_table(rows))
     for name, reason in refused.items():

@@ -1,16 +1,19 @@
 """What `hilo edit` leaves behind: files, figures and a table."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 from rich.table import Table
 
-from ..edit import Edit
 from ..photo import Photo, check_output, save_photo
-from ..picture import outlined, sheet, token_map
-from ..plan import TokenPlan
+
+if TYPE_CHECKING:
+    from ..edit import Edit
+    from ..plan import TokenPlan
 
 
 def figures(result: Edit, dense: Edit | None) -> dict[str, Any]:
@@ -41,14 +44,12 @@ def plan_figures(plan: TokenPlan) -> dict[str, Any]:
     }
 
 
-def check_outputs(photo: Photo, output: Path, compare: bool) -> None:
+def check_outputs(photo: Photo, output: Path, beside: list[Path]) -> None:
     """Raise PhotoError, before anything is run, if what `write` writes could not be written."""
-    check_output(photo, output)
-    if compare:
-        dense, *pictures = _beside(output)
-        check_output(photo, dense)
-        for path in pictures:
-            check_picture(path)
+    for path in (output, *beside[:1]):
+        check_output(photo, path)
+    for path in beside[1:]:
+        check_picture(path)
 
 
 def check_picture(path: Path) -> None:
@@ -61,12 +62,16 @@ def write_picture(picture: Image.Image, path: Path) -> None:
     save_photo(_as_photo(picture), path)
 
 
-def write(result: Edit, dense: Edit | None, output: Path, method: str) -> list[Path]:
+def write(
+    result: Edit, dense: Edit | None, output: Path, beside: list[Path], method: str
+) -> list[Path]:
     """Write the edited photo and, with a dense run to compare, what goes beside it."""
     save_photo(result.photo, output)
     if dense is None:
         return [output]
-    r, paths = result.region, _beside(output)
+    from ..picture import outlined, sheet, token_map
+
+    r = result.region
     box = (r.left, r.top, r.right, r.bottom)
     tokens = token_map(result.before, result.run.plan)
     seconds, speedup = result.run.dit_seconds, dense.run.dit_seconds / result.run.dit_seconds
@@ -76,10 +81,10 @@ def write(result: Edit, dense: Edit | None, output: Path, method: str) -> list[P
         (f"dense: DiT {dense.run.dit_seconds:.2f} s", dense.photo.rgb().crop(box)),
         (f"{method}: DiT {seconds:.2f} s ({speedup:.1f}x)", result.photo.rgb().crop(box)),
     ]
-    save_photo(dense.photo, paths[0])
-    write_picture(tokens, paths[1])
-    write_picture(sheet(pictures), paths[2])
-    return [output, *paths]
+    save_photo(dense.photo, beside[0])
+    write_picture(tokens, beside[1])
+    write_picture(sheet(pictures), beside[2])
+    return [output, *beside]
 
 
 def table(result: Edit, dense: Edit | None, method: str) -> Table:
@@ -96,12 +101,6 @@ def table(result: Edit, dense: Edit | None, method: str) -> Table:
         seconds = (run.dit_seconds, run.vae_seconds, run.rest_seconds, run.total_seconds)
         found.add_row(name, str(run.tokens_run), *(f"{s:.2f}" for s in seconds), *ratios)
     return found
-
-
-def _beside(output: Path) -> list[Path]:
-    """What --compare writes besides the edited photo: the dense one, the plan, the sheet."""
-    names = (f"dense{output.suffix}", "plan.png", "sheet.png")
-    return [output.with_name(f"{output.stem}_{name}") for name in names]
 
 
 def _as_photo(picture: Image.Image) -> Photo:

@@ -19,17 +19,10 @@ from ..blocks.matching import (
     match_sources,
     widen,
 )
-from ..blocks.method import (
-    BlockMethod,
-    Merging,
-    MergingSession,
-    Session,
-    Site,
-    Tokens,
-    check_whole,
-)
+from ..blocks.method import BlockMethod, Merging, MergingSession, Session, Site, Tokens
+from ..checks import choice, number, settle, unless_none, whole
 from . import todo
-from .tome import check_stride
+from .tome import cell_stride
 
 NORMS = ("l1", "l2")
 
@@ -47,10 +40,8 @@ class BiGainTM(Merging):
     norm: str = "l1"
 
     def __post_init__(self) -> None:
-        check_stride(self.stride)
+        settle(self, stride=cell_stride, norm=choice(*NORMS))
         super().__post_init__()
-        if self.norm not in NORMS:
-            raise ValueError(f"unknown norm {self.norm!r}; choose from {list(NORMS)}")
 
     @property
     def most(self) -> float:
@@ -87,14 +78,7 @@ class BiGainTD(BlockMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole("factor", self.factor, 1)
-        for name in ("alpha", "alpha_end"):
-            value = getattr(self, name)
-            if name == "alpha_end" and value is None:
-                continue
-            number = isinstance(value, float | int) and not isinstance(value, bool)
-            if not number or not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number, got {value!r}")
+        settle(self, factor=whole(1), alpha=number(), alpha_end=unless_none(number()))
 
     def session(self) -> "BiGainTDSession":
         return BiGainTDSession(self)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..blocks.method import check_share, check_whole
+from ..checks import SEED, SIDE, settle, share, whole
 from ..composite import composite_images
 from ..grid import touch
 from ..plan import TokenPlan
@@ -38,8 +38,9 @@ class RandomKeep:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        settle(self, dilate=whole(0, SIDE), detail=share(), coarse=whole(0, SIDE))
+        settle(self, bucket=whole(1), seed=whole(0, SEED))
         self._hilo()
-        check_whole("seed", self.seed, 0)
 
     def plan(self, photo_B3HW: Tensor, mask_B1HW: Tensor, grid: tuple[int, int]) -> TokenPlan:
         like = self._hilo().plan(photo_B3HW, mask_B1HW, grid)
@@ -81,7 +82,7 @@ class FewerSteps(Control):
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        check_share("share", self.share)
+        settle(self, share=share())
 
     def run(self, compressed: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = named(compressed.pipe, args, kwargs)
@@ -161,7 +162,7 @@ class Downsample(_Resized):
     factor: int = 2
 
     def __post_init__(self) -> None:
-        check_whole("factor", self.factor, 1)
+        settle(self, factor=whole(1, SIDE))
 
     def smaller(self, photo_B3HW: Tensor, mask_B1HW: Tensor, token: int) -> tuple[Any, TokenPlan]:
         h, w = (side // token for side in photo_B3HW.shape[-2:])
@@ -192,7 +193,7 @@ class CropStitch(_Resized):
     margin: int = 4
 
     def __post_init__(self) -> None:
-        check_whole("margin", self.margin, 0)
+        settle(self, margin=whole(0, SIDE))
 
     def smaller(self, photo_B3HW: Tensor, mask_B1HW: Tensor, token: int) -> tuple[Any, TokenPlan]:
         h, w = (side // token for side in photo_B3HW.shape[-2:])

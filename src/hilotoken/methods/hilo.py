@@ -6,18 +6,20 @@ an option here. B batch, N grid tokens, K native tokens that run, M coarse token
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..blocks.method import block_numbers
+from ..checks import SEED, SIDE, blocks, choice, flag, number, settle, share, unless_none, whole
 from ..grid import dilate, touch
 from ..plan import POSITIONS, REFERENCES, TokenPlan, cells_of
-from ..scores import SCORES, check_score, score
+from ..scores import SCORES, ScoreSpec, check_score, score
+from .refresh import schedule
 
 CONTEXTS = ("frequency", "sampled")
 COARSE_CELLS = ("open", "clear", "all")
-STORES = (None, "bfloat16", "float8")
+STORES = ("bfloat16", "float8")
 
 
 @dataclass(frozen=True)
@@ -77,57 +79,33 @@ class HiLo:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_choice("context", self.context, CONTEXTS)
-        _check_choice("coarse_cells", self.coarse_cells, COARSE_CELLS)
-        _check_choice("positions", self.positions, POSITIONS)
-        _check_choice("references", self.references, REFERENCES)
+        settle(
+            self,
+            dilate=whole(0, SIDE),
+            detail=share(),
+            energy=unless_none(share()),
+            score=_score,
+            coarse=unless_none(whole(0, SIDE)),
+            coarse_cells=choice(*COARSE_CELLS),
+            positions=choice(*POSITIONS),
+            context=choice(*CONTEXTS),
+            cell=whole(1, SIDE),
+            weights=unless_none(flag),
+            references=choice(*REFERENCES),
+            bucket=whole(1),
+            seed=whole(0, SEED),
+        )
         if self.coarse is None:
             object.__setattr__(self, "coarse", 4 if self.context == "frequency" else 0)
         if self.weights is None:
             object.__setattr__(self, "weights", self.context == "sampled")
-        for name, low in (("dilate", 0), ("coarse", 0), ("cell", 1), ("bucket", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"{name} must be a whole number of {low} or more, got {value!r}")
         if self.coarse == 1:
             raise ValueError("coarse=1 would copy every token: use 2 or more, or 0 for none")
-        for name in ("detail", "energy"):
-            value = getattr(self, name)
-            if name == "energy" and value is None:
-                continue
-            if not isinstance(value, float | int) or not 0 <= value <= 1:
-                raise ValueError(f"{name} is a share and must lie in [0, 1], got {value!r}")
-        if not isinstance(self.weights, bool):
-            raise ValueError(f"weights must be True or False, got {self.weights!r}")
-        if isinstance(self.score, str) and self.score not in (*SCORES, "random"):
-            choices = sorted((*SCORES, "random"))
-            raise ValueError(f"unknown score {self.score!r}; choose from {choices}")
-        if self.score != "random":
-            check_score(self.score)
         self._check_refresh()
 
     def _check_refresh(self) -> None:
-        _check_choice("store", self.store, STORES)
-        if not isinstance(self.refresh_text, bool):
-            raise ValueError(f"refresh_text must be True or False, got {self.refresh_text!r}")
-        if not isinstance(self.drift, float | int) or not self.drift >= 0:
-            raise ValueError(f"drift must be a number of 0 or more, got {self.drift!r}")
-        if self.refresh is None or self.refresh == "auto":
-            steps: list[object] = [0]
-        elif isinstance(self.refresh, str | bool | float) or self.refresh == 0:
-            steps = []
-        elif isinstance(self.refresh, int):
-            steps = [0, self.refresh]
-        else:
-            steps = list(self.refresh)
-            object.__setattr__(self, "refresh", tuple(steps))
-        whole = all(isinstance(k, int) and not isinstance(k, bool) and k >= 0 for k in steps)
-        if not steps or not whole or steps[0] != 0:
-            raise ValueError(
-                "refresh must be None, a count of 1 or more, steps that begin with 0, or 'auto', "
-                f"got {self.refresh!r}"
-            )
-        block_numbers("reuse_blocks", self.reuse_blocks)
+        settle(self, refresh=unless_none(schedule), refresh_text=flag, drift=number(0))
+        settle(self, store=unless_none(choice(*STORES)), reuse_blocks=blocks)
         if self.refresh_text and self.reuse_blocks != "all":
             raise ValueError(
                 f"refresh_text keeps text in every block, got reuse_blocks={self.reuse_blocks!r}: "
@@ -230,6 +208,9 @@ class HiLo:
         return torch.Generator().manual_seed(self.seed)
 
 
-def _check_choice(name: str, value: str | None, choices: tuple[str | None, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"unknown {name} {value!r}; choose from {list(choices)}")
+def _score(name: str, value: Any) -> ScoreSpec:
+    """Check that it names a score, or mixes several: see `checks`."""
+    if not isinstance(value, Mapping):
+        return choice(*sorted((*SCORES, "random")))(name, value)
+    check_score(value)
+    return {str(one): float(weight) for one, weight in value.items()}

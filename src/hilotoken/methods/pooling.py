@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..blocks.matching import sum_slots, take, widen
-from ..blocks.method import Merging, MergingSession, Short, Site, check_whole, identity
+from ..blocks.method import Merging, MergingSession, Short, Site, identity
+from ..checks import choice, settle, whole
 
 SIGNIFICANCE = ("one", "key", "attention")
 
@@ -37,10 +38,8 @@ class TokenPooling(Merging):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole("iterations", self.iterations, 1)
-        for name, choices in (("kind", list(KINDS)), ("significance", list(SIGNIFICANCE))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose from {choices}")
+        significance = choice(*SIGNIFICANCE)
+        settle(self, kind=choice(*KINDS), iterations=whole(1), significance=significance)
         if self.ratio == 1:
             raise ValueError("ratio must lie in [0, 1), got 1: one cluster at least must be left")
 

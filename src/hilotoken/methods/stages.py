@@ -10,15 +10,8 @@ import torch
 from torch import Tensor
 
 from ..blocks.matching import Match, match_targets
-from ..blocks.method import (
-    BlockMethod,
-    Session,
-    Short,
-    Site,
-    Tokens,
-    check_share,
-    check_whole,
-)
+from ..blocks.method import BlockMethod, Session, Short, Site, Tokens
+from ..checks import number, settle, share, whole
 from . import sdtm
 
 
@@ -52,21 +45,16 @@ class SDTM(BlockMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("ratio", "structure", "cached"):
-            check_share(name, getattr(self, name))
+        settle(self, ratio=share(), deviation=number(), structure=share(), cached=share())
+        settle(self, protect=whole(0), staleness=number(0), emphasis=number(0, 1e6))
         sdtm.ratio_schedule(self.ratio, self.deviation, 2)
         if self.ratio + self.deviation > 0.75:
             raise ValueError(
                 f"ratio + deviation must lie in [0, 0.75]: a window of four keeps one; "
                 f"got {self.ratio} + {self.deviation}"
             )
-        check_whole("protect", self.protect, 0)
         if self.cached and not self.protect:
             raise ValueError("cached needs protected steps to take outputs from: set protect")
-        for name in ("staleness", "emphasis"):
-            value = getattr(self, name)
-            if not isinstance(value, float | int) or not 0 <= value < torch.inf:
-                raise ValueError(f"{name} must be a number of 0 or more, got {value!r}")
         if self.emphasis == 0:
             raise ValueError("emphasis must be above 0, got 0: text would not be read at all")
 

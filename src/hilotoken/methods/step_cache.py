@@ -9,7 +9,8 @@ from typing import Any
 from diffusers import FirstBlockCacheConfig
 from torch import nn
 
-from ..blocks.tokens import Moment
+from ..checks import number, settle
+from ..hooks import StepClock
 from .controls import Control, named
 
 # Whose blocks diffusers' cache knows, and was seen to run.
@@ -31,9 +32,7 @@ class StepCache(Control):
     threshold: float = 0.2
 
     def __post_init__(self) -> None:
-        given = self.threshold
-        if isinstance(given, bool) or not isinstance(given, float | int) or not given >= 0:
-            raise ValueError(f"threshold must be a number of 0 or more, got {given!r}")
+        settle(self, threshold=number(0))
 
     def run(self, compressed: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         transformer = compressed.pipe.transformer
@@ -41,7 +40,7 @@ class StepCache(Control):
         with _unchanged(transformer), _counted(transformer) as share:
             transformer.enable_cache(FirstBlockCacheConfig(threshold=self.threshold))
             try:
-                with _contexts(transformer):
+                with _contexts(transformer, compressed.pipe.scheduler):
                     output, run = self._dense(compressed, named(compressed.pipe, args, kwargs))
             finally:
                 transformer.disable_cache()
@@ -92,13 +91,13 @@ def _counted(transformer: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def _contexts(transformer: Any) -> Iterator[None]:
+def _contexts(transformer: Any, scheduler: Any) -> Iterator[None]:
     """Each branch of guidance keeps a cache of its own, also where the pipeline names none."""
-    moment, opened = Moment(), ExitStack()
+    clock, opened = StepClock(scheduler), ExitStack()
 
     def enter(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        moment.follow(float(kwargs["timestep"].flatten()[0]))
-        opened.enter_context(transformer.cache_context(f"branch {moment.branch}"))
+        clock.tick()
+        opened.enter_context(transformer.cache_context(f"branch {clock.branch}"))
 
     def leave(*_: Any) -> None:
         opened.close()

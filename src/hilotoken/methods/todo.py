@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..blocks.matching import check_tokens, sum_slots, take, widen
-from ..blocks.method import BlockMethod, Session, Site, Tokens, check_whole
+from ..blocks.method import BlockMethod, Session, Site, Tokens
+from ..checks import choice, settle, whole
 
 MODES = ("nearest", "nearest-exact", "average", "area")
 
@@ -33,9 +34,7 @@ class ToDo(BlockMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole("factor", self.factor, 1)
-        if self.mode not in MODES:
-            raise ValueError(f"unknown mode {self.mode!r}; choose from {list(MODES)}")
+        settle(self, factor=whole(1), mode=choice(*MODES))
 
     def session(self) -> "ToDoSession":
         return ToDoSession(self)

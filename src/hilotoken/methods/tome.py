@@ -4,12 +4,14 @@ B batch, N grid tokens (row-major), C channels, D cells of K tokens.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..blocks.matching import Match, cell_destinations, cell_tokens, check_tokens, match_sources
-from ..blocks.method import Merging, MergingSession, Site, check_whole
+from ..blocks.method import Merging, MergingSession, Site
+from ..checks import SEED, SIDE, flag, said, settle, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +30,8 @@ class ToMe(Merging):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_stride(self.stride)
+        settle(self, stride=cell_stride, random=flag, seed=whole(0, SEED))
         super().__post_init__()
-        check_whole("seed", self.seed, 0)
 
     @property
     def most(self) -> float:
@@ -51,7 +52,7 @@ class ToMeSession(MergingSession):
         if self.method.random:
             # By place in the run, so that both branches of guidance draw the same.
             number = (at.step // self.method.reuse) * at.blocks + at.block
-            draw = torch.Generator().manual_seed(self.method.seed * 1_000_003 + number)
+            draw = torch.Generator().manual_seed((self.method.seed * 1_000_003 + number) % SEED)
         if tokens.whole:
             removed = self.method.removed(tokens, h * w - (h // sy) * (w // sx))
             return match(x_BNC, h, w, removed=removed, stride=(sy, sx), generator=draw)
@@ -63,14 +64,14 @@ class ToMeSession(MergingSession):
         return match_sources(x_BNC, destination_D.expand(len(x_BNC), -1), removed)
 
 
-def check_stride(stride: object) -> None:
-    """Raise ValueError unless the stride is two whole numbers above 0, of more than one token."""
-    if not isinstance(stride, tuple) or len(stride) != 2:
-        raise ValueError(f"stride must be rows and columns, such as (2, 2), got {stride!r}")
-    for side in stride:
-        check_whole("stride", side, 1)
-    if stride == (1, 1):
-        raise ValueError("stride (1, 1) leaves nothing to merge: use (2, 2) or more")
+def cell_stride(name: str, value: Any) -> tuple[int, int]:
+    """Check that these are rows and columns of a cell of more than one token: see `checks`."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError(f"{name} must be rows and columns, such as (2, 2), got {said(value)}")
+    rows, columns = (whole(1, SIDE)(name, side) for side in value)
+    if rows == columns == 1:
+        raise ValueError(f"{name} (1, 1) leaves nothing to merge: use (2, 2) or more")
+    return rows, columns
 
 
 def match(

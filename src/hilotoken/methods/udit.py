@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks.attach import placed
-from ..blocks.method import BlockMethod, Session, Site, Tokens, check_whole
+from ..blocks.method import BlockMethod, Session, Site, Tokens
+from ..checks import settle, whole
 from .controls import Control
 from .dense import Dense
 
@@ -40,7 +41,7 @@ class UDiTAttention(BlockMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole("factor", self.factor, 1)
+        settle(self, factor=whole(1))
         if self.weights:
             raise ValueError("weights has no meaning here: no key stands for another")
 

@@ -1,141 +1,117 @@
-"""Read photos and masks, by their content, with every sample as it is stored."""
+"""Read photos by their content, with every sample as it is stored."""
 
 from __future__ import annotations
 
 import os
-import struct
+import stat
 import warnings
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from typing import Any, BinaryIO
 
-import cv2
 import numpy as np
-from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from .tags import ORIENTATION, PNG_KEPT, PNG_TYPES, PNG_XMP, RESOLUTION, TIFF_LAYOUT
-from .value import COLOURS, UPRIGHT, Photo, PhotoError, exif_tags, one_line
+from . import png, tiff
+from .metadata import orientation, text_without_pictures, upright, without_pictures
+from .value import COLOURS, UPRIGHT, Photo, PhotoError, check_size, one_line
 
-MAX_PIXELS = 100_000_000
-# Formats whose samples Pillow and OpenCV hand over unchanged (AVIF or PPM may lose bit depth).
-READABLE = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF")
+# Besides PNG, TIFF and HEIC: formats whose samples Pillow hands over unchanged.
+READABLE = ("JPEG", "WEBP", "BMP", "GIF", "AVIF")
+# Brands in the first box of a file of their family.
+HEIC, AVIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1"), (b"avif", b"avis")
 
 
 def load_photo(path: str | os.PathLike[str]) -> Photo:
-    """Read a photo by its content; raises PhotoError for what cannot be kept bit for bit."""
-    Image.init()  # open() with a list of formats does not load their plugins
-    limit = f"the limit is {MAX_PIXELS / 1e6:g} megapixels: crop or shrink it first"
+    """Read a photo by its content: every sample and all that tells about it.
+
+    Pictures of the same photo inside it, such as EXIF's thumbnail, are left out: an edit would not
+    reach them. Raises PhotoError for what cannot be kept bit for bit.
+    """
     try:
-        with warnings.catch_warnings():
-            # MAX_PIXELS is the limit here, and lies above the size Pillow warns at.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=READABLE) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise PhotoError(f"{path} has {image.width}x{image.height} pixels; {limit}")
-                return _read(image, Path(path))
-    except PhotoError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise PhotoError(f"{path}: {one_line(error)}; {limit}") from None
-    except UnidentifiedImageError:
-        known = ", ".join(READABLE)
-        raise PhotoError(f"{path} is not a picture read here ({known}): convert to PNG") from None
+        if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+            raise PhotoError("is no regular file: save what comes out of it, and name that")
+        with open(path, "rb") as file:
+            photo = _read(file)
+    except PhotoError as error:
+        raise PhotoError(f"{path} {error}") from None
+    except MemoryError:
+        raise PhotoError(f"{path} does not fit into memory: crop or shrink it first") from None
     except Exception as error:  # decoders raise anything on damage: struct.error, IndexError, ...
         if isinstance(error, OSError) and error.strerror:  # the system's: no such file, ...
             raise PhotoError(f"{path}: {error.strerror}: name an image file") from None
         raise PhotoError(
             f"{path} is damaged or cut short: export it again ({one_line(error)})"
         ) from error
+    turn = orientation(photo.exif)
+    return replace(
+        photo,
+        pixels=np.ascontiguousarray(UPRIGHT[turn](photo.pixels)),
+        orientation=turn,
+        exif=without_pictures(photo.exif) if photo.exif else None,
+        xmp=text_without_pictures(photo.xmp) if photo.xmp else None,
+    )
 
 
-def load_mask(path: str | os.PathLike[str], photo: Photo) -> np.ndarray:
-    """H W bool in the photo's upright frame: True (at least half white) means edit.
-
-    Alpha is composited on black. A mask in the stored frame of a rotated photo is turned with it.
-    Raises PhotoError if the file cannot be read, has another size or no white pixel.
-    """
-    mask = load_photo(path)
-    luma = np.asarray(mask.rgb().convert("L"))
-    alpha = mask.alpha()
-    if alpha is not None:
-        luma = luma.astype(np.uint16) * alpha // 255
-    width, height = photo.size
-    if mask.size != photo.size:
-        # Orientations 5 to 8 swap the sides.
-        if photo.orientation < 5 or mask.size != (height, width):
-            raise PhotoError(
-                f"mask {path} is {mask.size[0]}x{mask.size[1]} but the photo is {width}x{height}: "
-                f"resize the mask to {width}x{height}"
-            )
-        luma = UPRIGHT[photo.orientation](luma)
-    if luma.max() < 128:
-        raise PhotoError(
-            f"{path}: the mask has no white pixel: paint white where the photo should change"
-        )
-    return np.ascontiguousarray(luma >= 128)
+def _read(file: BinaryIO) -> Photo:
+    """The photo of a file in its stored frame."""
+    head = file.read(64)
+    file.seek(0)
+    if head.startswith(png.SIGNATURE):
+        return png.read(file)
+    if head.startswith(tiff.SIGNATURES):
+        return tiff.read(file)
+    if head[4:8] == b"ftyp":
+        brands = {head[at : at + 4] for at in range(8, 64, 4)}
+        if brands & set(HEIC) and not brands & set(AVIF):
+            return _read_heic(file)
+    return _read_other(file)
 
 
-def _read(image: ImageFile.ImageFile, path: Path) -> Photo:
+def _read_other(file: BinaryIO) -> Photo:
+    """The photo of a file that Pillow reads."""
+    Image.init()  # open() with a list of formats does not load their plugins
+    try:
+        with warnings.catch_warnings():
+            # The limit here lies above the size that Pillow warns at.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(file, formats=READABLE)
+    except Image.DecompressionBombError:
+        raise PhotoError("has more than 100 megapixels: crop or shrink it first") from None
+    except UnidentifiedImageError:
+        known = ", ".join(("PNG", "JPEG", "TIFF", *READABLE[1:], "HEIC"))
+        raise PhotoError(f"is not a picture read here ({known}): convert to PNG") from None
+    check_size(*image.size)
     frames = getattr(image, "n_frames", 1)
     # An MPO is a JPEG with previews or a gain map behind it: its first frame is the photo.
     if frames > 1 and image.format != "MPO":
-        raise PhotoError(f"{path} has {frames} frames: export the one to edit as a single PNG")
-    chunks = _png_chunks(path) if image.format == "PNG" else {}
-    depth, colour_type = chunks.pop(b"IHDR", [bytes(10)])[0][8:10]
-    mode = (
-        {value: name for name, value in PNG_TYPES.items()}[colour_type]
-        if depth == 16
-        else image.mode
-    )
-    early: dict[Any, Any] = {}
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        # Taken before decoding: Pillow then applies the orientation and forgets it.
-        mode = _tiff_mode(image, path)
-        early = {**image.info, "exif": _tiff_exif(image)}
-        if RESOLUTION not in image.tag_v2:
-            early["dpi"] = None  # Pillow makes one up
-    if mode not in COLOURS:
-        raise PhotoError(f"{path} has mode {mode}: convert it to 8 or 16 bit RGB")
+        raise PhotoError(f"has {frames} frames: export the one to edit as a single PNG")
+    if image.mode not in COLOURS:
+        raise PhotoError(f"has mode {image.mode}: convert it to 8 or 16 bit RGB")
+    if image.format == "AVIF" and _is_deep_avif(file):
+        raise PhotoError("has more than 8 bits a sample: convert it to PNG of 16 bits")
     image.load()
-    info = {**image.info, **early}
-    exif = (info.get("exif") or b"").removeprefix(b"Exif\0\0") or None
-    orientation = _orientation(exif)
-    if mode.endswith("16"):
-        pixels = _read_16(path, mode)
-    else:
-        pixels = np.asarray(image)
-        if mode == "1":
-            pixels = pixels * np.uint8(255)
-    if image.format != "TIFF":  # Pillow and OpenCV have turned it already
-        pixels = UPRIGHT[orientation](pixels)
-    key = info.get("transparency") if mode in ("1", "L", "P", "RGB", "I;16", "RGB;16") else None
-    if mode == "L" and 1 < depth < 8:
-        key = key and key * 255 // (2**depth - 1)  # Pillow widens the samples, not the key
+    pixels = np.asarray(image)
+    if image.mode == "1":
+        pixels = pixels * np.uint8(255)
     return Photo(
-        pixels=np.ascontiguousarray(pixels),
-        mode=mode,
+        pixels=pixels,
+        mode=image.mode,
         format=image.format or "",
-        orientation=orientation,
-        icc=info.get("icc_profile"),
-        exif=exif,
-        xmp=info.get("xmp"),
-        dpi=info.get("dpi"),
-        palette=_palette(image, int(pixels.max())) if mode == "P" else None,
-        transparency=key,
-        png_chunks=tuple((name, data) for name, found in chunks.items() for data in found),
+        palette=_palette(image, int(pixels.max())) if image.mode == "P" else None,
+        transparency=image.info.get("transparency") if image.mode in ("L", "P") else None,
+        dpi=image.info.get("dpi"),
+        **_told(image.info),
     )
 
 
-def _read_16(path: Path, mode: str) -> np.ndarray:
-    """Samples of a 16-bit file in RGB order, through OpenCV because Pillow narrows them."""
-    samples = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    if samples is None or samples.dtype != np.uint16:
-        raise PhotoError(f"{path}: this kind of 16-bit file cannot be read: save it as PNG")
-    if mode == "I;16":
-        return samples.reshape(samples.shape[:2])
-    if mode == "LA;16":
-        return samples[..., [0, 3]]
-    samples[..., [0, 2]] = samples[..., [2, 0]]
-    return samples[..., : len(mode.partition(";")[0])]
+def _told(info: dict[Any, Any]) -> dict[str, Any]:
+    """Profiles that a decoder hands over."""
+    exif = (info.get("exif") or b"").removeprefix(b"Exif\0\0")
+    return {
+        "icc": info.get("icc_profile") or None,
+        "exif": exif or None,
+        "xmp": info.get("xmp") or None,
+    }
 
 
 def _palette(image: Image.Image, highest: int) -> np.ndarray:
@@ -144,47 +120,25 @@ def _palette(image: Image.Image, highest: int) -> np.ndarray:
     return np.pad(entries, ((0, max(0, highest + 1 - len(entries))), (0, 0)))
 
 
-def _orientation(exif: bytes | None) -> int:
+def _is_deep_avif(file: BinaryIO) -> bool:
+    """Whether the AV1 configuration tells of more than 8 bits, which Pillow would narrow."""
+    file.seek(0)
+    boxes = file.read(1 << 16).split(b"av1C")[1:]
+    return any(len(box) > 2 and box[2] & 0x40 for box in boxes)
+
+
+def _read_heic(file: BinaryIO) -> Photo:
     try:
-        value = exif_tags(exif).get(ORIENTATION)
-    except Exception:  # viewers ignore EXIF that cannot be parsed; its bytes are still carried over
-        return 1
-    return value if value in UPRIGHT else 1
-
-
-def _tiff_mode(image: TiffImagePlugin.TiffImageFile, path: Path) -> str:
-    """Mode of a TIFF, with ";16" for 16-bit samples; refuses layouts read inexactly."""
-    tags = image.tag_v2
-    wide = set(tags.get(258, (1,))) == {16}
-    if 1 in tags.get(338, ()):
-        raise PhotoError(f"{path} has premultiplied alpha: save it with unassociated alpha")
-    if wide and (tags.get(284) == 2 or tags.get(262) == 0):
-        layout = "separate planes" if tags.get(284) == 2 else "white as zero"
-        raise PhotoError(f"{path} holds 16-bit samples with {layout}: save it as PNG")
-    if not wide:
-        return image.mode
-    return {"I;16B": "I;16", "RGB": "RGB;16", "RGBA": "RGBA;16"}.get(image.mode, image.mode)
-
-
-def _tiff_exif(image: TiffImagePlugin.TiffImageFile) -> bytes | None:
-    exif = image.getexif()
-    for tag in TIFF_LAYOUT & set(exif):
-        del exif[tag]
-    return exif.tobytes() if len(exif) else None
-
-
-def _png_chunks(path: Path) -> dict[bytes, list[bytes]]:
-    """IHDR and the chunks of PNG_KEPT, wherever they stand in the file; XMP is left out."""
-    chunks: dict[bytes, list[bytes]] = {}
-    with open(path, "rb") as file:
-        file.seek(8)
-        while len(head := file.read(8)) == 8:
-            size, name = struct.unpack(">I4s", head)
-            if name not in (b"IHDR", *PNG_KEPT):
-                file.seek(size + 4, os.SEEK_CUR)
-                continue
-            data = file.read(size)
-            file.seek(4, os.SEEK_CUR)
-            if not data.startswith(PNG_XMP):
-                chunks.setdefault(name, []).append(data)
-    return chunks
+        import pillow_heif
+    except ModuleNotFoundError:
+        raise PhotoError("is HEIC, which needs: pip install 'hilotoken[heic]'") from None
+    found = pillow_heif.open_heif(file, convert_hdr_to_8bit=False)
+    if len(found) > 1:
+        raise PhotoError(f"has {len(found)} frames: export the one to edit as a single PNG")
+    check_size(*found.size)
+    if found.mode not in COLOURS:
+        raise PhotoError(f"has mode {found.mode}: convert it to 8 or 16 bit RGB")
+    told = _told(found.info)
+    if exif := told["exif"]:
+        told["exif"] = upright(exif)  # the decoder has turned the samples
+    return Photo(np.asarray(found), found.mode, "HEIF", **told)

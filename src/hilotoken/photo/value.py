@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+MAX_PIXELS = 100_000_000
 TILE = 512, 4096  # rows, columns worked on at once: bounds the float copies of a large photo
 
 # Colour samples per pixel, alpha not counted.
 COLOURS = {"1": 1, "L": 1, "LA": 1, "P": 1, "RGB": 3, "RGBA": 3, "CMYK": 4}
-COLOURS |= {"I;16": 1, "LA;16": 1, "RGB;16": 3, "RGBA;16": 3}
+COLOURS |= {"I;16": 1, "LA;16": 1, "RGB;16": 3, "RGBA;16": 3, "CMYK;16": 4}
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda stored: stored,
     2: np.fliplr,
@@ -50,33 +51,44 @@ class Photo:
     palette: np.ndarray | None = None  # N 3 uint8
     transparency: int | tuple[int, ...] | bytes | None = None  # as in Pillow: tRNS of PNG and GIF
     png_chunks: tuple[tuple[bytes, bytes], ...] = ()
+    extra: tuple[int, ...] = ()  # kinds of TIFF's channels behind those of the mode, never edited
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height as a person sees them."""
         return self.pixels.shape[1], self.pixels.shape[0]
 
+    @property
+    def has_alpha(self) -> bool:
+        """Whether the mode has a channel of opacity."""
+        return self.mode.partition(";")[0].endswith("A")
+
     def stored(self) -> np.ndarray:
         """The samples in the file's own frame, EXIF rotation undone."""
-        return np.ascontiguousarray(STORED[self.orientation](self.pixels))
+        return np.array(STORED[self.orientation](self.pixels), order="C")
 
     def rgb(self) -> Image.Image:
         """The photo as a person sees it, in 8-bit RGB; alpha is dropped, not blended."""
         if self.palette is not None:
             return Image.fromarray(self.palette[self.pixels])
         colours = _narrow(_layers(self.pixels)[..., : COLOURS[self.mode]])
-        if self.mode == "CMYK":
+        if self.mode.startswith("CMYK"):
             return Image.frombuffer("CMYK", self.size, colours, "raw", "CMYK", 0, 1).convert("RGB")
         if colours.shape[-1] == 1:
             return Image.fromarray(colours[..., 0]).convert("RGB")
         return Image.fromarray(np.ascontiguousarray(colours))
 
     def alpha(self) -> np.ndarray | None:
-        """H W uint8 opacity, or None where neither a channel nor the palette holds one."""
-        if self.mode.partition(";")[0].endswith("A"):
-            return _narrow(self.pixels[..., -1])
-        table = self._palette_alpha()
-        return None if table is None else table[self.pixels]
+        """H W uint8 opacity, or None where no channel, palette entry or key colour holds one."""
+        if self.has_alpha:
+            return _narrow(self.pixels[..., COLOURS[self.mode]])
+        table = self.palette_alpha()
+        if table is not None:
+            return table[self.pixels]
+        key = self._key()
+        if key is None:
+            return None
+        return np.where((_layers(self.pixels) == key).all(-1), np.uint8(0), np.uint8(255))
 
     def with_edit(self, rgb: np.ndarray, weight: np.ndarray) -> Photo:
         """Blend an edit into the photo, in the photo's own mode.
@@ -105,7 +117,7 @@ class Photo:
         share = weight[..., None].astype(np.float32)
         changed = weight > 0
         if self.palette is not None:
-            table = self._palette_alpha()
+            table = self.palette_alpha()
             opaque = np.full(len(self.palette), True) if table is None else table == 255
             changed &= opaque[before]
             if not changed.any():
@@ -116,15 +128,21 @@ class Photo:
             mixed = _mix(colours, _in_mode(rgb, self.mode), share)
             fresh = np.where(mixed < 128, 0, 255) if self.mode == "1" else np.rint(mixed)
             fresh = fresh.astype(before.dtype)
-            if self.transparency is not None:
-                key = np.array(self.transparency) * (255 if self.mode == "1" else 1)
+            key = self._key()
+            if key is not None:
                 changed &= (colours != key).any(-1)
                 # An opaque pixel must not turn transparent by hitting the key colour.
                 fresh[(fresh == key).all(-1), -1] ^= 255 if self.mode == "1" else 1
         colours[changed] = fresh[changed]
         return after.reshape(before.shape)
 
-    def _palette_alpha(self) -> np.ndarray | None:
+    def _key(self) -> np.ndarray | None:
+        """The samples of a colour that is transparent as a whole."""
+        if self.palette is not None or self.transparency is None:
+            return None
+        return np.array(self.transparency) * (255 if self.mode == "1" else 1)
+
+    def palette_alpha(self) -> np.ndarray | None:
         """Opacity of each palette entry, uint8."""
         if self.palette is None or self.transparency is None:
             return None
@@ -156,10 +174,12 @@ def _mix(before: np.ndarray, after: np.ndarray, share: np.ndarray) -> np.ndarray
 def _in_mode(rgb: np.ndarray, mode: str) -> np.ndarray:
     """8-bit RGB as the colour samples of a mode, float32: luma for grey, K = 0 for CMYK."""
     values = rgb.astype(np.float32)
-    if mode == "CMYK":
-        return np.concatenate([255 - values, np.zeros_like(values[..., :1])], axis=-1)
+    if mode.startswith("CMYK"):
+        values = np.concatenate([255 - values, np.zeros_like(values[..., :1])], axis=-1)
     if COLOURS[mode] == 1:
-        values = values @ np.array([[0.299], [0.587], [0.114]], np.float32)
+        # Term by term: a product of matrices is rounded by the shape of the tile.
+        red, green, blue = (values[..., channel, None] for channel in range(3))
+        values = np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue
     return values * 257 if mode.endswith("16") else values
 
 
@@ -191,13 +211,13 @@ def _tiles(weight: np.ndarray) -> Iterator[tuple[slice, slice]]:
             )
 
 
+def check_size(width: int, height: int) -> None:
+    """Raise PhotoError for more pixels than are read."""
+    if width * height > MAX_PIXELS:
+        limit = f"the limit is {MAX_PIXELS / 1e6:g} megapixels: crop or shrink it first"
+        raise PhotoError(f"has {width}x{height} pixels; {limit}")
+
+
 def one_line(error: Exception) -> str:
     """An error's message without its line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def exif_tags(exif: bytes | None) -> Image.Exif:
-    """EXIF bytes as tags."""
-    tags = Image.Exif()
-    tags.load(exif or b"")
-    return tags

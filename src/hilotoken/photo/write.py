@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import secrets
-import struct
-import zlib
-from dataclasses import dataclass
+import stat
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-from PIL import Image, PngImagePlugin, TiffImagePlugin, TiffTags
+from PIL import Image
 
-from .tags import EXIF_IFD, GPS_IFD, INTEROP_IFD, PNG_TYPES, PNG_XMP, RESOLUTION, TIFF_LAYOUT
-from .value import COLOURS, Photo, PhotoError, exif_tags, one_line
+from . import png, tiff
+from .value import COLOURS, Photo, PhotoError, one_line
+
+try:
+    import fcntl
+except ImportError:  # Windows, which removes no file that is open: it needs no locks
+    fcntl = None
 
 
 @dataclass(frozen=True)
@@ -27,8 +32,8 @@ class Format:
     side: int = 1 << 30  # longest side in pixels
 
 
-PNG = Format("PNG", frozenset(COLOURS) - {"CMYK"})
-TIFF = Format("TIFF", frozenset(COLOURS) - {"LA;16"})
+PNG = Format("PNG", frozenset(COLOURS) - {"CMYK", "CMYK;16"})
+TIFF = Format("TIFF", frozenset(COLOURS))
 WEBP = Format("WEBP", frozenset({"RGB", "RGBA"}), side=16383)
 BMP = Format("BMP", frozenset({"1", "L", "RGB"}))
 JPEG = Format("JPEG", frozenset({"L", "RGB", "CMYK"}), lossless=False, side=65500)
@@ -49,11 +54,16 @@ def check_output(photo: Photo, path: str | os.PathLike[str]) -> None:
     if obstacle:
         able = [suffix for suffix, other in FORMATS.items() if not _obstacle(photo, other)]
         raise PhotoError(f"{path}: {output.name} cannot hold {obstacle}: write {' or '.join(able)}")
-    if path.is_dir():
-        raise PhotoError(f"{path} is a directory: name a file in it")
-    if path.exists() and not path.is_file():
-        raise PhotoError(f"{path} is not a regular file: name another")
-    folder = Path(os.path.realpath(path)).parent
+    try:
+        target = Path(os.path.realpath(path))
+        if path.is_dir():
+            raise PhotoError(f"{path} is a directory: name a file in it")
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise PhotoError(f"{path} is not a regular file: name another")
+    except OSError as error:  # a loop of links, a name too long, ...
+        raise PhotoError(f"{path}: {error.strerror}: name another file") from None
+    folder = target.parent
     if not folder.is_dir():
         raise PhotoError(f"{path}: {folder} is not a directory: create it first")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -61,20 +71,45 @@ def check_output(photo: Photo, path: str | os.PathLike[str]) -> None:
 
 
 def save_photo(photo: Photo, path: str | os.PathLike[str]) -> None:
-    """Write the photo in its stored frame; an existing file is replaced only by a finished one."""
+    """Write the photo in its stored frame; an existing file is replaced only by a finished one.
+
+    What a killed write has left in the folder is removed. Text of a PNG goes with PNG alone.
+    """
+    path = Path(path)
     check_output(photo, path)
     target = Path(os.path.realpath(path))  # a symbolic link stays one
+    _sweep(target.parent)
     unfinished = target.with_name(f".hilo-{secrets.token_hex(8)}.tmp")
     try:
         with open(unfinished, "xb") as file:
-            _write(photo, _format(target), file)
+            _lock(file)
+            _write(photo, _format(path), file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(unfinished, target)
+            if fcntl:  # while it is locked: no other write shall take it for left behind
+                os.replace(unfinished, target)
+        if not fcntl:
+            os.replace(unfinished, target)
     except Exception as error:  # encoders raise anything: OSError, ValueError, struct.error, ...
         raise PhotoError(f"{path} cannot be written: {one_line(error)}") from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _lock(file: BinaryIO) -> None:
+    """Lock a file that is being written, as long as it is open."""
+    if fcntl:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed writes have left: a living one has its file locked."""
+    for left in folder.glob(".hilo-*.tmp"):
+        with contextlib.suppress(OSError), open(left, "rb") as file:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
 
 
 def _format(path: Path) -> Format:
@@ -92,33 +127,35 @@ def _obstacle(photo: Photo, output: Format) -> str | None:
         return f"the transparent colour of mode {photo.mode}"
     if max(photo.size) > output.side:
         return f"a side of {max(photo.size)} pixels (limit {output.side})"
-    if output is BMP and (photo.icc or photo.exif):
-        return f"the photo's {'ICC profile' if photo.icc else 'EXIF'}"
-    if output is JPEG and max(len(photo.exif or b""), len(photo.xmp or b"")) > 65_000:
-        return "more than 65000 bytes of EXIF or XMP"
+    if photo.extra and output is not TIFF:
+        return "channels besides colours and alpha"
+    if output is BMP and (photo.icc or photo.exif or photo.xmp):
+        return f"the photo's {'ICC profile' if photo.icc else 'EXIF' if photo.exif else 'XMP'}"
+    if output is not PNG and (name := png.own_colours(photo)):
+        return f"the colour space that {name} tells: convert it to sRGB, or"
     # libwebp leaves such a channel out: the file would come back as RGB.
     if output is WEBP and photo.mode == "RGBA" and photo.pixels[..., 3].min() == 255:
         return "an alpha channel that is opaque everywhere"
+    try:  # now, not after the edit
+        _write(replace(photo, pixels=photo.pixels[:1, :1]), output, io.BytesIO())
+    except Exception as error:
+        return f"what the photo tells about itself ({one_line(error)})"
     return None
 
 
 def _write(photo: Photo, output: Format, file: BinaryIO) -> None:
     pixels = photo.stored()
-    if pixels.dtype == np.uint16:
-        (_write_png_16 if output is PNG else _write_tiff_16)(photo, pixels, file)
+    if output in (PNG, TIFF):
+        (png if output is PNG else tiff).write(photo, pixels, file)
         return
-    image = _image(photo, pixels)
+    mode = "L" if photo.mode == "1" else photo.mode
+    image = Image.frombuffer(mode, (pixels.shape[1], pixels.shape[0]), pixels, "raw", mode, 0, 1)
+    if photo.mode == "1":
+        image = image.convert("1", dither=Image.Dither.NONE)
     options: dict[str, Any] = {"icc_profile": photo.icc, "exif": photo.exif or b""}
     if photo.dpi:
         options["dpi"] = photo.dpi
-    if output is PNG:
-        options["transparency"] = photo.transparency
-        options["pnginfo"] = PngImagePlugin.PngInfo()
-        for name, data in _png_text(photo):
-            options["pnginfo"].add(name, data)
-    elif output is TIFF:
-        options = {"tiffinfo": _tiff_tags(photo)}
-    elif output is WEBP:  # exact: keep the colours under transparent pixels
+    if output is WEBP:  # exact: keep the colours under transparent pixels
         options |= {"lossless": True, "exact": True, "xmp": photo.xmp or b""}
         # The encoder takes some 37 bytes a pixel, 24 with method 0, for a larger file.
         options["method"] = 4 if pixels.size < 150_000_000 else 0
@@ -126,87 +163,3 @@ def _write(photo: Photo, output: Format, file: BinaryIO) -> None:
         options |= {"quality": 95, "subsampling": 0, "xmp": photo.xmp}
         options["exif"] = b"Exif\0\0" + photo.exif if photo.exif else b""
     image.save(file, output.name, **options)
-
-
-def _image(photo: Photo, pixels: np.ndarray) -> Image.Image:
-    """8-bit stored samples as a Pillow image of the photo's mode."""
-    mode = "L" if photo.mode == "1" else photo.mode
-    size = pixels.shape[1], pixels.shape[0]
-    image = Image.frombuffer(mode, size, pixels, "raw", mode, 0, 1)
-    if photo.palette is not None:
-        image.putpalette(photo.palette.tobytes())
-    return image.convert("1", dither=Image.Dither.NONE) if photo.mode == "1" else image
-
-
-def _png_text(photo: Photo) -> list[tuple[bytes, bytes]]:
-    """Chunks carried over from a PNG, and XMP from anywhere."""
-    xmp = [(b"iTXt", PNG_XMP + bytes(4) + photo.xmp)] if photo.xmp else []
-    return [*photo.png_chunks, *xmp]
-
-
-def _write_png_16(photo: Photo, pixels: np.ndarray, file: BinaryIO) -> None:
-    """16-bit PNG, each row stored as the difference from the one above."""
-
-    def chunk(name: bytes, data: bytes) -> None:
-        check = zlib.crc32(data, zlib.crc32(name))
-        file.write(struct.pack(">I", len(data)) + name + data + struct.pack(">I", check))
-
-    height, width = pixels.shape[:2]
-    file.write(b"\x89PNG\r\n\x1a\n")
-    chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, PNG_TYPES[photo.mode], 0, 0, 0))
-    if photo.icc:
-        chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(photo.icc))
-    for name, data in _png_text(photo):
-        if not (photo.icc and name == b"sRGB"):  # PNG allows one of the two
-            chunk(name, data)
-    if photo.dpi:
-        per_metre = (round(value / 0.0254) for value in photo.dpi)
-        chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1))
-    if photo.exif:
-        chunk(b"eXIf", photo.exif)
-    if photo.transparency is not None:
-        chunk(b"tRNS", np.atleast_1d(photo.transparency).astype(">u2").tobytes())
-    packer = zlib.compressobj()
-    above = np.zeros((1, width * 2 * (pixels[0, 0].size)), np.uint8)
-    for top in range(0, height, 64):
-        rows = pixels[top : top + 64].astype(">u2").reshape(-1, above.size // 2).view(np.uint8)
-        lines = np.full((len(rows), above.size + 1), 2, np.uint8)
-        lines[:, 1:] = rows - np.concatenate([above, rows[:-1]])
-        if data := packer.compress(lines.tobytes()):
-            chunk(b"IDAT", data)
-        above = rows[-1:]
-    chunk(b"IDAT", packer.flush())
-    chunk(b"IEND", b"")
-
-
-def _tiff_tags(photo: Photo) -> TiffImagePlugin.ImageFileDirectory_v2:
-    """EXIF, ICC, XMP and resolution as TIFF tags."""
-    tags = TiffImagePlugin.ImageFileDirectory_v2()
-    exif = exif_tags(photo.exif)
-    for tag in set(exif) - TIFF_LAYOUT:
-        tags[tag] = exif.get_ifd(tag) if tag in (EXIF_IFD, GPS_IFD) else exif[tag]
-    if INTEROP_IFD in tags.get(EXIF_IFD, {}):
-        tags[EXIF_IFD] = {**tags[EXIF_IFD], INTEROP_IFD: exif.get_ifd(INTEROP_IFD)}
-    if photo.dpi and RESOLUTION not in exif:
-        tags[RESOLUTION], tags[RESOLUTION + 1], tags[296] = *photo.dpi, 2
-    if photo.icc:
-        tags[34675] = photo.icc
-    if photo.xmp:
-        tags[700] = photo.xmp
-        tags.tagtype[700] = TiffTags.BYTE
-    return tags
-
-
-def _write_tiff_16(photo: Photo, pixels: np.ndarray, file: BinaryIO) -> None:
-    """16-bit TIFF in one uncompressed strip."""
-    height, width = pixels.shape[:2]
-    channels = pixels[0, 0].size
-    tags = _tiff_tags(photo)
-    tags[256], tags[257], tags[258], tags[259] = width, height, (16,) * channels, 1
-    tags[262] = 1 if channels == 1 else 2
-    tags[273], tags[277], tags[278], tags[279] = 0, channels, height, pixels.nbytes
-    tags[284] = 1  # samples of a pixel side by side
-    if channels == 4:
-        tags[338] = 2  # alpha that is not premultiplied
-    tags.save(file)  # which moves the strip offset behind the tags
-    file.write(pixels.astype("<u2", copy=False).data)

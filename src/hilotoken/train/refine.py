@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny, FluxFillPipeline, FluxTransformer2DModel
 from torch import Tensor, nn
 
-from ..blocks.method import check_whole
+from ..checks import settle, whole
 from ..composite import lead
 from ..metrics.lpips import LPIPS
 from ..plan import TokenPlan
@@ -97,15 +97,15 @@ class RefineOptions:
         if not 0 < self.rate < inf:
             raise ValueError(f"rate is of learning and must be positive, got {self.rate}")
         for steps in self.steps:
-            check_whole("steps", steps, 1)
+            whole(1)("steps", steps)
         for before in self.before:
-            check_whole("before", before, 0)
+            whole(0)("before", before)
         if max(self.before, default=inf) >= min(self.steps, default=0):
             raise ValueError(
                 "before must leave a step to be trained, got "
                 f"{self.before} of samplers of {self.steps}"
             )
-        check_whole("through", self.through, 0)
+        settle(self, through=whole(0))
         if not SMALLEST <= self.crop[0] <= self.crop[1]:
             raise ValueError(
                 f"crop is the least and the most latents a side, from {SMALLEST}, got {self.crop}"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..adapters.coarse import Coarse
 from ..attention import rerouted
-from ..blocks.method import check_whole
+from ..checks import settle, whole
 from ..grid import touch
 from ..methods import HiLo
 from ..methods.udit import as_trained, phases_of
@@ -61,7 +61,7 @@ class TransformerOptions:
                 raise ValueError(
                     f"{name} is a share and must lie in [0, 1], got {getattr(self, name)}"
                 )
-        check_whole("phases", self.phases, 1)
+        settle(self, phases=whole(1))
         if GRID[0] % self.phases:
             raise ValueError(
                 f"phases must divide the {GRID[0]} tokens a side of a view, got {self.phases}"

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...adapters import adapter_for
+from ...adapters import family_of
 from ...capture import captured
 from ...compress import compress
 from ...grid import touch
@@ -45,11 +45,12 @@ class Compass:
         self.arguments = arguments | {"num_inference_steps": calls, "output_type": "latent"}
         with _watched(pipe.transformer) as seen, captured(pipe) as source:
             pipe(**self._fresh(), callback_on_step_end=_stop_after_first)
-        given = adapter_for(pipe).make_source(pipe, source, arguments["mask_image"], seen.calls[0])
+        given = family_of(pipe).make_source(source, arguments["mask_image"], seen.calls[0])
         if given is None:
             raise ValueError("a compass needs image and mask_image among its arguments")
-        self.x0_BNC = given.latents_BNC
-        self.inside_N = touch(given.mask_B1HW, given.grid).any(0).flatten()
+        photo, mask_B1HW = given
+        self.x0_BNC = photo.latents_BNC
+        self.inside_N = touch(mask_B1HW, photo.grid).any(0).flatten()
         sigma = float(pipe.scheduler.sigmas[0])
         x_BNC = seen.calls[0]["hidden_states"][..., : self.x0_BNC.shape[-1]]
         self.noise_BNC = (x_BNC - (1 - sigma) * self.x0_BNC) / sigma

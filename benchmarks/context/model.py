@@ -1,0 +1,134 @@
+"""A Fill model small enough to train in an hour, in the shape of FLUX.1 Fill.
+
+`compress` runs on it as on FLUX.1 Fill itself: a `FluxFillPipeline` of diffusers, a transformer of
+FLUX's class, one double and three single blocks. Two things are its own. The "autoencoder" is the
+identity, pixels folded into channels, so that nothing but the transformer can carry context. And
+the transformer is trained to say the clean picture; the velocity that it returns follows from that.
+
+B pictures, S tokens, C channels of x_t.
+"""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import torch
+import torch.nn.functional as F
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxFillPipeline, ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.transformers.transformer_flux import FluxPosEmbed
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .pictures import KINDS
+
+WEIGHTS = Path(__file__).parent / "weights"
+CHANNELS = 48  # of x_t a token: 4 x 4 pixels of three colours
+WORDS, WIDTH = 4, 32  # text tokens that say the kind of picture, and their channels
+AXES = (16, 16, 16)
+SHIFT = 1.15  # `mu` of FLUX.1 at 1024 px
+
+
+class FluxTransformer2DModel(diffusers.FluxTransformer2DModel):
+    """FLUX's transformer whose last layer says the clean picture; it returns the velocity still.
+
+    v = (x_t - x_0) / sigma, of each token by itself. It bears the name of the class that it is, by
+    which `compress` knows it.
+    """
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        kwargs["return_dict"] = False
+        clean_BSC = super().forward(hidden_states, *args, **kwargs)[0].float()
+        x_BSC = hidden_states[..., : clean_BSC.shape[-1]]
+        return ((x_BSC - clean_BSC) / kwargs["timestep"][:, None, None],)
+
+
+class Fold(ModelMixin, ConfigMixin):
+    """The identity in the place of an autoencoder: 2 x 2 pixels are the channels of a latent."""
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 12,
+        block_out_channels: tuple[int, ...] = (12, 12),  # their number says the scale: 2
+        scaling_factor: float = 1.0,
+        shift_factor: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.PixelUnshuffle(2), nn.PixelShuffle(2)
+        # Without a tensor of its own, diffusers could not tell its device and type.
+        self.register_buffer("one", torch.ones(1), persistent=False)
+
+    def encode(self, x_B3HW: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(latents=self.encoder(x_B3HW))
+
+    def decode(self, latents: Tensor, return_dict: bool = True) -> tuple[Tensor]:
+        return (self.decoder(latents),)
+
+
+class ContextModel(nn.Module):
+    """The transformer, with the learned text of each kind of picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer = FluxTransformer2DModel(
+            in_channels=2 * CHANNELS + 16,  # x_t, masked picture, and 4 x 4 mask pixels
+            out_channels=CHANNELS,
+            num_layers=1,
+            num_single_layers=3,
+            attention_head_dim=sum(AXES),
+            num_attention_heads=3,
+            joint_attention_dim=WIDTH,
+            pooled_projection_dim=WIDTH,
+            axes_dims_rope=AXES,
+        )
+        # Wavelengths for 16 tokens a side, not for FLUX's hundreds.
+        self.transformer.pos_embed = FluxPosEmbed(theta=1000, axes_dim=list(AXES))
+        self.text_KLD = nn.Parameter(torch.randn(len(KINDS), WORDS, WIDTH))
+        self.pooled_KD = nn.Parameter(torch.randn(len(KINDS), WIDTH))
+
+    def prompt(self, kinds_B: Tensor) -> dict[str, Tensor]:
+        """What a pipeline takes in the place of a text: the kinds, by their number in KINDS."""
+        return {
+            "prompt_embeds": self.text_KLD[kinds_B].detach(),
+            "pooled_prompt_embeds": self.pooled_KD[kinds_B].detach(),
+        }
+
+    def pipeline(self) -> FluxFillPipeline:
+        """A Fill pipeline at FLUX.1's schedule."""
+        none = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+        scheduler = FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=SHIFT, max_shift=SHIFT
+        )
+        pipe = FluxFillPipeline(
+            scheduler=scheduler, vae=Fold(), transformer=self.transformer, **none
+        )
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+
+def tokens_of(x_BCHW: Tensor) -> Tensor:
+    """Pixels as the pipeline packs them: folded twice, the channels in the order c, row, column."""
+    latents = F.pixel_unshuffle(x_BCHW, 2)
+    return F.pixel_unshuffle(latents, 2).flatten(2).mT
+
+
+def save(model: ContextModel, file: Path) -> None:
+    """Weights in bfloat16."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items()}, file)
+
+
+def load(name: str = "dense") -> ContextModel:
+    """A trained model in float32: "dense", or "dropped" (trained with tokens left out).
+
+    Raises FileNotFoundError for a model that is not there.
+    """
+    file = WEIGHTS / f"{name}.safetensors"
+    if not file.is_file():
+        known = sorted(f.stem for f in WEIGHTS.glob("*.safetensors"))
+        raise FileNotFoundError(f"no model {name!r}: choose from {known}, or train it")
+    model = ContextModel()
+    model.load_state_dict({k: v.float() for k, v in load_file(file).items()})
+    return model.eval()

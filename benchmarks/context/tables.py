@@ -1,0 +1,227 @@
+"""The tables of README.md, made from the committed rows: `python -m benchmarks.context.tables`.
+
+Intervals are 95 % bootstrap intervals over pictures (2,000 draws); differences are paired, picture
+by picture. A table stands between two comments that name it, and is written anew in its place.
+"""
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from hilotoken.bench.cases import CLASSES, hidden, square
+from hilotoken.bench.cells import markdown
+from hilotoken.bench.rows import interval
+
+from hilotoken import HiLo, plan_tokens
+
+from .evaluate import RESULTS
+from .flops import FLUX_FILL
+from .model import SHIFT
+from .photos import METHODS
+from .pictures import GROUNDS, KINDS
+
+README = Path(__file__).parent / "README.md"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+Rows = list[dict[str, str]]
+PAIRS = (
+    ("paper", "edit only"),
+    ("paper", "random"),
+    ("paper", "detail"),
+    ("paper, native", "paper"),
+    ("paper, aligned", "paper"),
+    ("detail, mixed scores", "detail"),
+    ("half detail, half random", "paper"),
+    ("sampled 3", "random"),
+    ("sampled 3", "sampled 3, no weights"),
+    ("foveated", "sampled 3"),
+    ("pyramid", "foveated"),
+    ("whole, once", "paper"),
+    ("whole, once", "dense"),
+    ("whole, twice", "whole, once"),
+    ("attended 25 %, once", "whole, once"),
+    ("attended 10 %, once", "whole, once"),
+    ("sampled 2, twice", "sampled 2"),
+    ("foveated 1, once", "sampled 2, twice"),
+    ("dense, 2 steps", "dense"),
+)
+
+
+@cache
+def read(name: str) -> Rows:
+    file = RESULTS / f"{name}.csv"
+    if not file.is_file():
+        return []
+    with open(file, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def by(rows: Rows, *keys: str) -> dict[tuple[str, ...], Rows]:
+    found: dict[tuple[str, ...], Rows] = defaultdict(list)
+    for row in rows:
+        found[tuple(row[key] for key in keys)].append(row)
+    return found
+
+
+def mean(rows: Rows, column: str) -> float:
+    return fmean(float(row[column]) for row in rows)
+
+
+def share(rows: Rows) -> str:
+    """The share solved, in percent, with its interval."""
+    middle, low, high = (100 * x for x in interval([float(row["solved"]) for row in rows]))
+    return f"{middle:.0f} ({low:.0f} to {high:.0f})"
+
+
+def curve() -> str:
+    """What was solved in one call from pure noise, as training went."""
+    by_samples = by(read("curve_dense"), "samples")
+    chosen = list(by_samples)[:: max(1, len(by_samples) // 10)]
+    chosen = list(dict.fromkeys([*chosen, list(by_samples)[-1]]))
+    header = ["samples", *(f"{kind}: error, solved %" for kind in KINDS)]
+    lines = []
+    for samples in chosen:
+        kinds = {row["kind"]: row for row in by_samples[samples]}
+        cells = [
+            f"{float(kinds[k]['error']):.4f}, {100 * float(kinds[k]['solved']):.0f}" for k in KINDS
+        ]
+        lines.append([f"{int(samples[0]):,}", *cells])
+    return markdown(header, lines)
+
+
+def selections(model: str) -> str:
+    """Every selection: its cost, what it solves of each kind, and how near it is to dense."""
+    rows = read(model)
+    lines = []
+    for (name,), mine in by(rows, "selection").items():
+        kinds = by(mine, "kind")
+        near = "" if name == "dense" else f"{mean(mine, 'psnr_dense'):.1f}"
+        solved = [share(kinds[(kind,)]) for kind in KINDS]
+        tokens, flops = f"{mean(mine, 'tokens'):.0f}", f"{100 * mean(mine, 'flops'):.0f}"
+        lines.append([name, tokens, flops, *solved, near])
+    return markdown(["selection", "tokens of 256", "FLOPs, %", *KINDS, "dB to dense"], lines)
+
+
+def grounds(model: str) -> str:
+    """What each selection solves on plain, smooth and textured grounds, all kinds together."""
+    lines = []
+    for (name,), mine in by(read(model), "selection").items():
+        parts = by(mine, "ground")
+        lines.append([name, *(share(parts[(ground,)]) for ground in GROUNDS)])
+    return markdown(["selection", *(f"{ground}, solved %" for ground in GROUNDS)], lines)
+
+
+def velocities(model: str) -> str:
+    """The mean squared error of the velocity in the mask at each noise level."""
+    levels = {"v_1": "1.0", "v_08": "0.8", "v_06": "0.6", "v_04": "0.4", "v_02": "0.2"}
+    lines = []
+    for (name,), mine in by(read(model), "selection").items():
+        known = [row for row in mine if row["v_1"]]
+        if known:
+            lines.append([name, *(f"{mean(known, column):.4f}" for column in levels)])
+    return markdown(["selection", *(f"sigma {level}" for level in levels.values())], lines)
+
+
+def pairs(model: str) -> str:
+    """Differences picture by picture: of the share solved in points, and of dB to the truth."""
+    found = {
+        name: {(row["kind"], row["number"]): row for row in mine}
+        for (name,), mine in by(read(model), "selection").items()
+    }
+    lines = []
+    for one, other in PAIRS:
+        if one in found and other in found:
+            both = [(found[one][key], found[other][key]) for key in found[one]]
+            lines.append([f"{one}, less {other}", _points(both), _decibels(both)])
+    return markdown(["difference", "solved, points", "PSNR, dB"], lines)
+
+
+def _points(both: Iterable[tuple[dict[str, str], dict[str, str]]]) -> str:
+    middle, low, high = interval([100 * (int(a["solved"]) - int(b["solved"])) for a, b in both])
+    return f"{middle:+.0f} ({low:+.0f} to {high:+.0f})"
+
+
+def _decibels(both: Iterable[tuple[dict[str, str], dict[str, str]]]) -> str:
+    middle, low, high = interval([float(a["psnr"]) - float(b["psnr"]) for a, b in both])
+    return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def embedded() -> str:
+    """On photographs: cost of the embedded model, dB to dense, and how much nearer than paper's."""
+    rows = read("embedded_mu_1.15")
+    paper = {(r["photo"], r["mask_class"]): r for r in rows if r["method"] == "paper"}
+    lines = []
+    for name in METHODS:
+        cells = [name]
+        for mask_class in CLASSES:
+            mine = [r for r in rows if r["method"] == name and r["mask_class"] == mask_class]
+            if not mine:
+                break
+            change = [
+                float(r["psnr_dense"]) - float(paper[r["photo"], r["mask_class"]]["psnr_dense"])
+                for r in mine
+            ]
+            middle, low, high = interval(change)
+            more = "" if name == "paper" else f", {middle:+.1f} ({low:+.1f} to {high:+.1f})"
+            cells += [f"{100 * mean(mine, 'flops'):.0f}", f"{mean(mine, 'psnr_dense'):.1f}{more}"]
+        else:
+            lines.append(cells)
+    heads = [(f"{name}: FLOPs, %", "dB to dense, over the paper's") for name in CLASSES]
+    return markdown(["method", *(cell for pair in heads for cell in pair)], lines)
+
+
+def flux() -> str:
+    """FLOPs at the size of FLUX.1, in eight steps: times fewer than dense, by mask."""
+    base = np.linspace(1, 1 / 8, 8)
+    sigmas = (np.exp(SHIFT) / (np.exp(SHIFT) + 1 / base - 1)).tolist()
+    lines = []
+    for name, method in METHODS.items():
+        cells = [f"{1 / _flux_share(method, mask, sigmas):.2f}" for mask in CLASSES]
+        lines.append([name, *cells])
+    shares = (f"{name}, {share:.1%}".replace("%", " %") for name, share in CLASSES.items())
+    return markdown(["method", *shares], lines)
+
+
+def _flux_share(method: HiLo, mask_class: str, sigmas: list[float]) -> float:
+    shares = []
+    for file in sorted(EXAMPLES.glob("*.jpg")):
+        photo = square(file, 1024).astype(np.float32) / 255
+        mask = hidden(file.name, mask_class, 1024)[0].astype(np.float32)
+        plan = plan_tokens(photo, mask, grid=(64, 64), method=method)
+        shares.append(FLUX_FILL.share(plan, method, sigmas))
+    return fmean(shares)
+
+
+TABLES: Mapping[str, object] = {
+    "curve": curve,
+    "selections": lambda: selections("dense"),
+    "grounds": lambda: grounds("dense"),
+    "pairs": lambda: pairs("dense"),
+    "velocities": lambda: velocities("dense"),
+    "dropped": lambda: selections("dropped"),
+    "embedded": embedded,
+    "flux": flux,
+}
+
+
+def written(text: str) -> str:
+    """The text with every table made anew."""
+
+    def again(match: re.Match[str]) -> str:
+        table = TABLES[match[1]]
+        assert callable(table)
+        return f"<!-- table {match[1]} -->\n{table()}\n<!-- end -->"
+
+    return re.sub(r"<!-- table (\w+) -->\n.*?<!-- end -->", again, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    README.write_text(written(README.read_text()))
+
+
+if __name__ == "__main__":
+    main()

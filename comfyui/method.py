@@ -1,0 +1,96 @@
+"""The method as widgets: a preset, and what is changed of it."""
+
+from dataclasses import replace
+from typing import Any
+
+from hilotoken.methods.hilo import HiLo
+
+try:
+    from hilotoken.presets import PRESETS
+except ModuleNotFoundError:  # an engine from before there were presets
+    PRESETS = {"paper": HiLo()}
+
+AS_PRESET = "preset"
+DEFAULT = "balanced" if "balanced" in PRESETS else next(iter(PRESETS))
+
+PRESET_WIDGET = {
+    "preset": (
+        list(PRESETS),
+        {
+            "default": DEFAULT,
+            "tooltip": "Which tokens run, and when. Fewer are faster, and further from what the "
+            "model would make of all of them.",
+        },
+    )
+}
+
+
+def _number(kind: str, top: float, tooltip: str, **more: Any) -> tuple[str, dict[str, Any]]:
+    low = -1 if kind == "INT" else -1.0
+    text = f"{tooltip} -1: as the preset says."
+    return kind, {"default": low, "min": low, "max": top, "tooltip": text, "advanced": True, **more}
+
+
+def _choice(choices: list[str], tooltip: str) -> tuple[list[str], dict[str, Any]]:
+    given = {"default": AS_PRESET, "tooltip": tooltip, "advanced": True}
+    return [AS_PRESET, *choices], given
+
+
+ADVANCED_WIDGETS = {
+    "dilate": _number("INT", 16, "Tokens (16 pixels) by which the mask is grown."),
+    "detail": _number(
+        "FLOAT",
+        1.0,
+        "Share of the picture kept outside the mask for its detail, the finest first.",
+        step=0.01,
+    ),
+    "context": _choice(
+        ["frequency", "sampled"],
+        "What else runs outside the mask: coarse tokens of the picture made smaller (frequency), "
+        "or one token at random of each cell (sampled).",
+    ),
+    "coarse": _number(
+        "INT", 16, "Side of a coarse cell in tokens: 4 is one coarse token for 16. 0: none."
+    ),
+    "cell": _number("INT", 16, "Side of a sampled cell in tokens."),
+    "weights": _choice(
+        ["on", "off"],
+        "Whether a token that stands for many counts for as many in the attention.",
+    ),
+    "refresh": _number(
+        "INT",
+        100,
+        "At how many steps the picture around the mask is computed; its keys and values are kept "
+        "between. 0: at every step.",
+    ),
+    "store": _choice(["as they are", "bfloat16", "float8"], "How kept keys and values are stored."),
+    "references": _choice(
+        ["compressed", "whole"],
+        "What happens to a reference that is the photo itself (Kontext, Qwen-Image-Edit, FLUX.2).",
+    ),
+}
+
+_MEANING: dict[str, dict[Any, Any]] = {
+    "weights": {"on": True, "off": False},
+    "refresh": {0: None},
+    "store": {"as they are": None},
+}
+
+
+def method_from(preset: str, **widgets: Any) -> HiLo:
+    """The preset, with each widget that does not say "as the preset" in its place.
+
+    Raises:
+        ValueError: an unknown preset, or options that HiLo refuses.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; choose from {list(PRESETS)}")
+    changed = {
+        name: _MEANING.get(name, {}).get(value, value)
+        for name, value in widgets.items()
+        if value != AS_PRESET and value not in (-1, -1.0)
+    }
+    if changed.get("context", PRESETS[preset].context) != PRESETS[preset].context:
+        # What these are unless given depends on the context.
+        changed = {"coarse": None, "weights": None} | changed
+    return replace(PRESETS[preset], **changed)

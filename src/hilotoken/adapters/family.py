@@ -1,0 +1,134 @@
+"""How the pipelines of one transformer class make tokens of a photo: nothing of a run is in here.
+
+The sequence is made of spans of image tokens: the target first, then references (clean tokens of
+the photo, or of other pictures).
+
+B batch, T image tokens of a call, N of the target's grid, C channels of x_t, D channels a token.
+"""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..capture import Seen
+from ..hooks import Call, unwrap
+from ..source import Source
+
+
+class Family:
+    """A pipeline seen as one of its family. Tokens in rows, places in `img_ids`.
+
+    Families override what differs. `call` is always the transformer's keyword arguments.
+
+    short:       the class of its short calls, see `base.ShortCall`
+    ids_name:    the argument that holds the places of image tokens
+    image_first: whether image tokens come before text in the attention
+    """
+
+    short: ClassVar[Any]
+    ids_name: ClassVar[str] = "img_ids"
+    image_first: ClassVar[bool] = False
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+
+    @property
+    def model(self) -> Any:
+        """The transformer, as it is without torch.compile."""
+        return unwrap(self.pipe.transformer)
+
+    @property
+    def latents_a_side(self) -> int:
+        """Latents a side of a token: its channels are those of 2x2, in the order c, row, column."""
+        return 2
+
+    @property
+    def token_pixels(self) -> int:
+        """Pixels a side of a token."""
+        return self.latents_a_side * self.pipe.vae_scale_factor
+
+    def grids(self, call: Call) -> list[tuple[int, int]]:
+        """The grid of every span of image tokens, the target's first."""
+        ids_TA = call[self.ids_name]
+        ids_TA = ids_TA if ids_TA.ndim == 2 else ids_TA[0]
+        kinds = ids_TA[:, 0]
+        starts = [0, *((kinds[1:] != kinds[:-1]).nonzero().flatten() + 1).tolist(), len(kinds)]
+        spans = [ids_TA[a:b, 1:3] for a, b in pairwise(starts)]
+        return [tuple((x.amax(0) - x.amin(0) + 1).int().tolist()) for x in spans]  # type: ignore[misc]
+
+    def tokens(self, call: Call) -> Tensor:
+        """All image tokens of a call, [B, T, D]."""
+        return call["hidden_states"]
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """Latents as the pipeline's VAE step leaves them, [B, C/4, 2h, 2w], as tokens [B, N, C]."""
+        B, C, height, width = latents.shape
+        return self.pipe._pack_latents(latents, B, C, height, width)
+
+    def encode(self, photo_B3HW: Tensor, generator: torch.Generator) -> Tensor:
+        """Pixels in [-1, 1] as the pipeline's own normalised latents."""
+        return type(self.pipe)._encode_vae_image(self.pipe, image=photo_B3HW, generator=generator)
+
+    def encode_tokens(self, photo_B3HW: Tensor, generator: torch.Generator) -> Tensor:
+        """Pixels in [-1, 1], of any size that makes whole tokens, as tokens [B, n, C]."""
+        photo_B3HW = photo_B3HW.to(self.pipe._execution_device, self.pipe.vae.dtype)
+        return self.pack(self.encode(photo_B3HW, generator))
+
+    def make_source(self, seen: Seen, mask_image: Any, call: Call) -> tuple[Source, Tensor] | None:
+        """The source on the target's grid and its mask [B, 1, H, W], from 0 to 1.
+
+        None where no photo or no mask went by.
+        """
+        mask_B1HW = seen.mask_B1HW
+        if mask_B1HW is None and mask_image is not None:
+            mask_B1HW = seen.mask_like_photo(mask_image)
+        if seen.photo_B3HW is None or mask_B1HW is None:
+            return None
+        if seen.photo_B3HW.shape[1] != 3:
+            raise ValueError(
+                "image was given as latents: give the photo itself, its pixels are planned on"
+            )
+        grid = self.grids(call)[0]
+        size = [n * self.token_pixels for n in grid]
+        photo_B3HW, latents = seen.photo_B3HW.float(), seen.latents
+        if list(photo_B3HW.shape[-2:]) != size:  # a reference of another size than the target
+            photo_B3HW = F.interpolate(photo_B3HW, size, mode="bilinear", antialias=True)
+            latents = None
+        if list(mask_B1HW.shape[-2:]) != size:
+            mask_B1HW = F.adaptive_max_pool2d(mask_B1HW.float(), size)
+        if latents is None:
+            private = torch.Generator().manual_seed(0)  # the user's generator stays untouched
+            latents_BNC = self.encode_tokens(photo_B3HW, private)
+        else:
+            latents_BNC = self.pack(latents)
+        if latents_BNC.shape[1] != grid[0] * grid[1]:
+            raise ValueError(
+                f"the photo's latents make {latents_BNC.shape[1]} tokens, but the grid is {grid}: "
+                "this use is not supported"
+            )
+        return Source(photo_B3HW, latents_BNC, grid), mask_B1HW.float()
+
+    def attentions(self) -> list[Any]:
+        """The attention modules whose keys are those of the image."""
+        return [module for module in self.model.modules() if getattr(module, "processor", None)]
+
+    def stand_ins(self, run: Any) -> Iterable[AbstractContextManager[None]]:
+        """What is put inside the transformer for a run, whose `short` is the short call under way.
+
+        Put on anew when `short.inside` is no longer the same.
+
+        Raises:
+            ValueError: what this family cannot do.
+        """
+        return ()
+
+    def without_text(self, call: Call) -> Call:
+        """The call with no text tokens, their keys and values being kept."""
+        raise ValueError(
+            f"refresh_text=True is not supported with {type(self.pipe).__name__}: leave it out"
+        )

@@ -1,0 +1,5 @@
+"""`python -m hilotoken.cli`."""
+
+from . import main
+
+main()

@@ -1,0 +1,205 @@
+"""One vocabulary for what an edit asks for, and each pipeline's own arguments for it.
+
+Pipelines call the same things by other names, take some and not others, and take some that do
+nothing there; what would do nothing is refused.
+"""
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .arguments import MASKS, first_of
+
+# Transformers of these classes take guidance as a number of their own, where they were distilled to
+# (`guidance_embeds`), and classifier-free guidance as `true_cfg_scale`; elsewhere `guidance_scale`
+# is classifier-free.
+DISTILLED = ("FluxTransformer2DModel", "QwenImageTransformer2DModel")
+# They take other pictures in a list that the photo begins.
+LISTS = ("Flux2Pipeline", "Flux2KleinPipeline", "QwenImageEditPlusPipeline")
+# They work at a megapixel, whatever they are given.
+MEGAPIXEL = ("LongCatImageEditPipeline", "QwenImageEditInpaintPipeline")
+SIDE = 1024  # pixels of a megapixel's side
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an edit asks for. None, or nothing, leaves the pipeline its own default.
+
+    prompt:   what the edited part shall show
+    negative_prompt: what it shall not show
+    label:    the kind of thing to fill with, one of `pipe.labels`, in place of a prompt
+    guidance: how closely the prompt is followed: `guidance_scale`, or `true_cfg_scale` for a model
+              that was not distilled to be guided
+    cfg:      classifier-free guidance of a distilled model (`true_cfg_scale`), which a negative
+              prompt needs there
+    strength: how much of the photo under the mask goes: 1 leaves nothing of it
+    references: other pictures that the prompt may speak of
+    control:  the control picture of a control pipeline, of the photo's size
+    steps:    denoising steps
+    seed:     same seed, same result
+    """
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    label: str = ""
+    guidance: float | None = None
+    cfg: float | None = None
+    strength: float | None = None
+    references: tuple[Image.Image, ...] = ()
+    control: Image.Image | None = None
+    steps: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps must be 1 or more, got {self.steps}")
+        if self.strength is not None and not 0 < self.strength <= 1:
+            raise ValueError(f"strength must lie in (0, 1], got {self.strength}")
+        for name in ("guidance", "cfg"):
+            scale = getattr(self, name)
+            if scale is not None and not 0 <= scale < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {scale}")
+        if self.label and self.prompt:
+            raise ValueError(f"give a prompt or a label, not both: {self.prompt!r}, {self.label!r}")
+
+
+def working_size(pipe: Any, size: int | None) -> int:
+    """Pixels of the working picture's longer side: `size`, or the pipeline's own."""
+    if type(pipe).__name__ in MEGAPIXEL:
+        if size is not None:
+            raise ValueError(f"{type(pipe).__name__} works at a megapixel always: omit size {size}")
+        return SIDE
+    return size or int(getattr(pipe, "default_sample_size", 128) * pipe.vae_scale_factor)
+
+
+def fewest_steps(pipe: Any, request: Request) -> int:
+    """The fewest steps of which the strength leaves one to run."""
+    own = _parameters(pipe).get("strength")
+    strength = request.strength if own is None else request.strength or own.default
+    return math.ceil(1 / (strength or 1))
+
+
+def arguments_for(
+    pipe: Any, request: Request, before: Image.Image, mask: np.ndarray
+) -> dict[str, Any]:
+    """The arguments of `compress(pipe, ...)` for an edit of a working picture under its mask.
+
+    Args:
+        before: the working picture, whose size is the pipeline's
+        mask: bool, of that size
+
+    Raises:
+        ValueError: what this pipeline does not take, or takes to no effect; what it needs besides.
+    """
+    known = _parameters(pipe)
+    if request.steps and request.steps < (fewest := fewest_steps(pipe, request)):
+        raise ValueError(f"{request.steps} steps at this strength run none: give {fewest} or more")
+    given = _words(pipe, known, request) | _guidance(pipe, known, request)
+    given |= _pictures(pipe, known, request, before, mask) | _size(pipe, known, before)
+    if request.strength is not None:
+        _must_take(pipe, known, "strength", "strength")
+        given["strength"] = request.strength
+    if request.steps:
+        given["num_inference_steps"] = request.steps
+    return given | {"generator": torch.Generator().manual_seed(request.seed)}
+
+
+def _parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(type(pipe).__call__).parameters
+
+
+def _must_take(pipe: Any, known: Mapping[str, Any], argument: str, word: str) -> None:
+    if argument not in known:
+        raise ValueError(f"{type(pipe).__name__} takes no {word}: leave it out")
+
+
+def _words(pipe: Any, known: Mapping[str, Any], request: Request) -> dict[str, Any]:
+    """What tells the pipeline what to fill in."""
+    if request.label:
+        if not hasattr(pipe, "labels"):
+            raise ValueError(
+                f"{type(pipe).__name__} knows no labels: give a prompt, not {request.label!r}"
+            )
+        return pipe.prompt(label=request.label)
+    given = {"prompt": request.prompt}
+    if request.negative_prompt:
+        _must_take(pipe, known, "negative_prompt", "negative prompt")
+        given["negative_prompt"] = request.negative_prompt
+    return given
+
+
+def _guidance(pipe: Any, known: Mapping[str, Any], request: Request) -> dict[str, Any]:
+    """Scales of guidance; refuses those that do nothing, and a negative prompt without any."""
+    model = getattr(pipe.transformer, "_orig_mod", pipe.transformer)
+    two_kinds = type(model).__name__ in DISTILLED
+    free = "true_cfg_scale" if two_kinds else "guidance_scale"  # the classifier-free kind
+    given: dict[str, Any] = {}
+    if request.guidance is not None:
+        name = "guidance_scale" if not two_kinds or model.config.guidance_embeds else free
+        if name not in known or dict(pipe.config).get("is_distilled"):
+            raise ValueError(f"this {type(pipe).__name__} reads no guidance: leave it out")
+        given[name] = float(request.guidance)
+    if request.cfg is not None:
+        if free in given or free not in known or not two_kinds:
+            raise ValueError(
+                f"this {type(pipe).__name__} has no second kind of guidance: omit cfg, and see "
+                "guidance"
+            )
+        given[free] = float(request.cfg)
+    scale = given.get(free, known[free].default if free in known else 0)
+    if request.negative_prompt and scale <= 1:
+        word = "cfg" if two_kinds and model.config.guidance_embeds else "guidance"
+        raise ValueError(f"a negative prompt does nothing at {word} {scale:g}: give {word} above 1")
+    if two_kinds and given.get(free, 0) > 1 and not request.negative_prompt:
+        given["negative_prompt"] = " "  # which it is guided away from; without one it is not
+    return given
+
+
+def _pictures(
+    pipe: Any, known: Mapping[str, Any], request: Request, before: Image.Image, mask: np.ndarray
+) -> dict[str, Any]:
+    """Photo, mask, references and control picture."""
+    black_white = Image.fromarray(mask.astype(np.uint8) * 255)
+    mask_name = first_of({name: name for name in MASKS if name in known}, MASKS) or "mask_image"
+    photo_name = "image" if "image" in known else "control_image"
+    given: dict[str, Any] = {photo_name: before, mask_name: black_white}
+    if request.references:
+        _add_references(pipe, known, request.references, given)
+    if photo_name == "image" and "control_image" in known:
+        if request.control is None:
+            raise ValueError(f"{type(pipe).__name__} needs a control picture: give control")
+        given["control_image"] = request.control
+    elif request.control is not None:
+        raise ValueError(f"{type(pipe).__name__} takes no control picture: leave it out")
+    return given
+
+
+def _add_references(
+    pipe: Any, known: Mapping[str, Any], references: tuple[Image.Image, ...], given: dict[str, Any]
+) -> None:
+    name = type(pipe).__name__
+    if name in LISTS:
+        given["image"] = [given["image"], *references]
+        return
+    _must_take(pipe, known, "image_reference", "references")
+    if len(references) > 1 and not name.startswith("Flux2"):
+        raise ValueError(f"{name} takes one reference, got {len(references)}")
+    given["image_reference"] = references[0] if len(references) == 1 else list(references)
+
+
+def _size(pipe: Any, known: Mapping[str, Any], before: Image.Image) -> dict[str, Any]:
+    """The working size, in every way that keeps a pipeline from choosing another."""
+    if type(pipe).__name__ in MEGAPIXEL:
+        return {}
+    given: dict[str, Any] = {"height": before.height, "width": before.width}
+    if "_auto_resize" in known:
+        given["_auto_resize"] = False
+    if "max_area" in known:
+        given["max_area"] = before.height * before.width
+    return given

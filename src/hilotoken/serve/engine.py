@@ -1,0 +1,430 @@
+"""One edit as a value: what is asked for, what is told on the way, and the run between.
+
+The only part of the service that knows the model. `run_task` decodes, edits and encodes; it tells
+of every step through `report`, and whoever wants it to stop raises `Cancelled` there.
+"""
+
+import io
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..edit import Edit, edit_photo
+from ..methods.parse import method_from
+from ..photo import Photo, PhotoError, load_mask, load_photo, save_photo
+from ..photo.value import UPRIGHT
+from ..plan import TokenPlan
+from ..region import Region, choose_region
+
+MASK_MODES = ("alpha", "white")
+OUTPUTS = ("png", "jpeg", "webp", "patch")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A method and steps under one name, and what they cost in words."""
+
+    method: str
+    steps: int
+    cost: str
+
+
+PRESETS = {
+    "fast": Preset("hilo dilate=1 detail=0.05", 4, "fewest tokens"),
+    "balanced": Preset("hilo", 8, "the tokens that matter"),
+    "dense": Preset("dense", 8, "every token"),
+}
+
+
+class Cancelled(Exception):
+    """Nobody waits for this edit any more."""
+
+
+class Refused(ValueError):
+    """A task that cannot be run as asked; `param` names the field at fault."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+@dataclass(frozen=True)
+class Patch:
+    """An earlier edit: an RGBA PNG, opaque where it changes the photo, and its corner's place."""
+
+    left: int
+    top: int
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked for: a photo and a mask as files, and the options of `edit_photo`.
+
+    mask_mode:  "alpha": a pixel whose alpha is 0 is edited; "white": as `load_mask` reads it
+    scale_mask: a mask of another size is scaled to the photo's, as one painted on a proxy is
+    method:     a method and its options as words, such as "hilo detail=0.2"
+    count:      pictures wanted; the i-th has the seed `seed + i`
+    partials:   previews wanted of each
+    output:     a format, or "patch": an RGBA PNG of the mask's bounding box alone
+    quality:    of JPEG and lossy WebP, 0 to 100; None for as good as it gets: lossless WebP
+    patches:    earlier edits that this one builds on, in their order
+    """
+
+    photo: bytes
+    mask: bytes
+    mask_mode: str = "alpha"
+    scale_mask: bool = False
+    prompt: str = ""
+    label: str = ""
+    method: str = "hilo"
+    steps: int = 8
+    size: int | None = None
+    seed: int = 0
+    feather: int = 0
+    match: bool = True
+    count: int = 1
+    partials: int = 0
+    output: str = "png"
+    quality: int | None = None
+    patches: tuple[Patch, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Steps done of all steps of all pictures."""
+
+    done: int
+    of: int
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What the model expects the picture to become, in the task's output format."""
+
+    image: int
+    index: int
+    data: bytes
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A finished picture and the figures of its run.
+
+    box: left, top, width, height of the mask's bounding box in the photo, which patches cover
+    """
+
+    image: int
+    data: bytes
+    seed: int
+    size: tuple[int, int]
+    box: tuple[int, int, int, int]
+    figures: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why there is no picture; with `param`, the request's own fault."""
+
+    message: str
+    param: str | None = None
+    refused: bool = False
+
+
+Event = Progress | Preview | Picture | Failed
+Report = Callable[[Event], None]
+
+
+def describe(pipe: Any) -> dict[str, Any]:
+    """What a client has to know of a pipeline: labels, whether it reads a prompt, working size."""
+    labels = list(getattr(pipe, "labels", ()))
+    return {
+        "labels": labels,
+        "reads_prompt": getattr(pipe, "text_encoder", None) is not None,
+        "working_size": working_size(pipe),
+    }
+
+
+def working_size(pipe: Any) -> int:
+    """The pipeline's own working size, pixels of the longer side."""
+    return int(pipe.default_sample_size * pipe.vae_scale_factor)
+
+
+def run_task(pipe: Any, task: Task, report: Report) -> None:
+    """Edit as the task says; every picture is reported as it is done.
+
+    Raises:
+        Refused: a file that cannot be read, an option out of range; `param` names the field.
+        Cancelled: what `report` raises, between two steps; the pipeline is as it was.
+    """
+    photo = _read("image", task.photo)
+    for patch in task.patches:
+        photo = _apply(photo, patch)
+    mask = read_mask(task, photo)
+    method = _refusing("method", partial(method_from, *task.method.split() or [""]))
+    size = task.size or working_size(pipe)
+    region = choose_region(mask, size)
+    edit = partial(
+        edit_photo, pipe, photo, mask, method,
+        prompt=task.prompt, label=task.label, feather=task.feather, match=task.match,
+        size=size, steps=task.steps,
+    )  # fmt: skip
+    for image in range(task.count):
+        seed = (task.seed + image) % 2**32
+        follow = _Follower(pipe, task, photo, mask, region, image, report)
+        with each_step(pipe.scheduler, follow):
+            edited = _refusing(None, partial(edit, seed=seed))
+        report(_picture(task, edited, mask, image, seed))
+
+
+def _refusing(param: str | None, do: Callable[[], Any]) -> Any:
+    """What `do` returns; its ValueError or TypeError is the request's fault."""
+    try:
+        return do()
+    except Refused:
+        raise
+    except (ValueError, TypeError) as error:
+        text = " ".join(str(error).split())
+        named = param or next((n for n in ("prompt", "label", "steps") if n in text), None)
+        raise Refused(text, named) from error
+
+
+class _Follower:
+    """Told of every step: reports progress and, where wanted, previews."""
+
+    def __init__(
+        self,
+        pipe: Any,
+        task: Task,
+        photo: Photo,
+        mask: np.ndarray,
+        region: Region,
+        image: int,
+        report: Report,
+    ) -> None:
+        self.pipe, self.task, self.photo, self.mask = pipe, task, photo, mask
+        self.region, self.image, self.report = region, image, report
+        self.done = 0
+        wanted, steps = min(task.partials, task.steps - 1), task.steps
+        self.shown = [round((i + 1) * steps / (wanted + 1)) for i in range(wanted)]
+
+    def __call__(self, clean: Tensor) -> None:
+        task = self.task
+        self.done += 1
+        self.report(Progress(self.image * task.steps + self.done, task.count * task.steps))
+        if self.done in self.shown:
+            small = preview(self.pipe, clean, self.region)
+            shown = _paste(self.photo, self.mask, self.region, small)
+            data = _encode(shown, self.mask, task)
+            index = self.shown.index(self.done)
+            self.report(Preview(self.image, index, data, bounding_box(self.mask)))
+
+
+@contextmanager
+def each_step(scheduler: Any, told: Callable[[Tensor], None]) -> Iterator[None]:
+    """For this context, `told` hears after every step of what the model takes the picture for.
+
+    A flow-matching sampler moves along v from x_t: the clean latents it expects are x_t - sigma v.
+    """
+    original = scheduler.step
+
+    def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = original(model_output, timestep, sample, *args, **kwargs)
+        sigma = float(scheduler.sigmas[scheduler.step_index - 1])
+        told(sample - sigma * model_output)
+        return result
+
+    scheduler.step = step
+    try:
+        yield
+    finally:
+        del scheduler.step
+
+
+def preview(pipe: Any, clean_BNC: Tensor, region: Region) -> Image.Image:
+    """Expected latents as a picture of half the working size, for a quarter of the decoder's work.
+
+    clean_BNC: packed latents of the FLUX layout; of a batch, the first
+    """
+    latents = pipe._unpack_latents(
+        clean_BNC[:1], region.height, region.width, pipe.vae_scale_factor
+    )
+    config = pipe.vae.config
+    latents = F.avg_pool2d(latents, 2) / config.scaling_factor + (config.shift_factor or 0.0)
+    with torch.no_grad():
+        picture = pipe.vae.decode(latents.to(pipe.vae.dtype), return_dict=False)[0]
+    return pipe.image_processor.postprocess(picture.float(), output_type="pil")[0]
+
+
+def read_mask(task: Task, photo: Photo) -> np.ndarray:
+    """The task's mask in the photo's upright frame, bool [H, W], True where it is edited."""
+    if task.mask_mode not in MASK_MODES:
+        raise Refused(f"mask_mode must be one of {list(MASK_MODES)}", "mask_mode")
+    if task.mask_mode == "white" and not task.scale_mask:
+        with _as_file("mask", task.mask) as path:
+            return load_mask(path, photo)
+    picture = _read("mask", task.mask)
+    alpha = picture.alpha()
+    if alpha is None:
+        raise Refused(
+            "the mask has no alpha channel: make the pixels to be edited transparent, or send "
+            "mask_mode=white for a mask that is white where the photo is to be edited",
+            "mask",
+        )
+    mask = alpha == 0
+    if task.scale_mask and mask.shape != photo.pixels.shape[:2]:
+        mask = np.asarray(Image.fromarray(mask).resize(photo.size, Image.Resampling.NEAREST))
+    elif mask.shape != photo.pixels.shape[:2]:
+        if photo.orientation < 5 or mask.T.shape != photo.pixels.shape[:2]:
+            raise Refused(
+                f"the mask is {picture.size[0]}x{picture.size[1]} but the image "
+                f"{photo.size[0]}x{photo.size[1]}: resize the mask",
+                "mask",
+            )
+        mask = UPRIGHT[photo.orientation](mask)  # it was made in the stored frame
+    if not mask.any():
+        raise Refused("the mask is empty: nothing in it is fully transparent (alpha 0)", "mask")
+    return np.ascontiguousarray(mask)
+
+
+@contextmanager
+def _as_file(name: str, data: bytes) -> Iterator[Path]:
+    """The bytes as a file, for readers that take a path; errors name the field, not the path."""
+    with tempfile.TemporaryDirectory(prefix="hilo-") as folder:
+        path = Path(folder) / name
+        path.write_bytes(data)
+        try:
+            yield path
+        except PhotoError as error:
+            raise Refused(str(error).replace(str(path), name), name) from error
+
+
+def _read(name: str, data: bytes) -> Photo:
+    with _as_file(name, data) as path:
+        return load_photo(path)
+
+
+def _apply(photo: Photo, patch: Patch) -> Photo:
+    picture = _read("patch", patch.png)
+    alpha, rgb = picture.alpha(), np.asarray(picture.rgb())
+    height, width = rgb.shape[:2]
+    rows = slice(patch.top, patch.top + height)
+    columns = slice(patch.left, patch.left + width)
+    fits = (
+        min(patch.left, patch.top) >= 0
+        and rows.stop <= photo.size[1]
+        and columns.stop <= photo.size[0]
+    )
+    if alpha is None or not fits:
+        raise Refused("a patch must have alpha and lie inside the photo", "patch")
+    return _with_part(photo, rows, columns, rgb, alpha > 0)
+
+
+def _with_part(
+    photo: Photo, rows: slice, columns: slice, rgb: np.ndarray, mask: np.ndarray
+) -> Photo:
+    """The photo with a part of it replaced where the mask, of that part, says."""
+    shape = photo.pixels.shape[:2]
+    full, weight = np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.float32)
+    full[rows, columns], weight[rows, columns] = rgb, mask
+    return photo.with_edit(full, weight)
+
+
+def _paste(photo: Photo, mask: np.ndarray, region: Region, picture: Image.Image) -> Photo:
+    size = (region.right - region.left, region.bottom - region.top)
+    rgb = np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+    part = mask[region.rows, region.columns]
+    return _with_part(photo, region.rows, region.columns, rgb, part)
+
+
+def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Left, top, width and height of what is True."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    left, top = int(columns[0]), int(rows[0])
+    return left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
+
+
+def _picture(task: Task, edit: Edit, mask: np.ndarray, image: int, seed: int) -> Picture:
+    run = edit.run
+    figures = {
+        "tokens_run": run.tokens_run,
+        "tokens_full": run.tokens_full,
+        "steps": run.steps,
+        "dit_seconds": round(run.dit_seconds, 4),
+        "vae_seconds": round(run.vae_seconds, 4),
+        "total_seconds": round(run.total_seconds, 4),
+    }
+    plan = drawn_plan(run.plan, edit.region) if task.output == "patch" else {}
+    data = _encode(edit.photo, mask, task)
+    return Picture(image, data, seed, edit.photo.size, bounding_box(mask), figures, plan)
+
+
+def drawn_plan(plan: TokenPlan, region: Region) -> dict[str, Any]:
+    """A plan as plain numbers: what a page needs to draw it over the photo."""
+    edit = plan.edit_N.nonzero().flatten().tolist()
+    native = plan.keep_K.tolist()
+    return {
+        "grid": list(plan.grid),
+        "region": [region.left, region.top, region.right, region.bottom],
+        "edit": edit,
+        "detail": sorted(set(native) - set(edit)),
+        "coarse": plan.cells_M.tolist(),
+        "stride": plan.stride,
+    }
+
+
+def _encode(photo: Photo, mask: np.ndarray, task: Task) -> bytes:
+    """The picture in the task's output format."""
+    if task.output == "patch":
+        return encode_patch(photo, mask)
+    if task.output == "jpeg" or (task.output == "webp" and task.quality is not None):
+        quality = 95 if task.quality is None else task.quality
+        options = {"subsampling": 0} if task.output == "jpeg" else {}
+        file = io.BytesIO()
+        photo.rgb().save(
+            file, task.output.upper(), quality=quality, icc_profile=photo.icc, **options
+        )
+        return file.getvalue()
+    return encode_photo(photo, task.output)
+
+
+def encode_photo(photo: Photo, output: str) -> bytes:
+    """The photo with all its samples and metadata; Refused where the format cannot hold it."""
+    with tempfile.TemporaryDirectory(prefix="hilo-") as folder:
+        path = Path(folder) / f"photo.{output}"
+        try:
+            save_photo(photo, path)
+        except PhotoError as error:
+            raise Refused(str(error).replace(str(path), "the image"), "output_format") from error
+        return path.read_bytes()
+
+
+def encode_patch(photo: Photo, mask: np.ndarray) -> bytes:
+    """The mask's bounding box as an RGBA PNG, opaque where the mask is True."""
+    left, top, width, height = bounding_box(mask)
+    picture = photo.rgb().crop((left, top, left + width, top + height))
+    part = mask[top : top + height, left : left + width]
+    picture.putalpha(Image.fromarray(part.astype(np.uint8) * 255))
+    file = io.BytesIO()
+    picture.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def save(photo: bytes, patches: tuple[Patch, ...], output: str) -> bytes:
+    """A photo with the edits that were made of it, in a lossless format with its metadata."""
+    edited = _read("image", photo)
+    for patch in patches:
+        edited = _apply(edited, patch)
+    return encode_photo(edited, output)

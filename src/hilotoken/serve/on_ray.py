@@ -1,0 +1,143 @@
+"""The service's workers as replicas of a Ray Serve deployment: more than one GPU or machine.
+
+Requests, limits and answers are those of the service on one machine; Ray starts the replicas, moves
+them, adds some under load and starts those anew that died.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import ray
+from ray import serve
+
+from .engine import Cancelled, Event, Failed, Refused, Task, describe, run_task
+from .loading import load_quietly
+from .worker import TICK, WorkerDied
+
+NAME = "hilotoken"
+PATIENCE = 600.0  # seconds for a replica to load its model
+
+
+class Replica:
+    """A model, and an edit at a time."""
+
+    def __init__(self, model: str, device: str, threads: int) -> None:
+        self.pipe = load_quietly(model, device, threads)
+        self.pipe.set_progress_bar_config(disable=True)
+
+    def describe(self) -> dict[str, Any]:
+        return describe(self.pipe)
+
+    async def edit(self, task: Task) -> AsyncIterator[Event]:
+        """The events of a task. Cancelling the request stops it between two steps."""
+        loop, gone = asyncio.get_running_loop(), threading.Event()
+        events: asyncio.Queue[Event | None] = asyncio.Queue()
+
+        def tell(event: Event | None) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        def report(event: Event) -> None:
+            if gone.is_set():
+                raise Cancelled
+            tell(event)
+
+        running = asyncio.ensure_future(asyncio.to_thread(self._run, task, report, tell))
+        try:
+            while (event := await events.get()) is not None:
+                yield event
+        finally:
+            gone.set()
+            await asyncio.shield(running)  # the next task finds the pipeline at rest
+
+    def _run(self, task: Task, report: Any, tell: Any) -> None:
+        try:
+            run_task(self.pipe, task, report)
+        except Cancelled:
+            pass
+        except Refused as error:
+            tell(Failed(str(error), error.param, refused=True))
+        except Exception as error:  # the model's own: out of memory and the like
+            tell(Failed(f"the edit failed: {type(error).__name__}"))
+        finally:
+            tell(None)
+
+
+def deploy(model: str, device: str, replicas: tuple[int, int], threads: int) -> list["RayWorker"]:
+    """Deploy the model on the connected cluster; one worker for each replica there may be.
+
+    replicas: the fewest and the most; between them, Ray follows the load
+    """
+    few, many = replicas
+    options: dict[str, Any] = {
+        "name": NAME,
+        "max_ongoing_requests": 1,
+        "ray_actor_options": {"num_gpus": 1} if device.startswith("cuda") else {},
+    }
+    if few == many:
+        options["num_replicas"] = few
+    else:
+        load = {"min_replicas": few, "max_replicas": many, "target_ongoing_requests": 1}
+        options["autoscaling_config"] = load
+    deployment: Any = serve.deployment(**options)(Replica)
+    # The service speaks HTTP itself: Ray's own proxy would be a second door.
+    serve.start(proxy_location="Disabled")
+    handle = serve.run(deployment.bind(model, device, threads), name=NAME, route_prefix=None)
+    return [RayWorker(handle) for _ in range(many)]
+
+
+class RayWorker:
+    """A place in the cluster: one task at a time, on whichever replica is free."""
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+        self.info: dict[str, Any] | None = None
+
+    def start(self) -> None:
+        try:
+            self.info = self.handle.describe.remote().result(timeout_s=PATIENCE)
+        except Exception as error:  # of any of Ray's layers
+            raise WorkerDied(f"no replica answers: {type(error).__name__}") from error
+
+    def events(self, task: Task) -> Iterator[Event | None]:
+        response = self.handle.options(stream=True).edit.remote(task)
+        heard: queue.Queue[Any] = queue.Queue()
+        threading.Thread(target=_listen, args=(response, heard), daemon=True).start()
+        ended = False
+        try:
+            while True:
+                try:
+                    event = heard.get(timeout=TICK)
+                except queue.Empty:
+                    yield None
+                    continue
+                if event is None or isinstance(event, Exception):
+                    ended = True
+                if event is None:
+                    return
+                if isinstance(event, Exception):
+                    raise WorkerDied(f"a replica ended: {type(event).__name__}") from event
+                yield event
+        finally:
+            if not ended:
+                response.cancel()
+
+    def stop(self) -> None:
+        self.info = None
+
+
+def _listen(response: Any, heard: "queue.Queue[Any]") -> None:
+    try:
+        for event in response:
+            heard.put(event)
+        heard.put(None)
+    except Exception as error:  # of any of Ray's layers: the replica is gone
+        heard.put(error)
+
+
+def undeploy() -> None:
+    """Take the model off the cluster."""
+    if ray.is_initialized():
+        serve.delete(NAME)

@@ -1,0 +1,290 @@
+"""The context-bound model of `benchmarks/context`: its pictures, its selections, its counts."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hilotoken.bench.flops import flops_by_pass
+from torch import Generator, Tensor
+
+from benchmarks.context import tables
+from benchmarks.context.evaluate import NOTHING, WHOLE, Bench, Case, held_out, selections
+from benchmarks.context.flops import CONTEXT
+from benchmarks.context.model import WEIGHTS, ContextModel, tokens_of
+from benchmarks.context.pictures import GRID, HIDDEN, KINDS, PATCH, Pictures, draw, enlarge
+from benchmarks.context.selections import (
+    Attended,
+    Pyramid,
+    PyramidFill,
+    Spread,
+    cell_names,
+    experimental,
+    foveated,
+    growing_cells,
+    one_a_cell,
+)
+from benchmarks.context.train import Run
+from hilotoken import HiLo, adapters, attach, compress
+from hilotoken.methods import Dense
+from hilotoken.plan import cells_of
+
+
+@pytest.fixture(scope="module")
+def untrained() -> ContextModel:
+    torch.manual_seed(0)
+    model = ContextModel().eval()
+    return model.requires_grad_(False)
+
+
+@pytest.fixture
+def case() -> Case:
+    return held_out("spot", 1)[0]
+
+
+def _run(model: ContextModel, case: Case, method: object, **options: object) -> Tensor:
+    given = case.arguments(model) | {"num_inference_steps": 2, "generator": case.noise()}
+    return compress(model.pipeline(), method)(**given | options).images  # type: ignore[arg-type]
+
+
+# The pictures.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_needed_is_far_and_always_there(kind: str) -> None:
+    drawn = draw(kind, 64, Generator().manual_seed(0))
+    near = enlarge(drawn.mask_Bhw).float()[:, None]
+    near = torch.nn.functional.max_pool2d(near, 2 * 2 * PATCH + 1, 1, 2 * PATCH)[:, 0] > 0
+    assert not (near & enlarge(drawn.need_Bhw)).any()
+    assert drawn.need_Bhw.flatten(1).any(1).all()
+    assert drawn.image_B3HW.abs().max() <= 1
+    again = draw(kind, 64, Generator().manual_seed(0))
+    assert torch.equal(drawn.image_B3HW, again.image_B3HW)
+
+
+@pytest.mark.parametrize("kind", ["spot", "legend"])
+def test_the_hidden_colour_is_that_of_the_frame_which_tells_it(kind: str) -> None:
+    drawn = draw(kind, 32, Generator().manual_seed(1))
+    for i in range(32):
+        row, column = _corner(drawn.need_Bhw[i])
+        inside = drawn.image_B3HW[i, :, PATCH * row + 3, PATCH * column + 3]
+        assert (_hidden(drawn, i) == inside[:, None, None]).all()
+
+
+def test_the_hidden_colour_goes_on_evenly_from_the_row() -> None:
+    drawn = draw("row", 32, Generator().manual_seed(1))
+    for i in range(32):
+        places = drawn.need_Bhw[i].nonzero()
+        first, last = places[0], places[-1] - 1
+        one, other = (
+            drawn.image_B3HW[i, :, PATCH * int(p[0]) + 3, PATCH * int(p[1]) + 3]
+            for p in (first, last)
+        )
+        at, a, b = (int(sum(p)) for p in (_corner(drawn.mask_Bhw[i]), first, last))
+        expected = one + (other - one) * (at - a) / (b - a)
+        assert torch.allclose(_hidden(drawn, i)[:, 0, 0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["twin", "repeat"])
+def test_every_hidden_token_stands_among_those_needed(kind: str) -> None:
+    drawn = draw(kind, 32, Generator().manual_seed(1))
+    tokens_BNC = tokens_of(drawn.image_B3HW)
+    for i in range(32):
+        needed = tokens_BNC[i, drawn.need_Bhw[i].flatten()]
+        for token in tokens_BNC[i, drawn.mask_Bhw[i].flatten()]:
+            assert (needed == token).all(1).any()
+
+
+def _corner(chosen_hw: Tensor) -> tuple[int, int]:
+    row, column = chosen_hw.nonzero()[0].tolist()
+    return row, column
+
+
+def _hidden(drawn: Pictures, i: int) -> Tensor:
+    where = enlarge(drawn.mask_Bhw[i])
+    return drawn.image_B3HW[i, :, where].unflatten(1, (HIDDEN * PATCH, HIDDEN * PATCH))
+
+
+# The selections.
+
+
+def test_foveated_context_grows_with_the_logarithm_of_the_photo() -> None:
+    """A mask of 256 x 256 px: 16 x 16 tokens of 64 x 64 at 1024 px, and of 256 x 256 at 4096."""
+    run = {}
+    for side in (64, 128, 256):
+        touched = torch.zeros(side, side, dtype=torch.bool)
+        touched[20:36, 20:36] = True
+        score = torch.zeros(side**2)
+        run[side] = foveated(1.0, bucket=1).select(score, touched, (side, side)).tokens_run
+        even = Spread(context="sampled", bucket=1).select(score, touched, (side, side)).tokens_run
+    assert run[256] <= 1.3 * run[64] < even
+    assert run[256] - run[128] <= 1.5 * (run[128] - run[64])  # as many more for each doubling
+
+
+def test_cells_are_squares_no_larger_than_they_are_far() -> None:
+    edit = torch.zeros(32, 32, dtype=torch.bool)
+    edit[10:15, 3:9] = True
+    side = growing_cells(edit, 1.0).flatten()
+    name = cell_names(growing_cells(edit, 1.0))
+    for cell in name.unique():
+        inside = name == cell
+        assert inside.sum() == side[inside][0] ** 2
+    assert (side[edit.flatten()] == 1).all()
+    assert side.max() == 8
+
+
+@pytest.mark.parametrize("total", [0, 90, 150, 256])
+@pytest.mark.parametrize("foveal", [False, True])
+def test_every_token_is_stood_for_once(total: int, foveal: bool) -> None:
+    edit = torch.zeros(GRID, GRID, dtype=torch.bool)
+    edit[4:9, 2:7] = True
+    cells = cell_names(growing_cells(edit, 2.0)) if foveal else cells_of((GRID, GRID), 3)
+    runs, count = one_a_cell(edit.flatten(), cells, total, Generator().manual_seed(0))
+    assert runs.sum() >= total
+    assert runs.sum() == total or total < 90
+    assert count[runs].sum() == GRID**2
+    assert (count[edit.flatten()] == 1).all()
+
+
+def test_no_token_weighs_more_than_another_on_the_mean() -> None:
+    """Horvitz and Thompson: the mean weight over many draws is 1, with tokens added up to a sum."""
+    edit = torch.zeros(GRID, GRID, dtype=torch.bool)
+    edit[4:9, 2:7] = True
+    weight = torch.zeros(GRID**2)
+    for seed in range(600):
+        draw_of = Generator().manual_seed(seed)
+        runs, count = one_a_cell(edit.flatten(), cells_of((GRID, GRID), 2), 128, draw_of)
+        weight += runs * count / 600
+    assert (weight[edit.flatten()] == 1).all()
+    assert weight.min() > 0.75
+    assert weight.max() < 1.25
+
+
+def test_a_pyramid_covers_the_grid_once(case: Case) -> None:
+    plan = case.plan(Pyramid(bucket=1))
+    assert plan.count_S.sum() == GRID**2
+    assert plan.tokens_run == len(plan.count_S) == len(plan.keep_K) + len(plan.cells_M)
+
+
+def test_selections_at_every_step_run_the_papers_count(case: Case) -> None:
+    total = case.plan(HiLo(bucket=1)).tokens_run
+    made = selections(case)
+    for name in ("detail", "detail, mixed scores", "random", "half detail, half random"):
+        assert case.plan(made[name][0]).tokens_run == total, name
+
+
+# The model under `compress`.
+
+
+def test_keeping_every_token_changes_nothing(untrained: ContextModel, case: Case) -> None:
+    plain = _run(untrained, case, Dense())
+    every = HiLo(detail=1.0, coarse=0)
+    assert torch.equal(_run(untrained, case, every), plain)
+
+
+def test_keeping_all_that_is_attended_is_keeping_the_whole(
+    untrained: ContextModel, case: Case
+) -> None:
+    attended = Attended(detail=1.0, coarse=0, bucket=1, refresh=(0,), share=1.0)
+    few = replace(attended, share=0.1)
+    whole = _run(untrained, case, WHOLE)
+    with experimental():
+        assert torch.equal(_run(untrained, case, attended), whole)
+        assert not torch.equal(_run(untrained, case, few), whole)
+
+
+def test_nothing_experimental_is_left_behind() -> None:
+    before = dict(adapters.ADAPTERS), attach.Reuse
+    with experimental():
+        assert PyramidFill in adapters.ADAPTERS.values()
+    assert (dict(adapters.ADAPTERS), attach.Reuse) == before
+
+
+METHODS = {
+    "dense": Dense(),
+    "edit": NOTHING,
+    "paper": HiLo(bucket=1),
+    "sampled": Spread(context="sampled", bucket=1),
+    "foveated": foveated(2.0, bucket=1, refresh=(0,)),
+    "whole": WHOLE,
+    "text kept": replace(WHOLE, refresh_text=True),
+    "pyramid": Pyramid(bucket=1),
+    "attended": Attended(detail=1.0, coarse=0, bucket=1, refresh=(0,)),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_arithmetic_of_flops_is_what_is_counted(
+    untrained: ContextModel, case: Case, name: str
+) -> None:
+    method, pipe = METHODS[name], untrained.pipeline()
+    fast = compress(pipe, method)
+    given = case.arguments(untrained) | {"num_inference_steps": 3, "generator": case.noise()}
+    with experimental():
+        counted = sum(flops_by_pass(lambda: fast(**given), pipe.transformer))
+    assert fast.last_run is not None
+    sigmas = pipe.scheduler.sigmas[:-1].tolist()
+    told = CONTEXT.edit(fast.last_run.plan, method, sigmas)
+    # Coarse averages and the choice of what is attended are not in the arithmetic.
+    assert told == pytest.approx(counted, rel=0.02 if name == "attended" else 0.01)
+
+
+# Training.
+
+
+def test_a_training_broken_off_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    whole = Run(tmp_path / "a", 0, 8, 2, (0.1, 0.2))
+    whole.go(every=100)
+    broken = Run(tmp_path / "b", 0, 8, 2, (0.1, 0.2))
+    broken._one_step()
+    broken.log += broken._curve()
+    broken._save()
+    resumed = Run(tmp_path / "b", 0, 8, 2, (0.1, 0.2))
+    resumed.go(every=100)
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+# What is committed.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_trained_model_needs_its_context(kind: str) -> None:
+    bench = Bench("dense")
+    with torch.no_grad():
+        rows = [
+            row
+            for case in held_out(kind, 3)
+            for row in bench.rows(case, ["dense", "edit only"], velocities=False)
+        ]
+    solved = {
+        name: sum(r.solved for r in rows if r.selection == name) for name in bench_names(rows)
+    }
+    assert solved["dense"] >= 2
+    assert solved["edit only"] <= 1
+
+
+def bench_names(rows: list) -> set[str]:
+    return {row.selection for row in rows}
+
+
+def test_weights_are_small() -> None:
+    assert sum(file.stat().st_size for file in WEIGHTS.glob("*")) <= 8 * 2**20
+
+
+def test_the_tables_are_those_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for that of FLUX's size, whose photographs take half a minute to plan."""
+    text = tables.README.read_text()
+    own = re.search(r"<!-- table flux -->\n(.*?)<!-- end -->", text, flags=re.DOTALL)
+    assert own
+    kept = dict(tables.TABLES) | {"flux": lambda: own[1].rstrip("\n") + "\n"}
+    monkeypatch.setattr(tables, "TABLES", kept)
+    assert tables.written(text) == text
+
+
+def test_tokens_are_packed_as_the_pipeline_packs_them(untrained: ContextModel) -> None:
+    image = torch.rand(1, 3, 64, 64, generator=Generator().manual_seed(0))
+    pipe = untrained.pipeline()
+    packed = pipe._pack_latents(pipe.vae.encode(image).latents, 1, 12, 32, 32)
+    assert torch.equal(tokens_of(image), packed)

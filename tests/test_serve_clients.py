@@ -1,0 +1,175 @@
+"""The public `openai` client against the service, hostile requests, and workers that die."""
+
+import base64
+import functools
+import io
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("fastapi", reason="needs the extra `serve`")
+
+from serving import QUICK, as_file, hole, inside, photo, served, thread_workers, until
+from toys import saved_model
+
+from hilotoken.serve.engine import Picture, Progress, Task
+from hilotoken.serve.jobs import Ended, JobQueue
+from hilotoken.serve.loading import load_quietly
+from hilotoken.serve.routes import Limits
+from hilotoken.serve.service import ServiceOptions, create_app
+from hilotoken.serve.worker import ProcessWorker, ThreadWorker
+
+MASK = as_file(hole())
+
+
+@pytest.fixture(scope="module")
+def address():
+    options = ServiceOptions(names=("embedded", "gpt-image-1"), keys=("sesame",))
+    with served(create_app(thread_workers(), options)) as address:
+        yield address
+
+
+@pytest.fixture
+def client(address):
+    openai = pytest.importorskip("openai", reason="needs the client library")
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="sesame") as client:
+        yield client
+
+
+def arguments(seed: int = 0, **more):
+    pictures = {"image": ("a.png", as_file(photo(seed))), "mask": ("b.png", MASK)}
+    return pictures | {"model": "gpt-image-1", "prompt": "", "extra_body": QUICK} | more
+
+
+def changed(text: str, seed: int = 0) -> np.ndarray:
+    after = np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
+    return (after != np.asarray(photo(seed))).any(-1)
+
+
+def test_the_public_client_edits_exactly(client):
+    assert [model.id for model in client.models.list()] == ["embedded", "gpt-image-1"]
+    answer = client.images.edit(**arguments(n=2, quality="low", size="auto"))
+    assert len(answer.data) == 2
+    for entry in answer.data:
+        assert changed(entry.b64_json)[inside()].any()
+        assert not changed(entry.b64_json)[~inside()].any()
+    assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
+
+
+def test_the_public_client_streams(client):
+    events = list(client.images.edit(**arguments(stream=True, partial_images=1)))
+    assert [event.type for event in events] == [
+        "image_edit.partial_image", "image_edit.completed",
+    ]  # fmt: skip
+    for event in events:
+        assert not changed(event.b64_json)[~inside()].any()
+
+
+def test_the_public_client_reads_the_errors(client):
+    import openai
+
+    with pytest.raises(openai.BadRequestError) as error:
+        client.images.edit(**arguments(size="1x1"))
+    assert error.value.param == "size"
+    assert error.value.request_id.startswith("req_")
+    with pytest.raises(openai.AuthenticationError):
+        client.with_options(api_key="wrong").models.list()
+    with pytest.raises(openai.NotFoundError):
+        client.images.edit(**arguments(model="other"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_generated_requests_find_no_fault():
+    schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis")
+    app = create_app(thread_workers(), ServiceOptions(hosts=(), limits=Limits(50_000, 10_000)))
+    with served(app) as address:
+        schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
+
+        for operation in schema.get_all_operations():
+            _each(operation.ok().as_strategy(), address)
+
+
+def _each(cases, address) -> None:
+    from hypothesis import HealthCheck, given, settings
+
+    @given(cases)
+    @settings(max_examples=8, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    def check(case):
+        answer = case.call(base_url=address)
+        assert answer.status_code < 500 or case.path == "/readyz", answer.text
+
+    check()
+
+
+LOAD = functools.partial(load_quietly, str(saved_model()), "cpu", 1)
+
+
+def task(seed: int = 0, **more) -> Task:
+    sent = as_file(photo(seed))
+    return Task(sent, MASK, **({"steps": 2, "size": 128, "seed": seed} | more))
+
+
+def follow(jobs: JobQueue, wanted: Task) -> list:
+    """All events of a job, waited for as the service does."""
+    import asyncio
+
+    async def listen():
+        job = jobs.submit(wanted)
+        try:
+            return [event async for event in job.follow(60) if event]
+        finally:
+            jobs.leave(job)
+
+    return asyncio.run(listen())
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A queue before a worker in a process."""
+    worker = ProcessWorker(LOAD)
+    jobs = JobQueue([worker])
+    jobs.start()
+    until(lambda: jobs.ready, 120)
+    yield worker, jobs
+    jobs.close()
+
+
+def test_an_edit_outlives_its_worker(pair):
+    worker, jobs = pair
+    [picture] = [e for e in follow(jobs, task()) if isinstance(e, Picture)]
+    killer = threading.Timer(0.3, lambda: os.kill(worker.process.pid, signal.SIGKILL))
+    killer.start()
+    events = follow(jobs, task(steps=40))
+    killer.join()
+    assert jobs.restarts == 1
+    assert sum(isinstance(event, Picture) for event in events) == 1
+    [again] = [e for e in follow(jobs, task()) if isinstance(e, Picture)]
+    assert again.data == picture.data
+
+
+def test_a_task_that_kills_every_worker_is_given_up():
+    calls = []
+
+    class Mortal(ThreadWorker):
+        def events(self, task):
+            if task.seed:
+                calls.append(1)
+                yield Progress(1, 2)
+                from hilotoken.serve.worker import WorkerDied
+
+                raise WorkerDied("gone")
+            yield from super().events(task)
+
+    jobs = JobQueue([Mortal(LOAD)])
+    jobs.start()
+    try:
+        with pytest.raises(Ended):
+            follow(jobs, task(seed=1))
+        assert len(calls) == 2
+        assert any(isinstance(event, Picture) for event in follow(jobs, task()))
+    finally:
+        jobs.close()
