@@ -1,4 +1,4 @@
-# Two commands: `make edit` shows what it does, `make test` shows that it holds.
+# `make edit` shows what it does, `make app` lets you try it, `make test` shows that it holds.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,11 +8,14 @@ OUT ?= out/$(notdir $(basename $(PHOTO))).png
 
 COMFY := $(VENV)-comfy
 
-.PHONY: edit test check test-comfy comfy-pack clean
+.PHONY: edit app test check test-comfy comfy-pack clean
 
 edit: $(VENV)/edit
 	mkdir -p $(dir $(OUT))
 	$(BIN)/hilo edit $(PHOTO) --mask $(MASK) -o $(OUT) --compare
+
+app: $(VENV)/app
+	$(BIN)/hilo app
 
 test: $(VENV)/test
 	$(BIN)/pytest
@@ -37,6 +40,11 @@ comfy-pack:
 $(VENV)/edit: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/app: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[app]'
 	touch $@
 
 $(VENV)/test: pyproject.toml constraints.txt

@@ -112,7 +112,7 @@ def bench_methods(
 
 def _steps(model: Any, method: BlockMethod, call: dict[str, Any]) -> tuple[float, float]:
     """Seconds of a step and of its matching: means over as many steps as a match serves."""
-    steps, clock = getattr(method, "reuse", 1), CpuClock()
+    steps, clock = method.period, CpuClock()
     scheduler = SimpleNamespace(timesteps=range(steps))
     watch: Any = clock
     with placed(model, method, scheduler, watch=watch):
@@ -121,7 +121,7 @@ def _steps(model: Any, method: BlockMethod, call: dict[str, Any]) -> tuple[float
 
 
 def _flops(model: Any, method: BlockMethod, call: dict[str, Any]) -> float:
-    steps = getattr(method, "reuse", 1)
+    steps = method.period
     with placed(model, method, SimpleNamespace(timesteps=range(steps))):
         return sum(
             count_flops(lambda s=s: model(**_at(call, s, steps)), model) for s in range(steps)

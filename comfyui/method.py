@@ -1,4 +1,4 @@
-"""The method as widgets: a preset, and what is changed of it."""
+"""The method as widgets: a preset, and options that change it."""
 
 from dataclasses import replace
 from typing import Any
@@ -28,15 +28,15 @@ PRESET_WIDGET = {
 def _number(kind: str, top: float, tooltip: str, **more: Any) -> tuple[str, dict[str, Any]]:
     low = -1 if kind == "INT" else -1.0
     text = f"{tooltip} -1: as the preset says."
-    return kind, {"default": low, "min": low, "max": top, "tooltip": text, "advanced": True, **more}
+    return kind, {"default": low, "min": low, "max": top, "tooltip": text, **more}
 
 
 def _choice(choices: list[str], tooltip: str) -> tuple[list[str], dict[str, Any]]:
-    given = {"default": AS_PRESET, "tooltip": tooltip, "advanced": True}
+    given = {"default": AS_PRESET, "tooltip": tooltip}
     return [AS_PRESET, *choices], given
 
 
-ADVANCED_WIDGETS = {
+OPTION_WIDGETS = {
     "dilate": _number("INT", 16, "Tokens (16 pixels) by which the mask is grown."),
     "detail": _number(
         "FLOAT",
@@ -77,19 +77,24 @@ _MEANING: dict[str, dict[Any, Any]] = {
 }
 
 
-def method_from(preset: str, **widgets: Any) -> HiLo:
-    """The preset, with each widget that does not say "as the preset" in its place.
+def changes(**widgets: Any) -> dict[str, Any]:
+    """The options that a widget each changes: all that do not say "as the preset"."""
+    return {
+        name: _MEANING.get(name, {}).get(value, value)
+        for name, value in widgets.items()
+        if value != AS_PRESET and value not in (-1, -1.0)
+    }
+
+
+def method_from(preset: str, changed: dict[str, Any] | None = None) -> HiLo:
+    """The preset, with what is changed of it.
 
     Raises:
         ValueError: an unknown preset, or options that HiLo refuses.
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose from {list(PRESETS)}")
-    changed = {
-        name: _MEANING.get(name, {}).get(value, value)
-        for name, value in widgets.items()
-        if value != AS_PRESET and value not in (-1, -1.0)
-    }
+    changed = changed or {}
     if changed.get("context", PRESETS[preset].context) != PRESETS[preset].context:
         # What these are unless given depends on the context.
         changed = {"coarse": None, "weights": None} | changed

@@ -7,15 +7,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hilotoken.methods import plan_tokens
 from hilotoken.picture import token_map
-from hilotoken.plan import plan_tokens
 
 from . import embedded, example
 from .merge import composite
-from .method import ADVANCED_WIDGETS, PRESET_WIDGET, method_from
+from .method import OPTION_WIDGETS, PRESET_WIDGET, changes, method_from
 from .run import Wanted, attach
 
 HINT_PHOTO = "The photo, to find its detail by."
+OPTIONS = "HILO_OPTIONS"
+OPTIONS_INPUT = {"options": (OPTIONS, {"tooltip": "HiLo Options: what is changed of the preset."})}
 
 
 class HiLoModel:
@@ -38,7 +40,7 @@ class HiLoModel:
         image = {"tooltip": HINT_PHOTO + " Unless given, a rough picture of the latent."}
         return {
             "required": {"model": ("MODEL", model), **PRESET_WIDGET},
-            "optional": {"image": ("IMAGE", image), "mask": ("MASK", mask), **ADVANCED_WIDGETS},
+            "optional": {"image": ("IMAGE", image), "mask": ("MASK", mask), **OPTIONS_INPUT},
         }
 
     def patch(
@@ -47,12 +49,32 @@ class HiLoModel:
         preset: str,
         image: Tensor | None = None,
         mask: Tensor | None = None,
-        **widgets: Any,
+        options: dict[str, Any] | None = None,
     ) -> tuple[Any]:
-        wanted = Wanted(method_from(preset, **widgets), image, mask)
+        wanted = Wanted(method_from(preset, options), image, mask)
         model = model.clone()
         attach(model, wanted)
         return (model,)
+
+
+class HiLoOptions:
+    """For HiLo and HiLo Tokens."""
+
+    CATEGORY = "hilo"
+    DESCRIPTION = (
+        "Changes options of the preset. For HiLo and HiLo Tokens alike, so that the map shows what "
+        "will run."
+    )
+    RETURN_TYPES = (OPTIONS,)
+    RETURN_NAMES = ("options",)
+    FUNCTION = "change"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": OPTION_WIDGETS}
+
+    def change(self, **widgets: Any) -> tuple[dict[str, Any]]:
+        return (changes(**widgets),)
 
 
 class HiLoComposite:
@@ -108,15 +130,17 @@ class HiLoTokens:
                 "mask": ("MASK", mask),
                 **PRESET_WIDGET,
             },
-            "optional": ADVANCED_WIDGETS,
+            "optional": OPTIONS_INPUT,
         }
 
-    def show(self, image: Tensor, mask: Tensor, preset: str, **widgets: Any) -> tuple[Tensor, str]:
+    def show(
+        self, image: Tensor, mask: Tensor, preset: str, options: dict[str, Any] | None = None
+    ) -> tuple[Tensor, str]:
         photo = image[:1, ..., :3].movedim(-1, 1).float().cpu()
         edited = (mask > 0).float().cpu().reshape(-1, 1, *mask.shape[-2:])[:1]
         # Tokens of 16 pixels, all that the autoencoder's 8 leave of the picture.
         grid = tuple(-(-(side // 8) // 2) for side in photo.shape[-2:])
-        method = method_from(preset, **widgets)
+        method = method_from(preset, options)
         plan = plan_tokens(photo, edited, grid=grid, method=method)  # type: ignore[arg-type]
         counts = ", ".join(f"{count} {kind}" for kind, count in plan.counts.items())
         text = f"{plan.tokens_run} of {plan.tokens_full} tokens run: {counts}"
@@ -172,6 +196,7 @@ class HiLoExample:
 
 NODE_CLASS_MAPPINGS = {
     "HiLoModel": HiLoModel,
+    "HiLoOptions": HiLoOptions,
     "HiLoComposite": HiLoComposite,
     "HiLoTokens": HiLoTokens,
     "HiLoEmbeddedModel": HiLoEmbeddedModel,
@@ -179,6 +204,7 @@ NODE_CLASS_MAPPINGS = {
 }
 NODE_DISPLAY_NAME_MAPPINGS = {
     "HiLoModel": "HiLo",
+    "HiLoOptions": "HiLo Options",
     "HiLoComposite": "HiLo Composite",
     "HiLoTokens": "HiLo Tokens",
     "HiLoEmbeddedModel": "HiLo Embedded Model",

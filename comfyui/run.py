@@ -17,8 +17,9 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
+from hilotoken.methods import plan_tokens
 from hilotoken.methods.hilo import HiLo
-from hilotoken.plan import TokenPlan, plan_tokens
+from hilotoken.plan import TokenPlan
 from hilotoken.reuse import refresh_steps
 
 from .attend import Attention, Cache, overridden

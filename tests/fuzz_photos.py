@@ -344,19 +344,26 @@ def raw(path: Path, mode: str) -> np.ndarray:
         shape = tifffile.TiffFile(path).pages[0].shape[:2]
         return (found * np.uint8(255) if found.dtype == bool else found).reshape(*shape, *channels)
     data = path.read_bytes()
+    if path.suffix == ".png":
+        data = bare_png(data)
     if path.suffix != ".png" or data[24] < 16:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(data)) as image:
             found = np.asarray(image)
         return found * np.uint8(255) if found.dtype == bool else found
-    bare = [data[:33]]  # without what the decoder would act on
-    at = 33
-    while at < len(data):
-        end = at + 12 + struct.unpack_from(">I", data, at)[0]
-        bare += [data[at:end]] if data[at + 4 : at + 8] in (b"IDAT", b"IEND") else []
-        at = end
-    found = cv2.imdecode(np.frombuffer(b"".join(bare), np.uint8), cv2.IMREAD_UNCHANGED)
+    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     order = {"RGB": [2, 1, 0], "RGBA": [2, 1, 0, 3], "LA": [0, 3]}.get(mode.partition(";")[0])
     return found if order is None else found[..., order]
+
+
+def bare_png(data: bytes) -> bytes:
+    """A PNG without what its decoders would act on, or refuse."""
+    bare, at = [data[:8]], 8
+    while at < len(data):
+        end = at + 12 + struct.unpack_from(">I", data, at)[0]
+        if data[at + 4 : at + 8] in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
+            bare.append(data[at:end])
+        at = end
+    return b"".join(bare)
 
 
 def check_damaged(seed: int, folder: Path) -> str:

@@ -32,6 +32,12 @@ class Sample:
     made_of: str = field(default="")  # how it was made, for a report
 
 
+def random(*shape: int, high: int = 256, seed: int = 0) -> np.ndarray:
+    """Noise: uint8, or uint16 where `high` asks for it."""
+    found = np.random.default_rng(seed).integers(0, high, shape)
+    return found.astype(np.uint16 if high > 256 else np.uint8)
+
+
 def chunk(name: bytes, data: bytes) -> bytes:
     """A chunk of a PNG."""
     body = name + data
@@ -59,7 +65,7 @@ def png(
 
 
 def _rows(samples: np.ndarray, depth: int, filters: tuple[int, ...]) -> bytes:
-    height, _, channels = samples.shape
+    height, channels = samples.shape[::2]
     if not samples.size:
         return b""
     if depth < 8:

@@ -266,6 +266,40 @@ def test_zoom_and_pan_leave_the_pen_where_it_points(opened):
     assert (bits(opened) == stroke(at(opened, point), at(opened, point), radius)).all()
 
 
+def test_space_moves_and_tab_shows_the_photo_as_it_was(opened):
+    stage = opened.find_element("id", "stage")
+    opened.execute_script("arguments[0].focus()", stage)
+    key = {"type": "rawKeyDown", "key": " ", "code": "Space", "windowsVirtualKeyCode": 32}
+    opened.execute_cdp_cmd("Input.dispatchKeyEvent", key)
+    before = opened.execute_script("return hilo.stage.x")
+    start = place(opened, 150, 100)
+    drag(opened, start, (start[0] + 50, start[1]))
+    opened.execute_cdp_cmd("Input.dispatchKeyEvent", key | {"type": "keyUp"})
+    assert opened.execute_script("return hilo.stage.x") == pytest.approx(before + 50)
+    assert not bits(opened).any()
+    tab = {"key": "Tab", "code": "Tab", "windowsVirtualKeyCode": 9}
+    opened.execute_cdp_cmd("Input.dispatchKeyEvent", tab | {"type": "rawKeyDown"})
+    assert opened.execute_script("return hilo.stage.peeking && !hilo.stage.showMask")
+    opened.execute_cdp_cmd("Input.dispatchKeyEvent", tab | {"type": "keyUp"})
+    assert opened.execute_script("return !hilo.stage.peeking && hilo.stage.showMask")
+
+
+@pytest.mark.parametrize("way", ["drop", "paste"])
+def test_a_photo_is_dropped_or_pasted(page, way):
+    page.execute_async_script(
+        "const [way, done] = arguments;"
+        "fetch('/static/hikers.jpg').then(answer => answer.blob()).then(blob => {"
+        "  const data = new DataTransfer();"
+        "  data.items.add(new File([blob], 'came.jpg', {type: 'image/jpeg'}));"
+        "  dispatchEvent(way === 'drop' ? new DragEvent(way, {dataTransfer: data})"
+        "    : new ClipboardEvent(way, {clipboardData: data}));"
+        "  done();"
+        "})",
+        way,
+    )
+    until(lambda: "came.jpg · 1600 × 1067" in page.find_element("id", "name").text)
+
+
 def test_an_error_loses_nothing(opened, sent, tmp_path):
     drag(opened, place(opened, 60, 50), place(opened, 90, 90))
     painted = bits(opened)

@@ -201,7 +201,7 @@ BAD: dict[str, tuple[dict[str, str], list[str]]] = {
     "no value": ({"--set": "dilate"}, ["NAME=VALUE", "dilate"]),
     "detail too large": ({"--set": "detail=7"}, ["detail", "[0, 1]", "7"]),
     "detail a word": ({"--set": "detail=abc"}, ["detail", "abc"]),
-    "score a list": ({"--set": "score=[1]"}, ["score=[1]"]),
+    "score a list": ({"--set": "score=[1]"}, ["score", "[1]", "laplacian"]),
     "dilate negative": ({"--set": "dilate=-1"}, ["dilate", "0 or more", "-1"]),
     "dilate a word": ({"--set": "dilate=abc"}, ["dilate", "whole number", "abc"]),
     "no such hub id": ({"--model": "nobody/nothing"}, ["nobody/nothing", "folder", "hub id"]),

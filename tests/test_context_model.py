@@ -9,11 +9,11 @@ import torch
 from hilotoken.bench.flops import flops_by_pass
 from torch import Generator, Tensor
 
-from benchmarks.context import tables
+from benchmarks.context import tables, train
 from benchmarks.context.evaluate import NOTHING, WHOLE, Bench, Case, held_out, selections
 from benchmarks.context.flops import CONTEXT
 from benchmarks.context.model import WEIGHTS, ContextModel, tokens_of
-from benchmarks.context.pictures import GRID, HIDDEN, KINDS, PATCH, Pictures, draw, enlarge
+from benchmarks.context.pictures import DRAWN, GRID, HIDDEN, KINDS, PATCH, Pictures, draw, enlarge
 from benchmarks.context.selections import (
     Attended,
     Pyramid,
@@ -25,7 +25,6 @@ from benchmarks.context.selections import (
     growing_cells,
     one_a_cell,
 )
-from benchmarks.context.train import Run
 from hilotoken import HiLo, adapters, attach, compress
 from hilotoken.methods import Dense
 from hilotoken.plan import cells_of
@@ -51,13 +50,14 @@ def _run(model: ContextModel, case: Case, method: object, **options: object) -> 
 # The pictures.
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DRAWN)
 def test_what_is_needed_is_far_and_always_there(kind: str) -> None:
     drawn = draw(kind, 64, Generator().manual_seed(0))
     near = enlarge(drawn.mask_Bhw).float()[:, None]
     near = torch.nn.functional.max_pool2d(near, 2 * 2 * PATCH + 1, 1, 2 * PATCH)[:, 0] > 0
     assert not (near & enlarge(drawn.need_Bhw)).any()
-    assert drawn.need_Bhw.flatten(1).any(1).all()
+    assert drawn.told(torch.ones(64, GRID, GRID, dtype=torch.bool)).all()
+    assert not drawn.told(~drawn.need_Bhw).any()
     assert drawn.image_B3HW.abs().max() <= 1
     again = draw(kind, 64, Generator().manual_seed(0))
     assert torch.equal(drawn.image_B3HW, again.image_B3HW)
@@ -87,13 +87,15 @@ def test_the_hidden_colour_goes_on_evenly_from_the_row() -> None:
 
 
 @pytest.mark.parametrize("kind", ["twin", "repeat"])
-def test_every_hidden_token_stands_among_those_needed(kind: str) -> None:
+def test_every_hidden_token_stands_in_its_group(kind: str) -> None:
     drawn = draw(kind, 32, Generator().manual_seed(1))
     tokens_BNC = tokens_of(drawn.image_B3HW)
     for i in range(32):
-        needed = tokens_BNC[i, drawn.need_Bhw[i].flatten()]
-        for token in tokens_BNC[i, drawn.mask_Bhw[i].flatten()]:
-            assert (needed == token).all(1).any()
+        hidden = tokens_BNC[i, drawn.mask_Bhw[i].flatten()]
+        for token, group_hw in zip(hidden, drawn.tell_BGhw[i], strict=True):
+            copies = tokens_BNC[i, group_hw.flatten()]
+            assert len(copies)
+            assert (copies == token).all()
 
 
 def _corner(chosen_hw: Tensor) -> tuple[int, int]:
@@ -155,10 +157,9 @@ def test_no_token_weighs_more_than_another_on_the_mean() -> None:
     for seed in range(600):
         draw_of = Generator().manual_seed(seed)
         runs, count = one_a_cell(edit.flatten(), cells_of((GRID, GRID), 2), 128, draw_of)
-        weight += runs * count / 600
-    assert (weight[edit.flatten()] == 1).all()
-    assert weight.min() > 0.75
-    assert weight.max() < 1.25
+        weight += runs * count
+    assert weight.min() > 0.75 * 600
+    assert weight.max() < 1.25 * 600
 
 
 def test_a_pyramid_covers_the_grid_once(case: Case) -> None:
@@ -226,21 +227,24 @@ def test_the_arithmetic_of_flops_is_what_is_counted(
     assert fast.last_run is not None
     sigmas = pipe.scheduler.sigmas[:-1].tolist()
     told = CONTEXT.edit(fast.last_run.plan, method, sigmas)
-    # Coarse averages and the choice of what is attended are not in the arithmetic.
-    assert told == pytest.approx(counted, rel=0.02 if name == "attended" else 0.01)
+    # The averages over coarse cells are not in the arithmetic.
+    assert told == pytest.approx(counted, rel=0.01 if name in ("paper", "pyramid") else 1e-6)
 
 
 # Training.
 
 
-def test_a_training_broken_off_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
-    whole = Run(tmp_path / "a", 0, 8, 2, (0.1, 0.2))
+def test_a_training_broken_off_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "HELD_OUT", 1)
+    whole = train.Run(tmp_path / "a", 0, 8, 2, (0.1, 0.2))
     whole.go(every=100)
-    broken = Run(tmp_path / "b", 0, 8, 2, (0.1, 0.2))
+    broken = train.Run(tmp_path / "b", 0, 8, 2, (0.1, 0.2))
     broken._one_step()
     broken.log += broken._curve()
     broken._save()
-    resumed = Run(tmp_path / "b", 0, 8, 2, (0.1, 0.2))
+    resumed = train.Run(tmp_path / "b", 0, 8, 2, (0.1, 0.2))
     resumed.go(every=100)
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -258,15 +262,8 @@ def test_the_trained_model_needs_its_context(kind: str) -> None:
             for case in held_out(kind, 3)
             for row in bench.rows(case, ["dense", "edit only"], velocities=False)
         ]
-    solved = {
-        name: sum(r.solved for r in rows if r.selection == name) for name in bench_names(rows)
-    }
-    assert solved["dense"] >= 2
-    assert solved["edit only"] <= 1
-
-
-def bench_names(rows: list) -> set[str]:
-    return {row.selection for row in rows}
+    assert sum(row.solved for row in rows if row.selection == "dense") == 3
+    assert sum(row.solved for row in rows if row.selection == "edit only") <= 1
 
 
 def test_weights_are_small() -> None:

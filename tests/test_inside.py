@@ -26,7 +26,9 @@ from tiny import (
 from torch import Tensor
 
 from hilotoken import Dense, HiLo, compress
+from hilotoken.bench.measure.flops import flops_by_pass
 from hilotoken.methods import (
+    METHODS,
     SDTM,
     BiGainTD,
     BiGainTM,
@@ -35,6 +37,7 @@ from hilotoken.methods import (
     ToDo,
     TokenPooling,
     ToMe,
+    Within,
 )
 
 SMALL = HiLo(bucket=8)
@@ -207,6 +210,26 @@ def test_inside_hilo_methods_work_on_what_it_leaves(name):
     assert torch.allclose(made(everything, given), made(compress(pipe, ToDo()), given), atol=1e-5)
 
 
+def test_what_acts_inside_is_stored_as_one_value():
+    pipe = make_pipe()
+    fast = compress(pipe, SMALL, inside=ToDo())
+    assert fast.method == Within(SMALL, ToDo()) == compress(pipe, Within(SMALL, ToDo())).method
+    latents(fast)
+    assert fast.last_run.method == fast.method
+
+
+@pytest.mark.parametrize(
+    "method",
+    [*(kind() for kind in METHODS.values()), ToMe(reuse=2), HiLo(refresh=2), Within(SMALL, ToDo())],
+    ids=repr,
+)
+def test_steps_cost_the_same_where_a_method_says_so(method):
+    pipe = make_pipe()
+    call = partial(compress(pipe, method), **arguments(output_type="pt"))
+    passes = flops_by_pass(call, pipe.transformer)
+    assert len(set(passes)) == 1 or not method.alike
+
+
 def test_inside_dense_is_the_method_alone():
     pipe = make_pipe()
     assert torch.equal(
@@ -221,6 +244,8 @@ def test_inside_dense_is_the_method_alone():
         (SMALL, BiGainTM(), ValueError, "use ToMe, ToDo"),
         (HiLo(weights=True), ToMe(), ValueError, "weights=True is for the inner one"),
         (HiLo(positions="aligned"), ToMe(), ValueError, "attends twice"),
+        (HiLo(refresh=2), ToMe(), ValueError, "refresh keeps keys and values"),
+        (Within(SMALL, ToDo()), ToMe(), ValueError, "one method acts inside already"),
         (ToMe(), ToDo(), ValueError, "must plan a sequence"),
         (CropStitch(), ToDo(), ValueError, "must plan a sequence"),
         (SMALL, Dense(), TypeError, "only a method that acts inside blocks"),

@@ -1,17 +1,23 @@
 """Photos go out as they came in, bit for bit, wherever the mask is black."""
 
 import io
+import os
 import struct
+import sys
 import warnings
 import zlib
 from pathlib import Path
 
 import cv2
+import imagecodecs
 import numpy as np
+import photos
+import pillow_heif
 import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from photos import chunk, exif_values, random
 from PIL import Image
 
 from hilotoken import photo as module
@@ -20,7 +26,6 @@ from hilotoken.photo import (
     PhotoError,
     check_output,
     is_lossless,
-    load_mask,
     load_photo,
     save_photo,
 )
@@ -37,14 +42,6 @@ OUTPUTS = [
 ]
 
 
-def random(*shape: int, high: int = 256, seed: int = 0) -> np.ndarray:
-    return (
-        np.random.default_rng(seed)
-        .integers(0, high, shape)
-        .astype(np.uint16 if high > 256 else np.uint8)
-    )
-
-
 def make_exif(orientation: int = 1) -> bytes:
     exif = Image.Exif()
     exif[274], exif[271] = orientation, "Maker"
@@ -54,18 +51,8 @@ def make_exif(orientation: int = 1) -> bytes:
     return exif.tobytes()
 
 
-def chunk(name: bytes, data: bytes) -> bytes:
-    body = name + data
-    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
-
 def png_16(samples: np.ndarray, colour_type: int, extra: bytes = b"") -> bytes:
-    height, width = samples.shape[:2]
-    rows = samples.astype(">u2").reshape(height, -1).view(np.uint8)
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), rows], axis=1)
-    head = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
-    parts = chunk(b"IHDR", head), extra, chunk(b"IDAT", zlib.compress(rows.tobytes()))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
+    return photos.png(samples, colour_type, 16, extra)
 
 
 def write_source(folder: Path, mode: str, exif: bytes | None, icc: bytes | None) -> Path:
@@ -316,6 +303,13 @@ def test_the_key_of_a_narrow_grey_png_is_widened(tmp_path: Path) -> None:
     assert photo.transparency == 170
 
 
+@pytest.mark.parametrize(("kind", "channels"), [(4, 2), (6, 4)])
+def test_a_key_colour_beside_alpha_means_nothing(tmp_path: Path, kind: int, channels: int) -> None:
+    data = photos.png(random(H, W, channels), kind, 8, chunk(b"tRNS", bytes(6)))
+    (tmp_path / "in.png").write_bytes(data)
+    assert load_photo(tmp_path / "in.png").transparency is None
+
+
 def test_text_gamma_xmp_and_resolution_are_carried(tmp_path: Path) -> None:
     xmp = b"<x:xmpmeta/>"
     extra = chunk(b"gAMA", struct.pack(">I", 45455)) + chunk(b"tEXt", b"Title\0Sea")
@@ -465,56 +459,6 @@ def test_the_pixel_limit_is_inclusive(tmp_path: Path, monkeypatch: pytest.Monkey
         load_photo(tmp_path / "a.png")
 
 
-WHITE = np.zeros((H, W), np.uint8)
-WHITE[2:9, 3:20] = 255
-
-
-@pytest.mark.parametrize("mode", ["L", "1", "P", "RGB", "RGBA", "LA", "I;16"])
-def test_masks_of_every_mode(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / "mask.png"
-    if mode == "I;16":
-        cv2.imwrite(str(path), WHITE.astype(np.uint16) * 128 + 128)
-    else:
-        Image.fromarray(WHITE).convert(mode).save(path)
-    photo = Photo(random(H, W, 3), "RGB", "PNG")
-    np.testing.assert_array_equal(load_mask(path, photo), WHITE == 255)
-
-
-def test_a_mask_is_cut_at_half_and_its_alpha_counts(tmp_path: Path) -> None:
-    photo = Photo(random(1, 4, 3), "RGB", "PNG")
-    Image.fromarray(np.array([[0, 127, 128, 255]], np.uint8)).save(tmp_path / "a.png")
-    assert load_mask(tmp_path / "a.png", photo).tolist() == [[False, False, True, True]]
-    painted = np.full((1, 4, 4), 255, np.uint8)
-    painted[0, :, 3] = 0, 127, 128, 255
-    Image.fromarray(painted).save(tmp_path / "a.png")
-    assert load_mask(tmp_path / "a.png", photo).tolist() == [[False, False, True, True]]
-
-
-@pytest.mark.parametrize("orientation", range(5, 9))
-def test_a_mask_in_the_stored_frame_is_turned(tmp_path: Path, orientation: int) -> None:
-    Image.fromarray(WHITE).save(tmp_path / "photo.png", exif=make_exif(orientation))
-    Image.fromarray(WHITE).save(tmp_path / "mask.png")
-    photo = load_photo(tmp_path / "photo.png")
-    mask = load_mask(tmp_path / "mask.png", photo)
-    np.testing.assert_array_equal(mask, photo.pixels == 255)
-    Image.fromarray(photo.pixels).save(tmp_path / "mask.png")
-    np.testing.assert_array_equal(load_mask(tmp_path / "mask.png", photo), mask)
-
-
-@pytest.mark.parametrize(
-    ("mask", "text"),
-    [
-        (np.full((W, H), 255, np.uint8), f"{H}x{W} but the photo is {W}x{H}: resize the mask to"),
-        (np.full((H, W), 127, np.uint8), "no white pixel: paint white"),
-    ],
-)
-def test_a_mask_that_does_not_fit_is_named(tmp_path: Path, mask: np.ndarray, text: str) -> None:
-    Image.fromarray(mask).save(tmp_path / "mask.png")
-    with pytest.raises(PhotoError, match=text) as caught:
-        load_mask(tmp_path / "mask.png", Photo(random(H, W, 3), "RGB", "PNG"))
-    assert "mask.png" in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("mode", "name", "text"),
     [
@@ -582,6 +526,138 @@ def test_an_existing_output_survives_a_failing_save(
         save_photo(Photo(random(2, 2, 3), "RGB", "PNG"), tmp_path / "out.png")
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
     assert (tmp_path / "out.png").read_bytes() == b"old"
+
+
+def test_what_a_killed_write_left_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(photo: Photo, pixels: np.ndarray, file: io.BufferedWriter) -> None:
+        if not isinstance(file, io.BytesIO):  # which only tries whether it could be written
+            file.write(b"half")
+            file.flush()
+            os._exit(9)
+
+    photo = Photo(random(2, 2, 3), "RGB", "PNG")
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr(module.write.png, "write", die)
+        save_photo(photo, tmp_path / "out.png")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    (left,) = tmp_path.iterdir()
+    assert left.read_bytes() == b"half"
+    save_photo(photo, tmp_path / "another.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["another.png"]
+
+
+def test_what_another_write_is_at_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = Photo(random(2, 2, 3), "RGB", "PNG")
+
+    def write_both(photo: Photo, pixels: np.ndarray, file: io.BufferedWriter) -> None:
+        monkeypatch.undo()
+        save_photo(inner, tmp_path / "inner.png")
+        module.png.write(photo, pixels, file)
+
+    photo = Photo(random(3, 3, 3), "RGB", "PNG")
+    check_output(photo, tmp_path / "outer.png")
+    monkeypatch.setattr(module.write, "check_output", lambda photo, path: None)
+    monkeypatch.setattr(module.write.png, "write", write_both)
+    save_photo(photo, tmp_path / "outer.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["inner.png", "outer.png"]
+    np.testing.assert_array_equal(raw(tmp_path / "outer.png"), photo.pixels)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("loop.png", "Too many levels of symbolic links: name another file"),
+        ("loop.png/out.png", "Too many levels of symbolic links: name another file"),
+        ("x" * 300 + ".png", "File name too long: name another file"),
+        ("pipe.png", "is not a regular file: name another"),
+    ],
+)
+def test_an_output_that_is_no_file_is_named(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / "loop.png").symlink_to(tmp_path / "pool.png")
+    (tmp_path / "pool.png").symlink_to(tmp_path / "loop.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    photo = Photo(random(2, 2, 3), "RGB", "PNG")
+    before = sorted(tmp_path.iterdir())
+    for function in (check_output, save_photo):
+        with pytest.raises(PhotoError, match=text):
+            function(photo, tmp_path / name)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_link_to_nothing_becomes_the_file_that_it_names(tmp_path: Path) -> None:
+    (tmp_path / "link.png").symlink_to(tmp_path / "new.png")
+    save_photo(Photo(random(2, 2, 3), "RGB", "PNG"), tmp_path / "link.png")
+    assert (tmp_path / "link.png").is_symlink()
+    assert (tmp_path / "new.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["pipe", "/dev/null", "loop"])
+def test_a_photo_that_is_no_file_is_refused_unread(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe")  # to open it would wait for a writer without end
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    text = "Too many levels" if name == "loop" else "is no regular file: save what comes out of it"
+    with pytest.raises(PhotoError, match=text):
+        load_photo(tmp_path / name)
+
+
+def test_memory_that_does_not_suffice_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(file: object) -> None:
+        raise MemoryError
+
+    source = write_source(tmp_path, "RGB", None, None)
+    monkeypatch.setattr(module.read.png, "read", fail)
+    with pytest.raises(PhotoError, match="does not fit into memory: crop or shrink it first"):
+        load_photo(source)
+
+
+@pytest.mark.parametrize(("mode", "orientation"), [("RGB", 1), ("RGBA", 6)])
+def test_an_avif_is_read_as_pillow_reads_it(tmp_path: Path, mode: str, orientation: int) -> None:
+    image = Image.fromarray(random(H, W, len(mode)))
+    image.save(tmp_path / "in.avif", exif=make_exif(orientation), icc_profile=ICC, speed=10)
+    photo = load_photo(tmp_path / "in.avif")
+    assert (photo.mode, photo.orientation, photo.icc) == (mode, orientation, ICC)
+    np.testing.assert_array_equal(photo.stored(), raw(tmp_path / "in.avif"))
+    save_photo(photo, tmp_path / "out.png")
+    np.testing.assert_array_equal(raw(tmp_path / "out.png"), raw(tmp_path / "in.avif"))
+
+
+def test_an_avif_of_10_bits_is_refused(tmp_path: Path) -> None:
+    deep = imagecodecs.avif_encode(random(H, W, 3, high=1024), bitspersample=10, speed=10)
+    (tmp_path / "in.avif").write_bytes(deep)
+    with pytest.raises(PhotoError, match="more than 8 bits a sample: convert it to PNG of 16"):
+        load_photo(tmp_path / "in.avif")
+
+
+@pytest.mark.parametrize("bits", [8, 10])
+def test_a_heic_is_read_upright_with_all_its_bits(tmp_path: Path, bits: int) -> None:
+    mode = "RGB" if bits == 8 else "RGB;16"
+    samples = random(16, 24, 3, high=256 if bits == 8 else 65536)
+    block = make_exif(6)[6:]
+    made = pillow_heif.from_bytes(mode, (24, 16), samples.tobytes())
+    made.save(tmp_path / "in.heic", quality=-1, exif=block, save_nclx_profile=False)
+    photo = load_photo(tmp_path / "in.heic")
+    assert (photo.mode, photo.format, photo.orientation) == (mode, "HEIF", 1)
+    assert exif_values(photo.exif)["photo"] == exif_values(block)["photo"] | {274: 1}
+    found = pillow_heif.open_heif(tmp_path / "in.heic", convert_hdr_to_8bit=False)
+    np.testing.assert_array_equal(photo.pixels, np.asarray(found))
+    if bits == 10:
+        assert len(np.unique(photo.pixels)) > 256
+    save_photo(photo, tmp_path / "out.png")
+    np.testing.assert_array_equal(raw(tmp_path / "out.png"), photo.pixels)
+
+
+def test_a_heic_without_its_extra_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    with pytest.raises(PhotoError, match=r"needs: pip install 'hilotoken\[heic\]'"):
+        load_photo(tmp_path / "a.heic")
 
 
 def test_a_link_stays_a_link_and_the_input_may_be_the_output(tmp_path: Path) -> None:

@@ -358,6 +358,9 @@ def test_the_description_of_the_api_is_whole(address):
     body = found["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]
     assert set(body) == {"multipart/form-data", "application/json"}
     assert "mask_mode" in body["multipart/form-data"]["schema"]["properties"]
+    page = requests.get(f"{address}/docs").text
+    assert "<code>mask_mode</code>" in page
+    assert "http" not in page.replace("HTTP", "")
 
 
 def test_the_box_is_where_it_was_asked_for(post):

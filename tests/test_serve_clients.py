@@ -78,6 +78,8 @@ def test_the_public_client_reads_the_errors(client):
     assert error.value.request_id.startswith("req_")
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="wrong").models.list()
+    with pytest.raises(openai.APIError, match="unicorn"):  # while it streams
+        list(client.images.edit(**arguments(stream=True, extra_body=QUICK | {"label": "unicorn"})))
     with pytest.raises(openai.NotFoundError):
         client.images.edit(**arguments(model="other"))
 
@@ -149,6 +151,33 @@ def test_an_edit_outlives_its_worker(pair):
     assert sum(isinstance(event, Picture) for event in events) == 1
     [again] = [e for e in follow(jobs, task()) if isinstance(e, Picture)]
     assert again.data == picture.data
+
+
+def test_a_model_that_cannot_be_loaded_says_so():
+    jobs = JobQueue([ThreadWorker(functools.partial(load_quietly, "/nowhere", "cpu", 1))])
+    jobs.start()
+    until(lambda: jobs.problem is not None)
+    assert "/nowhere" in str(jobs.problem)
+    assert not jobs.ready
+    jobs.close()
+
+
+def test_a_job_id_is_free_again_once_its_edit_was_broken_off():
+    jobs = JobQueue(thread_workers())
+    jobs.start()
+    try:
+        slow = jobs.submit(task(steps=90), "key")
+        until(lambda: any(isinstance(event, Progress) for event in slow.events))
+        jobs.leave(slow)
+        again = jobs.submit(task(steps=90), "key")
+        assert again is not slow
+        until(lambda: slow.state == "cancelled")
+        assert jobs.submit(task(steps=90), "key") is again
+        jobs.leave(again)
+        jobs.leave(again)
+        until(lambda: again.state == "cancelled")
+    finally:
+        jobs.close()
 
 
 def test_a_task_that_kills_every_worker_is_given_up():

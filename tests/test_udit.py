@@ -10,7 +10,7 @@ from hilotoken.attention import rerouted
 from hilotoken.bench.measure.flops import count_flops
 from hilotoken.blocks.attach import placed
 from hilotoken.layout import layout_of
-from hilotoken.methods import HiLo, UDiTAttention, check_inside
+from hilotoken.methods import HiLo, UDiTAttention, Within
 
 
 @pytest.fixture(params=MODELS)
@@ -94,4 +94,4 @@ def test_what_has_no_phases_is_refused():
     with pytest.raises(ValueError, match="weights has no meaning"):
         UDiTAttention(weights=True)
     with pytest.raises(ValueError, match="needs a whole grid"):
-        check_inside(HiLo(), UDiTAttention())
+        Within(HiLo(), UDiTAttention())

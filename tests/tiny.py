@@ -21,13 +21,14 @@ from diffusers.utils import logging
 from PIL import Image
 from torch import Tensor, nn
 
+from hilotoken.methods import Method
 from hilotoken.plan import TokenPlan
 
 SIZE, GRID, TOKENS, TEXT = 256, (16, 16), 256, 6  # pixels, tokens a side, tokens, text tokens
 
 
 @dataclass(frozen=True)
-class Fixed:
+class Fixed(Method):
     """A method whose plan is given."""
 
     given: TokenPlan

@@ -7,9 +7,8 @@ N grid tokens, C channels of x_t.
 """
 
 import argparse
-import csv
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,16 @@ from hilotoken.plan import TokenPlan, plan_tokens
 
 from .flops import CONTEXT
 from .model import ContextModel, load, tokens_of
-from .pictures import GRID, GROUNDS, KINDS, SIDE, Pictures, draw, enlarge
+from .pictures import DRAWN, GRID, GROUNDS, KINDS, SIDE, Pictures, draw, enlarge
+from .rows import RESULTS, append, read
 from .selections import Attended, Needed, Pyramid, Spread, experimental, foveated
+from .settings import BALANCED, FAITHFUL, FAST
 
-RESULTS = Path(__file__).parent / "results"
 STEPS = 8
 SIGMAS = (1.0, 0.8, 0.6, 0.4, 0.2)
 SOLVED = 20.0  # dB in the mask, of a range of 2
 NOTHING = HiLo(detail=0.0, coarse=0, bucket=1)
-WHOLE = HiLo(detail=1.0, coarse=0, bucket=1, refresh=(0,))
+WHOLE = replace(BALANCED, bucket=1)
 MIXED = {"laplacian": 1.0, "variance": 1.0, "frequency": 1.0, "dct": 1.0}
 
 
@@ -82,7 +82,7 @@ class Case:
 
 def held_out(kind: str, count: int) -> list[Case]:
     """Pictures that no training draws: their generator's seed is beyond those of any step."""
-    generator = Generator().manual_seed(10**12 + list(KINDS).index(kind))
+    generator = Generator().manual_seed(10**12 + list(DRAWN).index(kind))
     drawn = draw(kind, count, generator)
     parts = [{k: v[i : i + 1] for k, v in vars(drawn).items()} for i in range(count)]
     return [Case(kind, i, Pictures(**part)) for i, part in enumerate(parts)]
@@ -123,13 +123,15 @@ def selections(case: Case) -> dict[str, tuple[Any, int]]:
         "foveated": foveated(2.0, bucket=1),
         "pyramid": Pyramid(bucket=1, growth=2.0),
         # Context computed at some steps and reused at the others.
-        "whole, once": WHOLE,
-        "whole, twice": replace(WHOLE, refresh=(0, 4)),
+        "whole, once (balanced)": WHOLE,
+        "whole, twice (faithful)": replace(FAITHFUL, bucket=1),
         "attended 25 %, once": Attended(detail=1.0, coarse=0, bucket=1, refresh=(0,)),
         "attended 10 %, once": Attended(detail=1.0, coarse=0, bucket=1, refresh=(0,), share=0.1),
         "whole, 1 ring, once": replace(WHOLE, dilate=1, refresh_text=True),
-        "sampled 2, twice": replace(sampled, refresh=(0, 4), refresh_text=True),
-        "foveated 1, once": foveated(1.0, bucket=1, refresh=(0,), refresh_text=True),
+        "sampled 3, twice (fast)": replace(FAST, bucket=1),
+        "sampled 2, twice": replace(FAST, cell=2, bucket=1),
+        "sampled 2, 1 ring, twice": replace(FAST, cell=2, dilate=1, bucket=1),
+        "foveated, twice": foveated(1.0, bucket=1, refresh=(0, 4), refresh_text=True),
     }
     return {name: (method, STEPS) for name, method in chosen.items()} | {
         "dense, 2 steps": (Dense(), 2)
@@ -244,7 +246,8 @@ def main() -> None:
 @torch.no_grad()
 def _measure(given: argparse.Namespace, out: Path) -> None:
     torch.set_num_threads(1)
-    bench, done = Bench(given.model), _done(out)
+    bench = Bench(given.model)
+    done = {(r["kind"], int(r["number"]), r["selection"]) for r in read(out)}
     cases = [held_out(kind, given.pictures)[given.first :] for kind in KINDS]
     with experimental():
         names = given.only or list(selections(cases[0][0]))
@@ -252,24 +255,7 @@ def _measure(given: argparse.Namespace, out: Path) -> None:
         for case in tqdm([c for turn in zip(*cases, strict=True) for c in turn], unit="picture"):
             left = [n for n in names if (case.kind, case.number, n) not in done]
             for row in bench.rows(case, left, case.number < given.velocities) if left else ():
-                _append(out, row)
-
-
-def _done(out: Path) -> set[tuple[str, int, str]]:
-    if not out.is_file():
-        return set()
-    with open(out, newline="") as stream:
-        return {(r["kind"], int(r["number"]), r["selection"]) for r in csv.DictReader(stream)}
-
-
-def _append(out: Path, row: Row) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    new = not out.is_file()
-    with open(out, "a", newline="") as stream:
-        writer = csv.DictWriter(stream, [f.name for f in fields(Row)])
-        if new:
-            writer.writeheader()
-        writer.writerow(asdict(row))
+                append(out, row)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from hilotoken import compress
 from .evaluate import STEPS, Bench, Case, held_out, selections
 from .pictures import KINDS
 from .selections import experimental
-from .tables import by, read
+from .tables import by, rows_of
 
 OUT = Path(__file__).parent / "selections.png"
 SHOWN = ("edit only", "paper", "random", "sampled 3", "foveated", "whole, once", "dense")
@@ -67,7 +67,7 @@ def _picture(image_13HW: torch.Tensor) -> np.ndarray:
 
 
 def _scatter(axes: Any) -> None:
-    for (name,), rows in by(read("dense"), "selection").items():
+    for (name,), rows in by(rows_of("dense"), "selection").items():
         cost = 100 * fmean(float(row["flops"]) for row in rows)
         solved = 100 * fmean(float(row["solved"]) for row in rows)
         reused = "once" in name or "twice" in name

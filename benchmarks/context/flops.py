@@ -59,6 +59,9 @@ class Shape:
         context = round(getattr(method, "share", 1) * (plan.tokens_run - edited))
         kept = context + (self.text if text_kept else 0)
         between = self.call(edited, kept, not text_kept, plan.weighted)
+        if hasattr(method, "share"):  # what is attended to is told by the logits, computed again
+            blocks, keys = self.double + self.single, plan.tokens_run + self.text
+            whole += 2 * blocks * edited * keys * self.width
         return due * whole + (len(sigmas) - due) * between
 
     def share(self, plan: TokenPlan, method: object, sigmas: Sequence[float]) -> float:
@@ -66,5 +69,5 @@ class Shape:
         return self.edit(plan, method, sigmas) / (len(sigmas) * self.call(plan.tokens_full))
 
 
-CONTEXT = Shape(1, 3, 144, 3, 4, 112, 48, 32, 32, False)
+CONTEXT = Shape(1, 2, 64, 2, 4, 112, 48, 32, 32, False)
 FLUX_FILL = Shape(19, 38, 3072, 24, 512, 384, 64, 4096, 768, True)

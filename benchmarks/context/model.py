@@ -1,7 +1,7 @@
 """A Fill model small enough to train in an hour, in the shape of FLUX.1 Fill.
 
 `compress` runs on it as on FLUX.1 Fill itself: a `FluxFillPipeline` of diffusers, a transformer of
-FLUX's class, one double and three single blocks. Two things are its own. The "autoencoder" is the
+FLUX's class, one double and two single blocks. Two things are its own. The "autoencoder" is the
 identity, pixels folded into channels, so that nothing but the transformer can carry context. And
 the transformer is trained to say the clean picture; the velocity that it returns follows from that.
 
@@ -26,7 +26,7 @@ from .pictures import KINDS
 WEIGHTS = Path(__file__).parent / "weights"
 CHANNELS = 48  # of x_t a token: 4 x 4 pixels of three colours
 WORDS, WIDTH = 4, 32  # text tokens that say the kind of picture, and their channels
-AXES = (16, 16, 16)
+AXES = (8, 12, 12)
 SHIFT = 1.15  # `mu` of FLUX.1 at 1024 px
 
 
@@ -76,9 +76,9 @@ class ContextModel(nn.Module):
             in_channels=2 * CHANNELS + 16,  # x_t, masked picture, and 4 x 4 mask pixels
             out_channels=CHANNELS,
             num_layers=1,
-            num_single_layers=3,
+            num_single_layers=2,
             attention_head_dim=sum(AXES),
-            num_attention_heads=3,
+            num_attention_heads=2,
             joint_attention_dim=WIDTH,
             pooled_projection_dim=WIDTH,
             axes_dims_rope=AXES,

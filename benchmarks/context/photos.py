@@ -6,46 +6,44 @@ Every photograph is filled under a mask of each class, by every method from the 
 """
 
 import argparse
-import csv
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from hilotoken.bench.cases import Case, cases_of
 from hilotoken.bench.measures import psnr
 from hilotoken.bench.readings import by_hash
 from tqdm import tqdm
 
 from hilotoken import HiLo, compress, load_model
+from hilotoken.data.cases import Case, cases_of
 from hilotoken.methods import Dense
 
-from .evaluate import RESULTS, STEPS
+from .evaluate import STEPS
 from .flops import Shape
 from .model import SHIFT
+from .rows import RESULTS, append, read
 from .selections import Attended, experimental, foveated
+from .settings import BALANCED, FAITHFUL, FAST, PAPER
 
 EMBEDDED = Shape(1, 18, 256, 4, 8, 320, 32, 8, 32, False)
-EVERY = {"detail": 1.0, "coarse": 0}
-SAMPLED: dict[str, Any] = {"context": "sampled", "detail": 0.0}
-TEXT_KEPT: dict[str, Any] = {"refresh_text": True}
+SAMPLED: dict[str, Any] = {"context": "sampled", "detail": 0.0, "refresh_text": True}
 METHODS: dict[str, Any] = {
-    "paper": HiLo(),
+    "paper": PAPER,
     "edit only": HiLo(detail=0.0, coarse=0),
     "random": HiLo(score="random", detail=0.16, coarse=0),
-    "whole, once": HiLo(**EVERY, refresh=(0,)),
-    "whole, twice": HiLo(**EVERY, refresh=(0, 4)),
-    "whole, twice, text kept": HiLo(**EVERY, **TEXT_KEPT, refresh=(0, 4)),
+    "whole, once (balanced)": BALANCED,
+    "whole, twice (faithful)": FAITHFUL,
+    "whole, twice, text kept": replace(FAITHFUL, refresh_text=True),
     "attended 25 %, once": Attended(detail=1.0, coarse=0, refresh=(0,)),
-    "sampled 2, 1 ring, twice, text kept": HiLo(
-        **SAMPLED, **TEXT_KEPT, cell=2, dilate=1, refresh=(0, 4)
-    ),
-    "sampled 2, once, text kept": HiLo(**SAMPLED, **TEXT_KEPT, cell=2, refresh=(0,)),
-    "sampled 3, twice, text kept": HiLo(**SAMPLED, **TEXT_KEPT, cell=3, refresh=(0, 4)),
-    "foveated, twice, text kept": foveated(1.0, **TEXT_KEPT, refresh=(0, 4)),
+    "sampled 3, twice, text kept (fast)": FAST,
+    "sampled 2, twice, text kept": HiLo(**SAMPLED, cell=2, refresh=(0, 4)),
+    "sampled 2, once, text kept": HiLo(**SAMPLED, cell=2, refresh=(0,)),
+    "sampled 2, 1 ring, twice, text kept": HiLo(**SAMPLED, cell=2, dilate=1, refresh=(0, 4)),
+    "foveated, twice, text kept": foveated(1.0, refresh_text=True, refresh=(0, 4)),
 }
 SHORT_GRIDS = {name: replace(method, bucket=1) for name, method in METHODS.items()}
 
@@ -119,26 +117,13 @@ def _measure(given: argparse.Namespace) -> None:
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True, base_shift=SHIFT, max_shift=SHIFT
     )
-    done = set()
-    if given.out.is_file():
-        with open(given.out, newline="") as stream:
-            done = {(r["photo"], r["mask_class"], r["method"]) for r in csv.DictReader(stream)}
+    done = {(r["photo"], r["mask_class"], r["method"]) for r in read(given.out)}
     files = by_hash(given.files)[: given.limit]
     with experimental():
         for case in tqdm([c for file in files for c in cases_of(file, given.size)], unit="fill"):
             left = [m for m in METHODS if (case.name, case.mask_class, m) not in done]
             for row in rows(pipe, case, left) if left else ():
-                _append(given.out, row)
-
-
-def _append(out: Path, row: PhotoRow) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    new = not out.is_file()
-    with open(out, "a", newline="") as stream:
-        writer = csv.DictWriter(stream, [f.name for f in fields(PhotoRow)], lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(asdict(row))
+                append(given.out, row)
 
 
 if __name__ == "__main__":

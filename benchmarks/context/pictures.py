@@ -4,7 +4,7 @@ Every picture is 64 x 64 px, 16 x 16 tokens of 4 px, and 3 x 3 tokens of it are 
 within two tokens of the mask tells what is under it (but the key of a legend, which without its
 legend says nothing). Seeded, many at a time.
 
-B pictures, h w tokens, H W pixels.
+B pictures, h w tokens, H W pixels, G groups of tokens.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,6 @@ from torch import Generator, Tensor
 
 GRID, PATCH, HIDDEN, RINGS = 16, 4, 3, 2
 SIDE = GRID * PATCH
-SMALL = 12  # tokens a side of the pictures that training begins with
 GROUNDS = ("plain", "smooth", "textured")
 KEYS_63 = torch.tensor(
     [[1, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1], [1, -1, 1], [-1, 1, 1]]
@@ -29,19 +28,34 @@ class Pictures:
 
     image_B3HW: in [-1, 1]; the truth
     mask_Bhw:   bool, the hidden tokens
-    need_Bhw:   bool, the far tokens that tell the hidden part, all of them: an oracle's choice
+    tell_BGhw:  bool, what it takes to know the hidden part: one token, at least, of each group
     ground_B:   int64, of GROUNDS
     """
 
     image_B3HW: Tensor
     mask_Bhw: Tensor
-    need_Bhw: Tensor
+    tell_BGhw: Tensor
     ground_B: Tensor
+
+    @property
+    def need_Bhw(self) -> Tensor:
+        """bool: all far tokens that tell the hidden part, an oracle's choice."""
+        return self.tell_BGhw.any(1)
+
+    def told(self, runs_Bhw: Tensor) -> Tensor:
+        """Whether the tokens that run can tell the hidden part, bool [B].
+
+        Where they cannot, no model can: what is shown is independent of what is hidden.
+        """
+        return (self.tell_BGhw & runs_Bhw[:, None]).flatten(2).any(2).all(1)
 
 
 def draw(kind: str, count: int, generator: Generator, grid: int = GRID) -> Pictures:
-    """`count` pictures of a kind, one of KINDS, of `grid` tokens a side, SMALL or GRID."""
-    return KINDS[kind](_Canvas(count, generator, grid))
+    """`count` pictures of a kind, one of DRAWN.
+
+    Training begins with smaller ones, down to 8 tokens a side, where there is room for one ring.
+    """
+    return DRAWN[kind](_Canvas(count, generator, grid))
 
 
 class _Canvas:
@@ -49,6 +63,7 @@ class _Canvas:
 
     def __init__(self, count: int, generator: Generator, grid: int) -> None:
         self.B, self.generator, self.grid, self.side = count, generator, grid, grid * PATCH
+        self.rings = RINGS if grid > 8 else 1
         self.ground_B = torch.randint(0, len(GROUNDS), (count,), generator=generator)
         self.put_mask(*(torch.randint(1, grid - 3, (2, count), generator=generator)))
         self.image_B3HW = self.ground()
@@ -56,7 +71,7 @@ class _Canvas:
     def put_mask(self, top_B: Tensor, left_B: Tensor) -> None:
         self.top_B, self.left_B = top_B, left_B
         self.mask_Bhw = self.box(top_B, left_B, HIDDEN)
-        self.edit_Bhw = self.box(top_B - RINGS, left_B - RINGS, HIDDEN + 2 * RINGS)
+        self.edit_Bhw = self.box(top_B - self.rings, left_B - self.rings, HIDDEN + 2 * self.rings)
 
     def box(self, top_B: Tensor, left_B: Tensor, side: int) -> Tensor:
         """bool [B, h, w]: a square of tokens, cut off where it leaves the grid."""
@@ -85,10 +100,22 @@ class _Canvas:
         return torch.where(at == 0, grounds[0], torch.where(at == 1, grounds[1], grounds[2]))
 
     def cells(self, count: int) -> tuple[Tensor, Tensor]:
-        """Row and column of as many cells of 2 x 2 tokens, clear of the edit and of each other."""
-        taken = F.max_pool2d(self.edit_Bhw.float()[:, None], 2).flatten(1)
-        rank = (self.uniform(*taken.shape) - 2 * taken).argsort(1, descending=True)[:, :count]
-        return rank // (self.grid // 2) * 2, rank % (self.grid // 2) * 2
+        """Row and column of as many squares of 2 x 2 tokens, clear of the edit and of each other.
+
+        They lie on a lattice that begins at a token of its own in every picture: on a fixed one,
+        selections by cells of 2 x 2 tokens would never miss them.
+        """
+        room = int(self.grid > 8)  # to begin anywhere else
+        side = self.grid // 2 - room
+        begin_2B = torch.randint(0, 1 + room, (2, self.B), generator=self.generator)
+        at = torch.arange(side)
+        row_BD = begin_2B[0, :, None] + 2 * at.repeat_interleave(side)
+        col_BD = begin_2B[1, :, None] + 2 * at.repeat(side)
+        taken = F.max_pool2d(self.edit_Bhw.float()[:, None], 2, 1)[:, 0].flatten(1)
+        taken_BD = taken.gather(1, row_BD * (self.grid - 1) + col_BD)
+        chosen = (self.uniform(*row_BD.shape) - 2 * taken_BD).argsort(1, descending=True)
+        chosen = chosen[:, :count]
+        return row_BD.gather(1, chosen), col_BD.gather(1, chosen)
 
     def stamp(self, row_B: Tensor, col_B: Tensor, frame_B3: Tensor, inside_B3: Tensor) -> None:
         """A frame of 2 px around 4 x 4 px, on 2 x 2 tokens."""
@@ -103,10 +130,14 @@ class _Canvas:
     def answer(self, colour_B3: Tensor) -> None:
         self.fill(enlarge(self.mask_Bhw)[:, None], colour_B3[..., None, None])
 
-    def done(self, need_Bhw: Tensor) -> Pictures:
-        return Pictures(
-            self.image_B3HW.contiguous(), self.mask_Bhw, need_Bhw & ~self.edit_Bhw, self.ground_B
-        )
+    def done(self, tell_BGhw: Tensor) -> Pictures:
+        far_BGhw = tell_BGhw & ~self.edit_Bhw[:, None]
+        return Pictures(self.image_B3HW.contiguous(), self.mask_Bhw, far_BGhw, self.ground_B)
+
+    def hidden_tokens(self) -> list[tuple[Tensor, Tensor]]:
+        """Row and column of each of the hidden tokens."""
+        sides = range(HIDDEN)
+        return [(self.top_B + i, self.left_B + j) for i in sides for j in sides]
 
 
 def enlarge(x: Tensor) -> Tensor:
@@ -121,7 +152,7 @@ def spot(on: _Canvas) -> Pictures:
         frame = torch.full((on.B, 3), 1.0 if k == 0 else -1.0)
         on.stamp(row[:, k], col[:, k], frame, value if k == 0 else on.colour(on.B, 3))
     on.answer(value)
-    return on.done(on.box(row[:, 0], col[:, 0], 2))
+    return on.done(on.box(row[:, 0], col[:, 0], 2)[:, None])
 
 
 def legend(on: _Canvas) -> Pictures:
@@ -133,7 +164,7 @@ def legend(on: _Canvas) -> Pictures:
     around = on.box(on.top_B - 1, on.left_B - 1, HIDDEN + 2)
     on.fill(enlarge(around)[:, None], key[:, 0, :, None, None])
     on.answer(values[:, 0])
-    return on.done(on.box(row[:, 0], col[:, 0], 2))
+    return on.done(on.box(row[:, 0], col[:, 0], 2)[:, None])
 
 
 def row(on: _Canvas) -> Pictures:
@@ -147,42 +178,65 @@ def row(on: _Canvas) -> Pictures:
     first = 1 + (on.uniform(on.B) * (on.grid - HIDDEN - 2 * gap)).long()
     along, beside = first + hidden * gap, torch.where(across, on.top_B, on.left_B)
     on.put_mask(torch.where(across, beside, along), torch.where(across, along, beside))
-    need = torch.zeros_like(on.mask_Bhw)
-    white = torch.ones(on.B, 3)
+    tell, white = [], torch.ones(on.B, 3)
     for k in range(1, 3):
         member = (hidden + k) % 3
         at = first + member * gap
         top, left = torch.where(across, beside, at), torch.where(across, at, beside)
         on.stamp(top, left, white, middle + (member - 1)[:, None] * step)
-        need |= on.box(top, left, 2)
+        tell.append(on.box(top, left, 2))
     on.answer(middle + (hidden - 1)[:, None] * step)
-    return on.done(need)
+    return on.done(torch.stack(tell, 1))
+
+
+def twin(on: _Canvas) -> Pictures:
+    """A pattern of two colours that stands somewhere else too."""
+    one, other = on.colour(on.B, 3), on.colour(on.B, 3)
+    other = torch.where((one - other).abs().sum(1, keepdim=True) < 1.5, -0.8 * one.sign(), other)
+    bits = on.uniform(on.B, 1, 6, 6) < 0.5
+    pattern = torch.where(bits, one[..., None, None], other[..., None, None])
+    pattern = pattern.repeat_interleave(2, -2).repeat_interleave(2, -1)
+    free = 1 - F.max_pool2d(on.edit_Bhw.float()[:, None], HIDDEN, 1).flatten(1)
+    place = (on.uniform(*free.shape) + free).argmax(1)
+    top, left = place // (on.grid - HIDDEN + 1), place % (on.grid - HIDDEN + 1)
+    for a, b in ((on.top_B, on.left_B), (top, left)):
+        y, x = (
+            (torch.arange(on.side) - PATCH * at[:, None]).clamp(0, PATCH * HIDDEN - 1)
+            for at in (a, b)
+        )
+        spread = pattern.gather(2, y[:, None, :, None].expand(-1, 3, -1, PATCH * HIDDEN))
+        spread = spread.gather(3, x[:, None, None].expand(-1, 3, on.side, -1))
+        on.fill(enlarge(on.box(a, b, HIDDEN))[:, None], spread)
+    down, across = top - on.top_B, left - on.left_B
+    tell = [on.box(r + down, c + across, 1) for r, c in on.hidden_tokens()]
+    return on.done(torch.stack(tell, 1))
 
 
 def repeat(on: _Canvas) -> Pictures:
     """A mosaic that comes again after three eighths to a half of its side, across or down."""
     colours = on.colour(on.B, 3, on.grid, on.grid)
     smooth = F.interpolate(colours, scale_factor=PATCH, mode="bilinear")
-    grain = torch.randn(on.B, 1, on.side // 2, on.side // 2, generator=on.generator).clamp(
-        -1.5, 1.5
-    )
-    grain = grain.repeat_interleave(2, -2).repeat_interleave(2, -1)
+    grain = torch.randn(on.B, 1, on.side // 2, on.side // 2, generator=on.generator)
+    grain = grain.clamp(-1.5, 1.5).repeat_interleave(2, -2).repeat_interleave(2, -1)
     plain = enlarge(colours)
     mosaic = on.choose(plain, smooth, (0.6 * plain + 0.4 * grain).clamp(-1, 1))
-    period = torch.randint(on.grid // 2 - 2, on.grid // 2 + 1, (on.B,), generator=on.generator)
+    half = on.grid // 2
+    period = torch.randint(half - 2, half + 1, (on.B,), generator=on.generator)
     across, whole = on.uniform(on.B) < 0.5, torch.full_like(period, on.grid)
     down_B, across_B = torch.where(across, whole, period), torch.where(across, period, whole)
     y, x = (torch.arange(on.side) % (PATCH * side[:, None]) for side in (down_B, across_B))
     mosaic = mosaic.gather(2, y[:, None, :, None].expand(-1, 3, -1, on.side))
     on.image_B3HW = mosaic.gather(3, x[:, None, None].expand(-1, 3, on.side, -1))
-    need = torch.zeros_like(on.mask_Bhw)
-    for times in (-2, -1, 1, 2):
-        shift_B = times * period
-        moved = on.top_B + shift_B * ~across, on.left_B + shift_B * across
-        need |= on.box(moved[0] - RINGS, moved[1] - RINGS, HIDDEN + 2 * RINGS)
-    return on.done(need)
+    tell = []
+    for r, c in on.hidden_tokens():
+        copies = [
+            on.box(r + times * period * ~across, c + times * period * across, 1)
+            for times in (-2, -1, 1, 2)
+        ]
+        tell.append(torch.stack(copies).any(0))
+    return on.done(torch.stack(tell, 1))
 
 
-KINDS: dict[str, Callable[[_Canvas], Pictures]] = {
-    kind.__name__: kind for kind in (spot, legend, row, repeat)
-}
+Kind = Callable[[_Canvas], Pictures]
+KINDS: dict[str, Kind] = {kind.__name__: kind for kind in (spot, legend)}  # trained on
+DRAWN: dict[str, Kind] = KINDS | {kind.__name__: kind for kind in (row, twin, repeat)}

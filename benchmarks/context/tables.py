@@ -4,7 +4,6 @@ Intervals are 95 % bootstrap intervals over pictures (2,000 draws); differences 
 by picture. A table stands between two comments that name it, and is written anew in its place.
 """
 
-import csv
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -13,17 +12,17 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-from hilotoken.bench.cases import CLASSES, hidden, square
-from hilotoken.bench.cells import markdown
-from hilotoken.bench.rows import interval
 
 from hilotoken import HiLo, plan_tokens
+from hilotoken.bench.results.rows import interval
+from hilotoken.bench.show.cells import markdown
+from hilotoken.data.cases import CLASSES, hidden, square
 
-from .evaluate import RESULTS
 from .flops import FLUX_FILL
 from .model import SHIFT
 from .photos import METHODS
-from .pictures import GROUNDS, KINDS
+from .pictures import DRAWN, GROUNDS, KINDS
+from .rows import RESULTS, read
 
 README = Path(__file__).parent / "README.md"
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -40,24 +39,21 @@ PAIRS = (
     ("sampled 3", "sampled 3, no weights"),
     ("foveated", "sampled 3"),
     ("pyramid", "foveated"),
-    ("whole, once", "paper"),
-    ("whole, once", "dense"),
-    ("whole, twice", "whole, once"),
-    ("attended 25 %, once", "whole, once"),
-    ("attended 10 %, once", "whole, once"),
-    ("sampled 2, twice", "sampled 2"),
-    ("foveated 1, once", "sampled 2, twice"),
+    ("whole, once (balanced)", "paper"),
+    ("whole, once (balanced)", "dense"),
+    ("whole, twice (faithful)", "whole, once (balanced)"),
+    ("attended 25 %, once", "whole, once (balanced)"),
+    ("attended 10 %, once", "whole, once (balanced)"),
+    ("sampled 3, twice (fast)", "paper"),
+    ("sampled 2, twice", "sampled 3, twice (fast)"),
+    ("foveated, twice", "sampled 2, twice"),
     ("dense, 2 steps", "dense"),
 )
 
 
 @cache
-def read(name: str) -> Rows:
-    file = RESULTS / f"{name}.csv"
-    if not file.is_file():
-        return []
-    with open(file, newline="") as stream:
-        return list(csv.DictReader(stream))
+def rows_of(name: str) -> Rows:
+    return read(RESULTS / f"{name}.csv")
 
 
 def by(rows: Rows, *keys: str) -> dict[tuple[str, ...], Rows]:
@@ -79,7 +75,7 @@ def share(rows: Rows) -> str:
 
 def curve() -> str:
     """What was solved in one call from pure noise, as training went."""
-    by_samples = by(read("curve_dense"), "samples")
+    by_samples = by(rows_of("curve_dense"), "samples")
     chosen = list(by_samples)[:: max(1, len(by_samples) // 10)]
     chosen = list(dict.fromkeys([*chosen, list(by_samples)[-1]]))
     header = ["samples", *(f"{kind}: error, solved %" for kind in KINDS)]
@@ -93,9 +89,30 @@ def curve() -> str:
     return markdown(header, lines)
 
 
+def told() -> str:
+    """Of how many pictures a selection keeps what tells the hidden part; no model takes part."""
+    lines = []
+    for (name,), mine in by(rows_of("told"), "selection").items():
+        cells = [name, f"{_weighed(mine, 'tokens'):.0f}", f"{100 * _weighed(mine, 'flops'):.0f}"]
+        kinds, grounds = by(mine, "kind"), by(mine, "ground")
+        parts = [kinds[(k,)] for k in DRAWN] + [grounds[(g,)] for g in GROUNDS]
+        lines.append([*cells, *(f"{100 * _weighed(part):.0f}" for part in parts)])
+    header = ["selection", "tokens of 256", "FLOPs, %", *DRAWN, *(f"{g} ground" for g in GROUNDS)]
+    return markdown(header, lines)
+
+
+def _weighed(rows: Rows, column: str = "") -> float:
+    """The mean of a column over pictures; without one, the share of them that is told."""
+    pictures = [int(row["pictures"]) for row in rows]
+    if not column:
+        return sum(int(row["told"]) for row in rows) / sum(pictures)
+    values = [float(row[column]) for row in rows]
+    return sum(n * x for n, x in zip(pictures, values, strict=True)) / sum(pictures)
+
+
 def selections(model: str) -> str:
     """Every selection: its cost, what it solves of each kind, and how near it is to dense."""
-    rows = read(model)
+    rows = rows_of(model)
     lines = []
     for (name,), mine in by(rows, "selection").items():
         kinds = by(mine, "kind")
@@ -109,7 +126,7 @@ def selections(model: str) -> str:
 def grounds(model: str) -> str:
     """What each selection solves on plain, smooth and textured grounds, all kinds together."""
     lines = []
-    for (name,), mine in by(read(model), "selection").items():
+    for (name,), mine in by(rows_of(model), "selection").items():
         parts = by(mine, "ground")
         lines.append([name, *(share(parts[(ground,)]) for ground in GROUNDS)])
     return markdown(["selection", *(f"{ground}, solved %" for ground in GROUNDS)], lines)
@@ -119,7 +136,7 @@ def velocities(model: str) -> str:
     """The mean squared error of the velocity in the mask at each noise level."""
     levels = {"v_1": "1.0", "v_08": "0.8", "v_06": "0.6", "v_04": "0.4", "v_02": "0.2"}
     lines = []
-    for (name,), mine in by(read(model), "selection").items():
+    for (name,), mine in by(rows_of(model), "selection").items():
         known = [row for row in mine if row["v_1"]]
         if known:
             lines.append([name, *(f"{mean(known, column):.4f}" for column in levels)])
@@ -130,7 +147,7 @@ def pairs(model: str) -> str:
     """Differences picture by picture: of the share solved in points, and of dB to the truth."""
     found = {
         name: {(row["kind"], row["number"]): row for row in mine}
-        for (name,), mine in by(read(model), "selection").items()
+        for (name,), mine in by(rows_of(model), "selection").items()
     }
     lines = []
     for one, other in PAIRS:
@@ -152,7 +169,7 @@ def _decibels(both: Iterable[tuple[dict[str, str], dict[str, str]]]) -> str:
 
 def embedded() -> str:
     """On photographs: cost of the embedded model, dB to dense, and how much nearer than paper's."""
-    rows = read("embedded_mu_1.15")
+    rows = rows_of("embedded_mu_1.15")
     paper = {(r["photo"], r["mask_class"]): r for r in rows if r["method"] == "paper"}
     lines = []
     for name in METHODS:
@@ -198,6 +215,7 @@ def _flux_share(method: HiLo, mask_class: str, sigmas: list[float]) -> float:
 
 TABLES: Mapping[str, object] = {
     "curve": curve,
+    "told": told,
     "selections": lambda: selections("dense"),
     "grounds": lambda: grounds("dense"),
     "pairs": lambda: pairs("dense"),

@@ -23,11 +23,13 @@ from tqdm import tqdm
 from hilotoken.train.parallel import average_gradients, processes
 
 from .model import ContextModel, save, tokens_of
-from .pictures import GRID, KINDS, SMALL, draw, enlarge
+from .pictures import GRID, KINDS, draw, enlarge
 
 NAMES = list(KINDS)
 RATE, WARM = 2e-3, 50
-FIRST = 0.7  # share of the training that is on small pictures
+# Tokens a side, and the share of the training by which that is over: small pictures cost less, and
+# what they teach holds in large ones, since places are told by how far apart they are.
+SIZES = ((8, 0.4), (12, 0.75), (GRID, 1.0))
 HELD_OUT = 32  # pictures a kind that the learning curve is measured on
 SOLVED = 0.04  # mean squared error in the mask: 20 dB of a range of 2
 
@@ -126,11 +128,10 @@ class Run:
     def _one_step(self) -> None:
         own = 10**7 * (self.seed + 1) + 10**6 * self.team.process_index
         generator = Generator().manual_seed(own + self.step)
+        grid = next(grid for grid, end in SIZES if self.samples < end * self.goal)
         # What is learned already is drawn less often.
         share_K = 0.15 + (self.error_K / 0.1).clamp(max=1)
         kinds_B = torch.multinomial(share_K, self.batch, replacement=True, generator=generator)
-        # Small pictures first: they cost half, and places are told by how far apart they are.
-        grid = SMALL if self.samples < FIRST * self.goal else GRID
         batch = Batch(kinds_B, _noise_levels(self.batch, generator), generator, grid)
         keep_N = self._kept(batch.x0_BNC.shape[1], generator)
         with _explicit_attention(), torch.autocast("cpu", torch.bfloat16):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import sync_playwright
-from server import serving
+from server import Server, serving
 
 SIZE = {"width": 1800, "height": 950}
 # The page's own first dialogs, off; and the whole graph in view.
@@ -23,15 +23,12 @@ FIT = """() => {
     const top = Math.min(...nodes.map(n => n.pos[1])) - margin - 30;
     const right = Math.max(...nodes.map(n => n.pos[0] + n.size[0])) + margin;
     const bottom = Math.max(...nodes.map(n => n.pos[1] + n.size[1])) + margin;
-    const box = canvas.canvas.getBoundingClientRect(), bar = 60;
-    const scale = Math.min((box.width - bar) / (right - left), (box.height - bar) / (bottom - top));
+    const box = canvas.canvas.getBoundingClientRect(), bar = 60, menu = 120;  // of the page
+    const wide = (box.width - bar) / (right - left), high = (box.height - menu) / (bottom - top);
+    const scale = Math.min(wide, high);
     canvas.ds.scale = scale;
-    canvas.ds.offset = [bar / scale - left, bar / scale - top];
+    canvas.ds.offset = [bar / scale - left, menu / scale - top];
     canvas.setDirty(true, true);
-}"""
-BUSY = """async () => {
-    const queue = await window.app.api.getQueue();
-    return queue.Running.length + queue.Pending.length;
 }"""
 
 
@@ -50,20 +47,22 @@ def main(workflow: str, out: str) -> None:
             executable_path="/usr/bin/chromium", args=["--no-sandbox", "--use-gl=swiftshader"]
         )
         page = browser.new_page(viewport=SIZE)  # type: ignore[arg-type]
-        take(page, server.url, graph, out)
+        take(page, server, graph, out)
         browser.close()
 
 
-def take(page: Any, url: str, graph: Any, out: str) -> None:
+def take(page: Any, server: Server, graph: Any, out: str) -> None:
     """Open the graph, run it, and take the picture."""
-    page.goto(url)
+    page.goto(server.url)
     page.wait_for_function("() => window.app?.graph && window.app.extensionManager")
     page.wait_for_timeout(2000)
-    page.keyboard.press("Escape")
+    for close in page.locator("button:has([class*='lucide--x'])").all():  # its announcements
+        if close.is_visible() and close.is_enabled():
+            close.click()
     page.evaluate("graph => window.app.loadGraphData(graph)", graph)
     page.evaluate("() => window.app.queuePrompt(0)")
     page.wait_for_timeout(2000)
-    while page.evaluate(BUSY):
+    while any(server.ask("/queue").values()):
         page.wait_for_timeout(1000)
     page.evaluate(FIT)
     page.wait_for_timeout(3000)

@@ -6,12 +6,12 @@ import torch
 from PIL import Image
 
 from comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, example
-from comfyui.method import ADVANCED_WIDGETS, PRESETS, method_from
-from comfyui.nodes import HiLoComposite, HiLoModel, HiLoTokens
+from comfyui.method import OPTION_WIDGETS, PRESETS, changes, method_from
+from comfyui.nodes import HiLoComposite, HiLoModel, HiLoOptions, HiLoTokens
 from hilotoken.composite import feather_weight
 from hilotoken.methods.hilo import HiLo
 
-AS_THEY_ARE = {name: given["default"] for name, (_, given) in ADVANCED_WIDGETS.items()}
+AS_THEY_ARE = {name: given["default"] for name, (_, given) in OPTION_WIDGETS.items()}
 
 
 def inputs(node):
@@ -31,37 +31,41 @@ def test_every_node_and_input_is_explained():
                 assert given["min"] <= given["default"] <= given["max"]
 
 
-def test_the_preset_comes_first_and_the_rest_is_advanced():
+def test_the_preset_comes_first_and_options_are_a_node_of_their_own():
     assert list(inputs(HiLoModel))[:2] == ["model", "preset"]
-    advanced = [name for name, (_, given) in inputs(HiLoModel).items() if given.get("advanced")]
-    assert advanced == list(ADVANCED_WIDGETS)
-    assert set(advanced) <= set(HiLo.__dataclass_fields__)
+    assert set(inputs(HiLoOptions)) == set(OPTION_WIDGETS) <= set(HiLo.__dataclass_fields__)
+    for node in (HiLoModel, HiLoTokens):
+        assert inputs(node)["options"][0] == HiLoOptions.RETURN_TYPES[0]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_untouched_widgets_are_the_preset(preset):
-    assert method_from(preset, **AS_THEY_ARE) == PRESETS[preset] == method_from(preset)
+def test_untouched_options_are_the_preset(preset):
+    assert HiLoOptions().change(**AS_THEY_ARE) == ({},)
+    assert method_from(preset, {}) == PRESETS[preset] == method_from(preset)
 
 
 def test_each_widget_changes_its_option():
     given = {"dilate": 5, "detail": 0.25, "coarse": 8, "context": "frequency", "cell": 4,
              "weights": "on", "refresh": 3, "store": "float8", "references": "whole"}  # fmt: skip
-    assert set(given) == set(ADVANCED_WIDGETS)
-    made = method_from("paper", **given)
+    assert set(given) == set(OPTION_WIDGETS)
+    made = method_from("paper", changes(**given))
     assert (made.dilate, made.detail, made.coarse, made.cell) == (5, 0.25, 8, 4)
     assert (made.weights, made.refresh, made.store, made.references) == (True, 3, "float8", "whole")
-    assert method_from("paper", refresh=0).refresh is None
-    assert method_from("paper", store="as they are").store is None
-    assert method_from("paper", dilate=0, detail=0.0).dilate == 0
-    sampled = method_from("paper", context="sampled")
+    assert changes(refresh=0, store="as they are") == {"refresh": None, "store": None}
+    assert changes(dilate=0, detail=0.0, weights="off") == {
+        "dilate": 0,
+        "detail": 0.0,
+        "weights": False,
+    }
+    sampled = method_from("paper", changes(context="sampled"))
     assert (sampled.coarse, sampled.weights) == (0, True)  # as HiLo(context="sampled") has them
 
 
-def test_wrong_widgets_are_named():
+def test_wrong_options_are_named():
     with pytest.raises(ValueError, match="unknown preset 'best'"):
         method_from("best")
-    with pytest.raises(ValueError, match="coarse=1"):
-        method_from("paper", coarse=1)
+    with pytest.raises(ValueError, match="coarse"):
+        method_from("paper", {"coarse": 1})
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +135,8 @@ def test_the_map_and_its_counts():
     run, full = (int(word) for word in counts.split(" tokens")[0].split(" of "))
     assert full == 32 * 32
     assert 0 < run < full
-    assert HiLoTokens().show(photo, mask, "paper", detail=1.0, coarse=0)[1].startswith("1024 of")
+    every = {"detail": 1.0, "coarse": 0}
+    assert HiLoTokens().show(photo, mask, "paper", every)[1].startswith("1024 of 1024")
 
 
 def test_the_example_is_the_one_of_the_repository(request):

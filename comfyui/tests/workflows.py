@@ -195,11 +195,12 @@ def finish(flow: Workflow, photo: Output, mask: Output, samples: Output, vae: Ou
     """From latents to the saved picture, and the map of the tokens."""
     decoded = flow.add("VAEDecode", samples=samples, vae=vae)
     whole = flow.add("HiLoComposite", photo=photo, edited=decoded[0], mask=mask)
+    flow.column()
     flow.add("SaveImage", images=whole[0], filename_prefix="hilo")
     flow.column()
     tokens = flow.add("HiLoTokens", image=photo, mask=mask)
     flow.add("PreviewImage", images=tokens[0])
-    flow.add("PreviewAny", source=tokens[1])
+    flow.add("PreviewAny", "Counts", source=tokens[1])
 
 
 def sampler(

@@ -9,9 +9,10 @@ tokens that matter, and the user's pixels outside the mask stay as they are.
 
 from .batch import edit_photos
 from .compress import Compressed, compress
-from .methods import METHODS, Dense, HiLo
+from .edit import edit_photo
+from .methods import METHODS, Dense, HiLo, plan_tokens
 from .model import load_model
-from .plan import TokenPlan, plan_tokens
+from .plan import TokenPlan
 from .record import Run
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "TokenPlan",
     "__version__",
     "compress",
+    "edit_photo",
     "edit_photos",
     "load_model",
     "plan_tokens",

@@ -5,18 +5,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from .plan import as_batch
+from .grid import as_batch
 
 # What pipelines call the photo and its mask.
 PHOTOS = ("image", "control_image")
 MASKS = ("mask_image", "mask", "control_mask")
 
 
-def makes_from_text(pipe: DiffusionPipeline) -> bool:
+def makes_from_text(pipe: Any) -> bool:
     """Whether the pipeline takes neither photo nor mask."""
     return hasattr(pipe, "transformer") and not {"image", *MASKS} & _parameters(pipe)
 
@@ -25,19 +24,21 @@ def first_of(given: dict[str, Any], names: tuple[str, ...]) -> Any:
     return next((given[name] for name in names if given.get(name) is not None), None)
 
 
-def takes_mask(pipe: DiffusionPipeline) -> bool:
+def takes_mask(pipe: Any) -> bool:
     return "mask_image" in _parameters(pipe)
 
 
-def _parameters(pipe: DiffusionPipeline) -> set[str]:
+def _parameters(pipe: Any) -> set[str]:
     """Of the call, those that a subclass takes by **kwargs and hands on included."""
     calls = [vars(cls)["__call__"] for cls in type(pipe).__mro__ if "__call__" in vars(cls)]
     return {name for call in calls for name in inspect.signature(call).parameters}
 
 
-def bound(pipe: DiffusionPipeline, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    given = inspect.signature(pipe.__call__).bind(*args, **kwargs).arguments
-    return given | kwargs  # those under **kwargs too, by their own names
+def named(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by their names; a mask too that only `compress` takes."""
+    own = {name: value for name, value in kwargs.items() if name != "mask_image"}
+    given = inspect.signature(pipe.__call__).bind_partial(*args, **own).arguments
+    return {name: value for name, value in given.items() if name not in ("args", "kwargs")} | kwargs
 
 
 def check_pixels(name: str, image: Any, lowest: float) -> None:
@@ -96,7 +97,7 @@ def _mask_with_channels(mask: Tensor, last: bool) -> Tensor:
 
 
 def with_plain_masks(
-    pipe: DiffusionPipeline, args: tuple[Any, ...], kwargs: dict[str, Any]
+    pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The same arguments, masks of whole numbers and truth values as floats in [0, 1]."""
     names = list(inspect.signature(pipe.__call__).parameters)
@@ -124,7 +125,7 @@ PASTES_BACK = (
 )
 
 
-def check_crop(pipe: DiffusionPipeline, given: dict[str, Any]) -> bool:
+def check_crop(pipe: Any, given: dict[str, Any]) -> bool:
     """Whether the pipeline is to edit a crop of the photo that it chooses by `padding_mask_crop`.
 
     Raises:

@@ -1,7 +1,7 @@
 """One compressed call: what is put around a pipeline's transformer for the length of it."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from .adapters import family_of
 from .adapters.base import ShortCall
 from .blocks.attach import Placement, placed
-from .blocks.method import BlockMethod
 from .capture import Seen, captured
-from .hooks import Call, StepClock, bind_call, hooked
-from .methods import Dense, Method
+from .decode import RegionDecode, decode_margin
+from .hooks import Call, StepClock, bind_call, hooked, shadowed
+from .method import Method
 from .plan import TokenPlan
 from .record import Run
 from .reuse import Reuse
@@ -28,7 +28,7 @@ class Running:
     sequence: image tokens of a call, references included: all of them, and those that ran
     """
 
-    def __init__(self, pipe: Any, method: Method, mask_image: Any) -> None:
+    def __init__(self, pipe: Any, method: Method, mask_image: Any, decode: str = "whole") -> None:
         self.pipe, self.method, self.mask_image = pipe, method, mask_image
         self.transformer: nn.Module = pipe.transformer
         self.family = family_of(pipe)
@@ -40,6 +40,7 @@ class Running:
         self.reuse: Reuse | None = None
         self.placement: Placement | None = None
         self.sequence = (0, 0)
+        self._decode = _region_decode(pipe, decode)
         self._call: Call = {}  # the one under way, whole
         self._inside = ExitStack()  # what is put inside the transformer for `short`
 
@@ -88,7 +89,22 @@ class Running:
             self.placement.kept if self.placement else {},
             tuple(self.reuse.refreshed) if self.reuse else None,
             self.reuse.bytes if self.reuse else 0,
+            decoded=self._decode.decoded if self._decode else 1.0,
         )
+
+    def around_vae(self) -> AbstractContextManager[None]:
+        """What decodes the region that the mask needs, where a crop decodes as the whole does."""
+        decode = self._decode
+        if decode is None:
+            return nullcontext()
+
+        def stand_in(original: Any, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if self.source is None or self.mask_B1HW is None:  # not yet of the edit
+                return original(latents, *args, **kwargs)
+            given = {"photo_B3HW": self.source.photo_B3HW, "mask_B1HW": self.mask_B1HW}
+            return decode(original, latents, *args, **given, **kwargs)
+
+        return shadowed(self.pipe.vae, "decode", stand_in)
 
     # Around every call of the transformer.
 
@@ -109,12 +125,12 @@ class Running:
             plan = self.method.plan(photo_B3HW, self.mask_B1HW, self.source.grid)
         tokens = self.family.tokens(call).shape[1]
         self.sequence = tokens, tokens
-        if isinstance(self.method, Dense):
+        if not self.method.shortens:
             self.plan = plan
             return
         self.use(plan)
         assert self.short is not None
-        if getattr(self.method, "refresh", None) is not None:
+        if self.method.refresh is not None:
             self.reuse = Reuse(self, self.method, self.short)
             self._put_inside()
 
@@ -146,22 +162,23 @@ class Running:
         return output
 
     def _replan(self) -> None:
-        replan = getattr(self.method, "replan", None)
-        if replan and (plan := replan(self.clock.step, self.plan)) is not self.plan:
+        assert self.plan is not None
+        if (plan := self.method.replan(self.clock.step, self.plan)) is not self.plan:
             self.use(plan)
 
 
 @contextmanager
 def attached(
-    pipe: Any, method: Method, mask_image: Any, inside: BlockMethod | None = None
+    pipe: Any, method: Method, mask_image: Any, decode: str = "whole"
 ) -> Iterator[Running]:
     """Capture, plan and hook for the length of this context; nothing is left behind."""
-    transformer, run = pipe.transformer, Running(pipe, method, mask_image)
+    transformer, run = pipe.transformer, Running(pipe, method, mask_image, decode)
     with ExitStack() as stack:
         seen = stack.enter_context(captured(pipe))
         if getattr(transformer, "is_cache_enabled", False):
             transformer._reset_stateful_cache()  # a run broken off may have left another length's
         stack.enter_context(run.watch.watch("vae", *vae_parts(pipe)))
+        stack.enter_context(run.around_vae())
         # Innermost of all hooks: the user's own see whole sequences, going in and coming out.
         stack.enter_context(hooked(transformer, run.before, run.after))
         stack.enter_context(run.watch.watch("dit", transformer))
@@ -171,10 +188,29 @@ def attached(
             run.begin(module, args, kwargs, seen)
 
         stack.enter_context(hooked(transformer, begin, first=True))
-        if inside:
+        if method.inner:
             plan = lambda: run.plan if run.short else None  # noqa: E731
-            run.placement = stack.enter_context(placed(transformer, inside, pipe.scheduler, plan))
+            run.placement = stack.enter_context(
+                placed(transformer, method.inner, pipe.scheduler, plan)
+            )
         yield run
+
+
+def _region_decode(pipe: Any, decode: str) -> RegionDecode | None:
+    """How to decode a region; None where the whole is decoded.
+
+    Raises:
+        ValueError: "region" for an autoencoder whose crops decode to other pixels.
+    """
+    margin = None if decode == "whole" else decode_margin(pipe.vae)
+    if margin is not None:
+        return RegionDecode(pipe.vae, margin)
+    if decode == "region":
+        raise ValueError(
+            f"decode='region': {type(pipe.vae).__name__} looks at the whole picture, by its norms "
+            "or its attention, and a crop decodes to other pixels: use 'auto' or 'whole'"
+        )
+    return None
 
 
 def vae_parts(pipe: Any) -> list[nn.Module]:

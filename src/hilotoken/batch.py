@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from .edit import Edit, edit_photo
+from .methods import plan_tokens
 from .methods.parse import method_from
 from .photo import FORMATS, PhotoError, check_output, load_mask, load_photo, save_photo
-from .plan import plan_tokens
-from .region import choose_region
+from .region import choose_regions
 
 RECORD = "batch.jsonl"
 COLUMNS = ("photo", "mask", "output", "prompt", "label", "seed", "steps")
@@ -199,10 +199,8 @@ def _of_line(
         raise ValueError(f"seed must lie in [0, 2^32), got {seed}")
     if steps is not None and int(steps) < 1:
         raise ValueError(f"steps must be 1 or more, got {steps}")
-    words: dict[str, Any] = {
-        name: given.get(name, getattr(common, name)) for name in ("prompt", "label")
-    }
-    return Row(photo, mask, result, **words, seed=seed, steps=int(steps) if steps else None)
+    prompt, label = given.get("prompt", common.prompt), given.get("label", common.label)
+    return Row(photo, mask, result, prompt, label, seed, int(steps) if steps else None)
 
 
 class Record:
@@ -249,8 +247,8 @@ class Record:
         if result.edit is None:
             self.fail(result.row, str(result.error))
             return
-        run = result.edit.run
-        self.note(result.row, run.tokens_run, run.tokens_full, run.total_seconds)
+        figures = (result.edit.sum(n) for n in ("tokens_run", "tokens_full", "total_seconds"))
+        self.note(result.row, *figures)
 
     def fail(self, row: Row, error: str) -> None:
         """Note that a row failed."""
@@ -305,11 +303,10 @@ def cost_of(row: Row, options: BatchOptions, size: int) -> Cost:
             check_output(photo, row.output)
     except PhotoError as error:
         return Cost(error=str(error))
-    method: Any = method_from(*options.method.split())
-    region = choose_region(mask, options.size or size)
-    full = region.grid[0] * region.grid[1]
-    run = full
-    if hasattr(method, "plan"):
+    method = method_from(*options.method.split())
+    run = full = 0
+    for region in choose_regions(mask, options.size or size):
         before, small = region.take_photo(photo), region.take_mask(mask).astype("float32")
-        run = plan_tokens(before, small, grid=region.grid, method=method).tokens_run
+        plan = plan_tokens(before, small, grid=region.grid, method=method)
+        run, full = run + plan.tokens_run, full + plan.tokens_full
     return Cost(run, full, row.steps or options.steps)

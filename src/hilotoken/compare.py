@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.table import Column, Table
 
-from .edit import Edit
-from .metrics.regions import psnr
+from .edit import Edit, Part
 from .picture import outlined
 
 AMPLIFIED = 8  # how many times the difference from dense is drawn
@@ -58,12 +57,13 @@ class Compared:
 
 
 def compare(
-    run: Callable[[Any, int, str], Edit],
+    run: Callable[[Any, int | None, str], Edit],
     methods: Mapping[str, Any],
     *,
     photo: str,
-    steps: int,
+    steps: int | None,
     seed: int,
+    warm_up: Callable[[Any], object] | None = None,
     refused: dict[str, str] | None = None,
 ) -> Iterator[Compared]:
     """Edit by dense, then by each method, each warmed up by a step of its own.
@@ -72,6 +72,7 @@ def compare(
 
     Args:
         run: edits by a method in so many steps, labelled by the last argument
+        warm_up: edits by a method in few; unless given, in a single one
         methods: by name, "dense" not among them
         photo: its name, for the rows
         seed: that `run` uses, for the rows
@@ -82,7 +83,7 @@ def compare(
     dense: Edit | None = None
     for name, method in {"dense": Dense(), **methods}.items():
         try:
-            run(method, 1, "warm-up")
+            warm_up(method) if warm_up else run(method, 1, "warm-up")
         except (ValueError, TypeError) as error:
             if dense is None or refused is None:
                 raise
@@ -94,36 +95,41 @@ def compare(
 
 
 def _row(edit: Edit, dense: Edit, photo: str, name: str, seed: int) -> CompareRow:
-    run, mask = edit.run, edit.mask
-    gap = _difference(edit, dense)[mask]
-    decibels = psnr(np.asarray(edit.after), np.asarray(dense.after), mask)
+    run = edit.run
+    gap = np.concatenate(
+        [
+            _difference(mine, theirs)[mine.mask]
+            for mine, theirs in zip(edit.parts, dense.parts, strict=True)
+        ]
+    )
+    error = float(np.square(gap).mean())
     queries, keys, feed = (run.inside.get(part, 1.0) for part in PARTS)
     return CompareRow(
         photo,
         name,
         run.steps,
         seed,
-        run.tokens_full,
-        run.tokens_run,
+        edit.sum("tokens_full"),
+        edit.sum("tokens_run"),
         queries,
         keys,
         feed,
-        run.dit_seconds,
-        run.total_seconds,
-        dense.run.dit_seconds / run.dit_seconds,
-        dense.run.total_seconds / run.total_seconds,
-        decibels if np.isfinite(decibels) else None,
-        float(np.abs(gap).mean()) if gap.size else 0.0,
+        edit.sum("dit_seconds"),
+        edit.sum("total_seconds"),
+        dense.sum("dit_seconds") / edit.sum("dit_seconds"),
+        dense.sum("total_seconds") / edit.sum("total_seconds"),
+        float(10 * np.log10(255**2 / error)) if error else None,
+        float(np.abs(gap).mean()),
     )
 
 
-def _difference(edit: Edit, dense: Edit) -> np.ndarray:
+def _difference(edit: Edit | Part, dense: Edit | Part) -> np.ndarray:
     return np.asarray(edit.after, np.float64) - np.asarray(dense.after, np.float64)
 
 
 def compare_table(rows: list[CompareRow]) -> Table:
     """A row a method."""
-    names = ("method", "tokens", "q / k / mlp", "DiT s", "DiT", "whole", "dB to dense")
+    names = ("method", "tokens", "q / k / mlp", "DiT s", "DiT", "whole", "to dense")
     table = Table(*(Column(name, no_wrap=True) for name in names))
     for row in rows:
         dense = row.method == "dense"

@@ -38,15 +38,17 @@ def composite(photo: np.ndarray, edited: np.ndarray, weight: np.ndarray) -> np.n
 
 
 def match_border(photo: np.ndarray, edited: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The edit with its colours led to the photo's along the mask's border: uint8 [H, W, 3].
+    """The edit with its colours led to the photo's along the mask's border: [H, W, 3].
 
     An autoencoder shifts colours a little, and a sampler may miss them, which shows as a seam. See
-    `lead`; outside the mask nothing changes.
+    `lead`; outside the mask nothing changes. Both are uint8, or both floats in [0, 1].
     """
     photo_1HW3, edited_1HW3 = (torch.from_numpy(np.array(x))[None].float() for x in (photo, edited))
     mask_11HW = torch.from_numpy(mask)[None, None].float()
     led = lead(photo_1HW3.movedim(-1, 1), edited_1HW3.movedim(-1, 1), mask_11HW)[0].movedim(0, -1)
-    return np.where(mask[..., None], led.round().clip(0, 255).byte().numpy(), edited)
+    whole = edited.dtype == np.uint8
+    led = led.round().clip(0, 255).byte() if whole else led.clip(0, 1).to(torch.float32)
+    return np.where(mask[..., None], led.numpy(), edited)
 
 
 def lead(photo_B3HW: Tensor, edited_B3HW: Tensor, mask_B1HW: Tensor) -> Tensor:
@@ -91,14 +93,17 @@ def _membrane(values_BCHW: Tensor, weight_B1HW: Tensor) -> Tensor:
     return share * own + (1 - share) * coarse
 
 
-def composite_images(images: object, photo_B3HW: Tensor, mask_B1HW: Tensor, feather: int) -> object:
+def composite_images(
+    images: object, photo_B3HW: Tensor, mask_B1HW: Tensor, feather: int, match: bool = False
+) -> object:
     """Composite a pipeline's output, in the form it came in: a list of pictures, array or tensor.
 
     `photo_B3HW` is in [0, 1]; fewer photos than images repeat in the pipeline's order. Where the
-    mask lies between 0 and 1 the two are blended by it.
+    mask lies between 0 and 1 the two are blended by it. `match`: first by `match_border`.
     """
     photos = photo_B3HW.permute(0, 2, 3, 1).float().cpu().numpy()
-    weights = [m * feather_weight(m > 0, feather) for m in mask_B1HW[:, 0].float().cpu().numpy()]
+    masks = list(mask_B1HW[:, 0].float().cpu().numpy())
+    weights = [m * feather_weight(m > 0, feather) for m in masks]
     if isinstance(images, list):
         arrays = [np.asarray(image) for image in images]
         photos = np.rint(photos * 255).astype(np.uint8)
@@ -107,6 +112,11 @@ def composite_images(images: object, photo_B3HW: Tensor, mask_B1HW: Tensor, feat
     else:
         arrays = list(np.asarray(images))
     # Fewer photos or masks than images are gone through again.
+    if match:
+        arrays = [
+            match_border(photo, array, mask > 0)
+            for photo, array, mask in zip(cycle(photos), arrays, cycle(masks), strict=False)
+        ]
     mixed = [composite(*of) for of in zip(cycle(photos), arrays, cycle(weights), strict=False)]
     if isinstance(images, list):
         return [Image.fromarray(one) for one in mixed]

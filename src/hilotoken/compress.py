@@ -7,6 +7,7 @@ is as it always was, so there is nothing to disable and two wrappers never meet.
 
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -16,34 +17,39 @@ from .adapters import family_of
 from .arguments import (
     MASKS,
     PHOTOS,
-    bound,
     check_crop,
     check_pixels,
     exact_photo,
     first_of,
     makes_from_text,
+    named,
     read_mask,
     takes_mask,
     with_plain_masks,
 )
 from .attach import attached, vae_parts
 from .blocks.attach import placed
+from .checks import choice
 from .composite import composite_images
+from .decode import WAYS
+from .grid import as_batch
 from .layout import layout_of
-from .methods import BlockMethod, Control, Dense, HiLo, Method, check_inside
-from .methods.dense import whole_plan
+from .method import Method
+from .methods import HiLo, Within
 from .methods.udit import check_phases
-from .plan import as_batch
+from .plan import whole_plan
 from .record import Run
 from .timing import Stopwatch
 
 
 def compress(
     pipe: DiffusionPipeline,
-    method: Method | BlockMethod | Control | None = None,
+    method: Method | None = None,
     *,
-    inside: BlockMethod | None = None,
+    inside: Method | None = None,
     feather: int = 0,
+    match: bool = False,
+    decode: str = "auto",
 ) -> "Compressed":
     """A callable that stands in for the pipeline and runs it compressed.
 
@@ -55,20 +61,26 @@ def compress(
     Args:
         pipe: a diffusers pipeline that edits under a mask, or makes pictures from text
         method: `HiLo()` unless given
-        inside: what works inside the blocks on the tokens that `method` leaves
+        inside: what acts inside the blocks on the tokens that `method` leaves: short for
+            `Within(method, inside)`
         feather: pixels over which the edit is blended in, inside the mask
+        match: lead the edit's colours to the photo's along the mask's border, see `match_border`
+        decode: "region" decodes what the mask needs alone, "whole" all; "auto" a region where a
+            crop of the latents decodes to the same pixels, as the autoencoder itself tells
 
     Raises:
         TypeError: the pipeline is not one that can be compressed; the message lists those that can.
-        ValueError: feather is negative, or the methods do not go together.
+        ValueError: feather is negative, decode none of the three, or the methods do not go
+            together.
     """
     if type(pipe) is Compressed:
         raise TypeError("this pipeline is compressed already: compress the pipeline it wraps")
     if feather < 0:
         raise ValueError(f"feather must be 0 pixels or more, got {feather}")
+    choice(*WAYS)("decode", decode)
     method = method or HiLo()
-    check_inside(method, inside)
-    if not (isinstance(method, BlockMethod) and makes_from_text(pipe)):
+    method = Within(method, inside) if inside else method
+    if not (method.site == "blocks" and makes_from_text(pipe)):
         try:
             family_of(pipe)
         except TypeError as error:
@@ -78,26 +90,21 @@ def compress(
                 f"{error}. It takes no photo and no mask to plan by: methods that act inside "
                 "blocks, such as ToMe(), run on it"
             ) from None
-    if inside or isinstance(method, BlockMethod):
+    if method.inner:
         layout_of(pipe.transformer)
-    check_phases(pipe.transformer, method, inside)
-    return Compressed(pipe, method, inside, feather)
+    check_phases(pipe.transformer, method)
+    return Compressed(pipe, method, feather, match, decode)
 
 
 class Compressed:
     """See `compress`. `last_run` holds the record of the last call that ended well."""
 
-    _OWN = frozenset({"pipe", "method", "inside", "feather", "last_run"})
+    _OWN = frozenset({"pipe", "method", "feather", "match", "decode", "last_run"})
     pipe: Any  # pipelines have no call in common that a type could state
 
-    def __init__(
-        self,
-        pipe: DiffusionPipeline,
-        method: Method | BlockMethod | Control,
-        inside: BlockMethod | None,
-        feather: int,
-    ) -> None:
-        self.pipe, self.method, self.inside, self.feather = pipe, method, inside, feather
+    def __init__(self, pipe: Any, method: Any, feather: int, match: bool, decode: str) -> None:
+        self.pipe, self.method = pipe, method
+        self.feather, self.match, self.decode = feather, match, decode
         self.last_run: Run | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -117,7 +124,7 @@ class Compressed:
         return type(self.pipe)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        own = self.pipe, self.method, self.inside, self.feather
+        own = self.pipe, self.method, self.feather, self.match, self.decode
         return Compressed, own, {"last_run": self.last_run}
 
     def to(self, *args: Any, **kwargs: Any) -> "Compressed":
@@ -127,13 +134,24 @@ class Compressed:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The pipeline's own arguments and output."""
-        if isinstance(self.method, Control):
-            return self.method.run(self, args, kwargs)
-        if isinstance(self.method, BlockMethod) and makes_from_text(self.pipe):
-            return self._generate(self.method, args, kwargs)
-        return self._edit(args, kwargs)
+        method = self.method
+        if method.site == "call":
 
-    def _generate(self, method: BlockMethod, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            def edit(by: Method, given: dict[str, Any]) -> tuple[Any, Run]:
+                return self._edit(by, (), given)
+
+            given = named(self.pipe, args, kwargs)
+            output, run = method.run(edit, self.pipe, given, self.feather)
+        elif method.site == "blocks" and makes_from_text(self.pipe):
+            output, run = self._generate(method, args, kwargs)
+        else:
+            output, run = self._edit(method, args, kwargs)
+        self.last_run = replace(run, method=method)
+        return output
+
+    def _generate(
+        self, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Run]:
         """From text alone: nothing is captured, nothing put back."""
         watch, started = Stopwatch(), time.perf_counter()
         with ExitStack() as stack:
@@ -144,7 +162,7 @@ class Compressed:
             )
             output = self.pipe(*args, **kwargs)
         assert placement.tokens is not None  # else the pipeline would have failed
-        self.last_run = Run(
+        return output, Run(
             whole_plan(placement.tokens.grid),
             method,
             placement.clock.step + 1,
@@ -155,14 +173,14 @@ class Compressed:
             time.perf_counter() - started,
             placement.kept,
         )
-        return output
 
-    def _edit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _edit(
+        self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Run]:
         """Under a mask, by what the pipeline makes of photo and mask."""
-        own_mask = None
+        given = named(self.pipe, args, kwargs)
         if not takes_mask(self.pipe):
-            own_mask = kwargs.pop("mask_image", None)
-        given = {"mask_image": own_mask} | bound(self.pipe, args, kwargs)
+            kwargs = {name: value for name, value in kwargs.items() if name != "mask_image"}
         image, mask_image = first_of(given, PHOTOS), first_of(given, MASKS)
         if mask_image is None:
             raise ValueError(
@@ -175,10 +193,7 @@ class Compressed:
         cropped = check_crop(self.pipe, given)
         args, kwargs = with_plain_masks(self.pipe, args, kwargs)
         started = time.perf_counter()
-        sequence, inside = self.method, self.inside
-        if isinstance(sequence, BlockMethod):
-            sequence, inside = Dense(), sequence
-        with attached(self.pipe, sequence, mask_image, inside) as run:
+        with attached(self.pipe, method, mask_image, self.decode) as run:
             output = self.pipe(*args, **kwargs)
         if cropped:  # the pipeline has pasted it back: the whole photo, at its own size
             output = self._composite(output, as_batch(image, 3).float(), read_mask(mask_image))
@@ -187,11 +202,10 @@ class Compressed:
             assert run.mask_B1HW is not None
             photo_B3HW = exact_photo(image, run.source.photo_B3HW)
             output = self._composite(output, photo_B3HW, run.mask_B1HW)
-        self.last_run = run.record(self.method, time.perf_counter() - started)
-        return output
+        return output, run.record(method, time.perf_counter() - started)
 
     def _composite(self, output: Any, photo_B3HW: Tensor, mask_B1HW: Tensor) -> Any:
-        mixed = composite_images(output[0], photo_B3HW, mask_B1HW, self.feather)
+        mixed = composite_images(output[0], photo_B3HW, mask_B1HW, self.feather, self.match)
         if isinstance(output, tuple):
             return (mixed, *output[1:])
         output.images = mixed

@@ -11,7 +11,7 @@ from PIL import Image
 from .adapters import family_of
 from .composite import feather_weight, match_border
 from .compress import compress
-from .methods import AnyMethod
+from .methods import Method
 from .photo import Photo, load_mask, load_photo
 from .record import Run
 from .region import CONTEXT, Region, choose_regions
@@ -66,7 +66,7 @@ def edit_photo(
     pipe: Any,
     photo: Photo | Image.Image | str | Path,
     mask: np.ndarray | Image.Image | str | Path,
-    method: AnyMethod | None = None,
+    method: Method | None = None,
     *,
     prompt: str = "",
     negative_prompt: str = "",
@@ -154,7 +154,7 @@ def _edit_region(
     photo: Photo,
     mask: np.ndarray,
     region: Region,
-    method: AnyMethod | None,
+    method: Method | None,
     request: Request,
     match: bool,
 ) -> Part:

@@ -5,11 +5,25 @@ The cell of token (i, j) is the pixels [i*H/h, (i+1)*H/h) x [j*W/w, (j+1)*W/w). 
 falls inside a pixel, the pixel belongs to the cells on both sides: no pixel is ever left out.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 REC709 = (0.2126, 0.7152, 0.0722)  # red, green and blue in Rec. ITU-R BT.709 luma
+
+
+def as_batch(image: Tensor | np.ndarray | Image.Image, channels: int) -> Tensor:
+    """The image as [B, channels, H, W]; a picture's values become [0, 1], others stay."""
+    if isinstance(image, Image.Image):
+        image = np.asarray(image.convert("RGB" if channels == 3 else "L"), np.float32) / 255
+    if isinstance(image, np.ndarray):
+        tensor = torch.from_numpy(np.array(np.atleast_3d(image), order="C"))  # a mask may be [H, W]
+        return tensor.movedim(-1, -3)[None] if tensor.ndim == 3 else tensor.movedim(-1, -3)
+    while image.ndim < 4:
+        image = image[None]
+    return image
 
 
 def check_photo(photo_B3HW: Tensor) -> None:

@@ -2,21 +2,13 @@
 
 B batch, N grid tokens (row-major), K native and M coarse tokens that run, S = K + M, C channels.
 `gather`, `scatter` and the cell arithmetic here are all the index arithmetic of a shorter sequence;
-merging inside blocks has its own, in `methods/matching.py`.
+merging inside blocks has its own, in `blocks/matching.py`.
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-
-from .grid import check_mask, check_photo
-
-if TYPE_CHECKING:
-    from .methods import Method
 
 POSITIONS = ("interpolated", "aligned", "native")
 REFERENCES = ("compressed", "whole")
@@ -76,6 +68,13 @@ class TokenPlan:
         return replace(self, **tensors)
 
 
+def whole_plan(grid: tuple[int, int], edit_N: Tensor | None = None) -> TokenPlan:
+    """The plan by which every token of the grid runs."""
+    N = grid[0] * grid[1]
+    edit_N = torch.zeros(N, dtype=torch.bool) if edit_N is None else edit_N
+    return TokenPlan(grid, torch.arange(N), edit_N, 0, torch.arange(0), torch.ones(N))
+
+
 def gather(x_BNC: Tensor, plan: TokenPlan) -> Tensor:
     """The native tokens that run, [B, K, C]."""
     return x_BNC.index_select(1, plan.keep_K)
@@ -113,44 +112,3 @@ def token_positions(plan: TokenPlan) -> Tensor:
 
 def _row_column(index: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return index.div(width, rounding_mode="floor"), index % width
-
-
-def plan_tokens(
-    photo: "Tensor | np.ndarray | Image.Image",
-    mask: "Tensor | np.ndarray | Image.Image",
-    *,
-    grid: tuple[int, int],
-    method: "Method | None" = None,
-) -> TokenPlan:
-    """Plan a run without a pipeline.
-
-    Args:
-        photo: a picture, or float [B, 3, H, W] or [3, H, W] (tensor) or [H, W, 3] (array) in [0, 1]
-        mask: its mask, same height and width; white (0.5 and above) is edited, as pipelines read it
-        grid: rows and columns of the DiT's token grid
-        method: `HiLo()` unless given; must be one that plans a sequence
-
-    Raises:
-        ValueError: shapes, ranges or sizes that do not fit; the message names them.
-    """
-    from .methods.hilo import HiLo
-
-    photo_B3HW, mask_B1HW = as_batch(photo, 3), as_batch(mask, 1)
-    check_photo(photo_B3HW)
-    check_mask(mask_B1HW)
-    if photo_B3HW.shape[-2:] != mask_B1HW.shape[-2:]:
-        (H, W), (h, w) = photo_B3HW.shape[-2:], mask_B1HW.shape[-2:]
-        raise ValueError(f"the photo is {W}x{H} but the mask is {w}x{h}: resize one of them")
-    return (method or HiLo()).plan(photo_B3HW, (mask_B1HW >= 0.5).float(), grid)
-
-
-def as_batch(image: "Tensor | np.ndarray | Image.Image", channels: int) -> Tensor:
-    """The image as [B, channels, H, W]; a picture's values become [0, 1], others stay."""
-    if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB" if channels == 3 else "L"), np.float32) / 255
-    if isinstance(image, np.ndarray):
-        tensor = torch.from_numpy(np.array(np.atleast_3d(image), order="C"))  # a mask may be [H, W]
-        return tensor.movedim(-1, -3)[None] if tensor.ndim == 3 else tensor.movedim(-1, -3)
-    while image.ndim < 4:
-        image = image[None]
-    return image

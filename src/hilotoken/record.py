@@ -17,6 +17,7 @@ class Run:
     refreshed: the steps at which context ran, where a method reuses it; None for all
     kept_bytes: memory that its keys and values took
     blocks_run: share of the blocks that ran, where a step cache skips some
+    decoded: share of the latents that were decoded, where a region is enough
     """
 
     plan: TokenPlan
@@ -31,6 +32,7 @@ class Run:
     refreshed: tuple[int, ...] | None = None
     kept_bytes: int = 0
     blocks_run: float = 1.0
+    decoded: float = 1.0
 
     @property
     def tokens_full(self) -> int:

@@ -23,7 +23,6 @@ from .adapters.base import ShortCall
 from .attention import rerouted, weighted
 from .hooks import Call, any_compiled, compiling
 from .kv_store import in_blocks, restored, stored
-from .methods.hilo import HiLo
 
 Kept = tuple[Tensor, ...]  # keys and values of an attention module, as `kv_store.stored` keeps them
 
@@ -64,7 +63,7 @@ class Reuse:
         MemoryError: less memory free on the device than the keys and values will take.
     """
 
-    def __init__(self, run: Any, method: HiLo, short: ShortCall) -> None:
+    def __init__(self, run: Any, method: Any, short: ShortCall) -> None:
         transformer = run.transformer
         if cache := _step_cache_of(transformer):
             raise ValueError(

@@ -57,7 +57,6 @@ class PageEdit(BaseModel):
         return Task(
             image,
             mask,
-            scale_mask=True,
             prompt=self.prompt,
             label=self.label,
             method=self.method or preset.method,
@@ -99,7 +98,7 @@ def page_routes(jobs: JobQueue, limits: Limits) -> APIRouter:
     @router.get("/app/info")
     async def info() -> dict[str, Any]:
         presets = {name: vars(preset) for name, preset in PRESETS.items()}
-        return {"ready": jobs.ready, "model": jobs.info, "presets": presets}
+        return {"model": jobs.info, "problem": jobs.problem, "presets": presets}
 
     @router.post("/app/edits")
     async def edit(request: Request) -> Response:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import block_numbers, blocks, flag, settle, share, whole
+from ..method import Method
 from ..plan import TokenPlan
 from .matching import Match, match_targets
 
@@ -156,7 +157,7 @@ class Session:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockMethod:
+class BlockMethod(Method):
     """Options of every method that acts inside blocks.
 
     blocks:  those it acts in, numbered from 0 in the order they run: "all", or "1-5,7-11"
@@ -167,12 +168,22 @@ class BlockMethod:
         ValueError: an option out of range, at construction.
     """
 
+    site: ClassVar[str] = "blocks"
+    takes_parts: ClassVar[bool] = True  # whether it works on part of a grid, inside HiLo
     blocks: str | int | tuple[int, ...] = "all"
     weights: bool = False
-    takes_parts: ClassVar[bool] = True  # whether it works on part of a grid, inside HiLo
 
     def __post_init__(self) -> None:
         settle(self, blocks=blocks, weights=flag)
+
+    @property
+    def inner(self) -> "BlockMethod":
+        return self
+
+    @property
+    def period(self) -> int:
+        """After how many steps it does the same again."""
+        return 1
 
     def session(self) -> Session:
         """The method at work, with no state of an earlier run."""
@@ -212,6 +223,20 @@ class Merging(BlockMethod):
         """The largest ratio."""
         return 1.0
 
+    @property
+    def period(self) -> int:
+        return self.reuse
+
+    @property
+    def alike(self) -> bool:
+        return self.reuse == 1
+
+    @classmethod
+    def knob(cls, steps: int, side: int) -> list[list[str]]:
+        """Merging is in attention alone where that saves enough, else in the feed-forward too."""
+        plain = [f"ratio={ratio}" for ratio in shares(min(cls().most, 0.95))]
+        return [plain, [f"{setting} feed_forward=True" for setting in plain]]
+
     def removed(self, tokens: Tokens, sources: int) -> int:
         """How many tokens the ratio removes, of as many as can be."""
         return min(sources, int(self.ratio * tokens.count + 1e-9))
@@ -245,3 +270,8 @@ class MergingSession(Session):
 def identity(tokens: int, like: Tensor) -> Match:
     """The match that merges nothing."""
     return match_targets(torch.arange(tokens, device=like.device).expand(len(like), -1), tokens)
+
+
+def shares(most: float) -> list[float]:
+    """Twentieths, rising to the most there can be."""
+    return [i / 20 for i in range(1, round(20 * most) + 1)]

@@ -14,7 +14,7 @@ from .batch import batch
 from .bench import app as bench
 from .compare import compare
 from .edit import edit, plan
-from .paint import app as paint
+from .paint import paint
 from .serve import serve
 from .train import train
 

@@ -107,8 +107,10 @@ def _here(model: str, device: str) -> Runner:
     ) -> Iterator[tuple["Row", str | None]]:
         from ..batch import edit_photos
         from ..model import load_model
+        from .shared import quiet_bars
 
-        pipe = load_model(model, device=device)
+        with quiet_bars():
+            pipe = load_model(model, device=device)
         pipe.set_progress_bar_config(disable=True)
         for row in rows:
             record.begin(row)
@@ -124,7 +126,7 @@ def _on_ray(address: str, workers: int, model: str, device: str) -> Runner:
     from .serve import require
 
     require("ray", "ray")
-    from ..batch_ray import run_on_ray
+    from ..cluster.batch import run_on_ray
 
     def run(
         rows: list["Row"], options: "BatchOptions", record: "Record"
@@ -186,7 +188,7 @@ def _estimate(
             costs.append(cost)
     run = sum(cost.tokens_run * cost.steps for cost in costs)
     full = sum(cost.tokens_full * cost.steps for cost in costs)
-    found: dict[str, float] = {
+    found: dict[str, Any] = {
         "to do": len(costs), "cannot be done": len(failures),
         "tokens times steps": run, "of a dense run's": full,
     }  # fmt: skip

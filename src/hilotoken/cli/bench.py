@@ -12,7 +12,7 @@ from .shared import Device, Methods, Model, Output, Steps
 if TYPE_CHECKING:
     from ..bench.measure.arch import Subject
     from ..bench.measure.speed import Case, SpeedRow
-    from ..methods import AnyMethod
+    from ..methods import Method
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -110,7 +110,7 @@ def _subject(
 
 def _timed(
     subject: "Subject",
-    methods: "dict[str, AnyMethod]",
+    methods: "dict[str, Method]",
     wanted: "list[Case]",
     steps: int,
     repeats: int,
@@ -139,7 +139,7 @@ def _timed(
     return rows
 
 
-def _methods(texts: list[str] | None) -> "dict[str, AnyMethod]":
+def _methods(texts: list[str] | None) -> "dict[str, Method]":
     from ..methods.parse import method_from
 
     return {text: method_from(*text.split()) for text in texts or ["hilo"]}

@@ -1,7 +1,8 @@
 """The commands `hilo edit` and `hilo plan`."""
 
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,45 +10,71 @@ import typer
 
 from .shared import (
     AsJson,
+    Cfg,
+    Context,
+    Control,
     Device,
+    Dtype,
+    Grow,
+    Guidance,
+    Invert,
+    Label,
+    Loras,
+    MaskFrom,
     MaskPath,
     Method,
     MethodOptions,
     Model,
+    NegativePrompt,
+    Offload,
     PhotoPath,
+    Prompt,
+    Quantize,
+    References,
     Seed,
-    Steps,
+    Size,
+    StepsOrOwn,
+    Strength,
     check_apart,
     print_json,
     quiet_bars,
 )
 
 if TYPE_CHECKING:
-    from ..edit import Edit
-    from ..methods import AnyMethod
+    from PIL import Image
 
-SIZE_HELP = "Longer side of the working picture, in pixels"
+    from ..edit import Edit
+    from ..method import Method as AnyMethod
+    from ..photo import Mask, Photo
 
 
 def edit(
     photo: PhotoPath,
     mask: MaskPath,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the edited photo goes.")],
+    mask_from: MaskFrom = "auto",
+    invert: Invert = False,
+    grow: Grow = 0,
+    prompt: Prompt = "",
+    negative_prompt: NegativePrompt = "",
+    label: Label = "",
+    guidance: Guidance = None,
+    cfg: Cfg = None,
+    strength: Strength = None,
+    reference: References = None,
+    control: Control = None,
     model: Model = "embedded",
-    prompt: Annotated[
-        str, typer.Option(help="What to fill in; the embedded model reads none.")
-    ] = "",
-    label: Annotated[
-        str, typer.Option(help="A kind of thing to fill with, of those that the model knows.")
-    ] = "",
+    lora: Loras = None,
+    device: Device = "cpu",
+    dtype: Dtype = None,
+    offload: Offload = "none",
+    quantize: Quantize = None,
     method: Method = None,
     options: MethodOptions = None,
-    steps: Steps = 8,
+    steps: StepsOrOwn = None,
     seed: Seed = 0,
-    device: Device = "cpu",
-    size: Annotated[
-        int | None, typer.Option(help=f"{SIZE_HELP}; unless given, the model's own.", min=128)
-    ] = None,
+    size: Size = None,
+    context: Context = 0.5,
     feather: Annotated[
         int, typer.Option(help="Pixels over which the edit blends in, inside the mask.", min=0)
     ] = 0,
@@ -64,37 +91,44 @@ def edit(
     The photo keeps its size, mode, colour profile and EXIF. With --compare, OUT_dense, OUT_plan.png
     and OUT_sheet.png are written beside OUT.
     """
-    check_apart([output, *(beside(output) if compare else [])], [photo, mask])
+    others = beside(output) if compare else []
+    check_apart([output, *others], [photo, mask, control, *(reference or [])])
 
-    from ..photo import is_lossless, load_mask, load_photo
+    from ..photo import is_lossless
     from .output import check_outputs, figures, table, write
 
-    original = load_photo(photo)
-    painted = load_mask(mask, original)
-    check_outputs(original, output, beside(output) if compare else [])
+    original, found = read(photo, mask, mask_from, invert, grow)
+    request = {"references": [picture(path) for path in reference or []]}
+    request |= {"control": picture(control) if control else None}
+    check_outputs(original, output, others)
 
     from rich.console import Console
 
     from ..methods.parse import method_from
-    from ..model import load_model
 
     name = method or "hilo"
     chosen = method_from(name, *options or [])
     console = Console(stderr=True)
+    notes = list(found.notes)
     if not is_lossless(output):
-        console.print(f"[yellow]{output.suffix} loses detail everywhere: .png keeps every pixel[/]")
-    with quiet_bars():
-        pipe = load_model(model, device=device)
-        arguments = {"size": size, "prompt": prompt, "label": label, "seed": seed}
-        arguments |= {"feather": feather, "match": match}
-        run = runner(pipe, original, painted, arguments)
-        dense = _dense(run, chosen, steps) if compare else None
-        result = run(chosen, steps, name)
-    written = write(result, dense, output, beside(output), name)
+        notes.append(f"{output.suffix} loses detail everywhere: .png keeps every pixel")
+    if not as_json:
+        say(notes)
+    pipe, seconds = load(
+        model, device=device, dtype=dtype, offload=offload, quantize=quantize, loras=lora or []
+    )
+    request |= {"prompt": prompt, "negative_prompt": negative_prompt, "label": label}
+    request |= {"guidance": guidance, "cfg": cfg, "strength": strength, "seed": seed}
+    request |= {"size": size, "context": context, "feather": feather, "match": match}
+    run = Runner(pipe, original, found.pixels, request)
+    dense = _dense(run, chosen, steps) if compare else None
+    result = run(chosen, steps, name)
+    written = write(result, dense, output, others, name)
     if as_json:
-        print_json(figures(result, dense), written)
+        besides = {"load_seconds": seconds, "notes": notes}
+        print_json(figures(result, dense) | besides, written)
         return
-    console.print(table(result, dense, name))
+    console.print(table(result, dense, name, seconds))
     for path in written:
         print(f"wrote {path}", file=sys.stderr)
 
@@ -103,40 +137,46 @@ def plan(
     photo: PhotoPath,
     mask: MaskPath,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes.")],
+    mask_from: MaskFrom = "auto",
+    invert: Invert = False,
+    grow: Grow = 0,
     method: Method = None,
     options: MethodOptions = None,
-    size: Annotated[int, typer.Option(help=f"{SIZE_HELP}.", min=128)] = 512,
+    size: Annotated[
+        int, typer.Option(help="Longer side of the working picture, in pixels.", min=128)
+    ] = 512,
+    context: Context = 0.5,
     as_json: AsJson = False,
 ) -> None:
     """Draw which tokens an edit would run: edit, detail and coarse ones. No model is needed."""
     check_apart([output], [photo, mask])
 
-    from ..photo import load_mask, load_photo
     from .output import check_picture, plan_figures, write_picture
 
-    original = load_photo(photo)
-    painted = load_mask(mask, original)
+    original, found = read(photo, mask, mask_from, invert, grow)
+    painted = found.pixels
     check_picture(output)
 
     import numpy as np
 
+    from ..methods import plan_tokens
     from ..methods.parse import method_from
     from ..picture import token_map
-    from ..plan import plan_tokens
     from ..region import choose_region
 
     name = method or "hilo"
-    chosen: Any = method_from(name, *options or [])
-    if not hasattr(chosen, "plan"):
+    chosen = method_from(name, *options or [])
+    if chosen.site != "sequence":
         raise ValueError(f"{name} plans no tokens to draw; see what it does with `hilo compare`")
-    region = choose_region(painted, size)
+    region = choose_region(painted, size, context)
     before = region.take_photo(original)
     small = region.take_mask(painted).astype(np.float32)
     tokens = plan_tokens(before, small, grid=region.grid, method=chosen)
     write_picture(token_map(before, tokens), output)
     if as_json:
-        print_json(plan_figures(tokens), [output])
+        print_json(plan_figures(tokens) | {"notes": found.notes}, [output])
         return
+    say(found.notes)
     counts = ", ".join(f"{value} {key}" for key, value in tokens.counts.items())
     print(f"{counts}\n{tokens.tokens_run} of {tokens.tokens_full} tokens run", file=sys.stderr)
     print(f"wrote {output}", file=sys.stderr)
@@ -148,23 +188,61 @@ def beside(output: Path) -> list[Path]:
     return [output.with_name(f"{output.stem}_{name}") for name in names]
 
 
-def _dense(run: "Callable[[AnyMethod, int, str], Edit]", chosen: "AnyMethod", steps: int) -> "Edit":
+def read(photo: Path, mask: Path, mask_from: str, invert: bool, grow: int) -> "tuple[Photo, Mask]":
+    """The photo and its mask."""
+    from ..photo import load_photo, read_mask
+
+    original = load_photo(photo)
+    return original, read_mask(mask, original, mask_from=mask_from, invert=invert, grow=grow)
+
+
+def say(notes: Iterable[str]) -> None:
+    """What a user should know, and is no error."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def picture(path: Path) -> "Image.Image":
+    """A picture that is looked at only."""
+    from ..photo import load_photo
+
+    return load_photo(path).rgb()
+
+
+def load(model: str, **given: Any) -> tuple[Any, float]:
+    """The pipeline, and the seconds that loading took, imports included."""
+    started = time.perf_counter()
+
+    from ..model import load_model
+
+    with quiet_bars():
+        return load_model(model, **given), time.perf_counter() - started
+
+
+def _dense(run: "Runner", chosen: "AnyMethod", steps: int | None) -> "Edit":
     """The dense edit to compare with, once both ways have warmed up."""
     from ..methods import Dense
 
     for method in (chosen, Dense()):
-        run(method, 1, "warm-up")
+        run.warm_up(method)
     return run(Dense(), steps, "dense")
 
 
-def runner(
-    pipe: Any, photo: Any, mask: Any, arguments: dict[str, Any]
-) -> "Callable[[AnyMethod, int, str], Edit]":
-    """Edits this photo by any method in so many steps, its progress under a label."""
-    from ..edit import edit_photo
+class Runner:
+    """Edits one photo by one pipeline, by any method in so many steps, with a bar on terminals."""
 
-    def run(method: "AnyMethod", steps: int, label: str) -> "Edit":
-        pipe.set_progress_bar_config(desc=f"{label:>8}", disable=None)  # None: only on a terminal
-        return edit_photo(pipe, photo, mask, method, steps=steps, **arguments)
+    def __init__(self, pipe: Any, photo: Any, mask: Any, request: dict[str, Any]) -> None:
+        self.pipe, self.photo, self.mask, self.request = pipe, photo, mask, request
 
-    return run
+    def __call__(self, method: "AnyMethod", steps: int | None, label: str) -> "Edit":
+        from ..edit import edit_photo
+
+        self.pipe.set_progress_bar_config(desc=f"{label:>8}", disable=None)  # None: on terminals
+        return edit_photo(self.pipe, self.photo, self.mask, method, steps=steps, **self.request)
+
+    def warm_up(self, method: "AnyMethod") -> None:
+        """A step, or as many as the strength needs to leave one."""
+        from ..request import Request, fewest_steps
+
+        request = Request(strength=self.request.get("strength"))
+        self(method, fewest_steps(self.pipe, request), "warm-up")

@@ -18,20 +18,27 @@ if TYPE_CHECKING:
 
 def figures(result: Edit, dense: Edit | None) -> dict[str, Any]:
     """The figures of a run, and its speed-ups over a dense one."""
-    run = result.run
+    plans = [plan_figures(part.run.plan) for part in result.parts]
+    found: dict[str, Any] = plans[0] if len(plans) == 1 else _summed(plans) | {"parts": plans}
     names = ("dit_seconds", "vae_seconds", "rest_seconds", "plan_seconds", "total_seconds")
-    found = plan_figures(run.plan) | {name: getattr(run, name) for name in names}
-    found["steps"] = run.steps
-    if run.inside:
-        found["inside"] = run.inside
+    found |= {name: result.sum(name) for name in names}
+    found["steps"] = result.run.steps
+    if result.run.inside:
+        found["inside"] = result.run.inside
     if dense:
+        found |= {f"dense_{name}": dense.sum(name) for name in ("dit_seconds", "total_seconds")}
         found |= {
-            "dense_dit_seconds": dense.run.dit_seconds,
-            "dense_total_seconds": dense.run.total_seconds,
-            "dit_speedup": dense.run.dit_seconds / run.dit_seconds,
-            "speedup": dense.run.total_seconds / run.total_seconds,
+            "dit_speedup": found["dense_dit_seconds"] / found["dit_seconds"],
+            "speedup": found["dense_total_seconds"] / found["total_seconds"],
         }
     return found
+
+
+def _summed(plans: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of several plans as if they were one."""
+    full, run = (sum(plan[name] for plan in plans) for name in ("tokens_full", "tokens_run"))
+    tokens = {name: sum(plan["tokens"][name] for plan in plans) for name in plans[0]["tokens"]}
+    return {"tokens_full": full, "tokens_run": run, "keep_ratio": run / full, "tokens": tokens}
 
 
 def plan_figures(plan: TokenPlan) -> dict[str, Any]:
@@ -74,12 +81,12 @@ def write(
     r = result.region
     box = (r.left, r.top, r.right, r.bottom)
     tokens = token_map(result.before, result.run.plan)
-    seconds, speedup = result.run.dit_seconds, dense.run.dit_seconds / result.run.dit_seconds
+    seconds, whole = (edit.sum("dit_seconds") for edit in (result, dense))
     pictures = [
         ("photo and mask", outlined(result.before, result.mask)),
         (f"tokens: {result.run.keep_ratio:.0%} run", tokens),
-        (f"dense: DiT {dense.run.dit_seconds:.2f} s", dense.photo.rgb().crop(box)),
-        (f"{method}: DiT {seconds:.2f} s ({speedup:.1f}x)", result.photo.rgb().crop(box)),
+        (f"dense: DiT {whole:.2f} s", dense.photo.rgb().crop(box)),
+        (f"{method}: DiT {seconds:.2f} s ({whole / seconds:.1f}x)", result.photo.rgb().crop(box)),
     ]
     save_photo(dense.photo, beside[0])
     write_picture(tokens, beside[1])
@@ -87,20 +94,33 @@ def write(
     return [output, *beside]
 
 
-def table(result: Edit, dense: Edit | None, method: str) -> Table:
-    """Tokens and seconds, a row a run."""
-    found = Table("", "tokens", "DiT s", "VAE s", "rest s", "total s", "DiT", "whole")
-    rows = [("dense", dense.run)] if dense else []
-    for name, run in [*rows, (method, result.run)]:
-        ratios = ["", ""]
+def table(result: Edit, dense: Edit | None, method: str, load_seconds: float) -> Table:
+    """Tokens and seconds, a row a run; below, what was saved, and against what."""
+    names = ["", "tokens", "DiT s", "VAE s", "rest s", "total s"]
+    found = Table(*names, *(("DiT", "whole") if dense else ()), caption_justify="left")
+    for name, edit in [("dense", dense), (method, result)]:
+        if edit is None:
+            continue
+        parts = ("dit_seconds", "vae_seconds", "rest_seconds", "total_seconds")
+        cells = [str(edit.sum("tokens_run")), *(f"{edit.sum(part):.2f}" for part in parts)]
         if dense:
-            ratios = [
-                f"{dense.run.dit_seconds / run.dit_seconds:.2f}x",
-                f"{dense.run.total_seconds / run.total_seconds:.2f}x",
-            ]
-        seconds = (run.dit_seconds, run.vae_seconds, run.rest_seconds, run.total_seconds)
-        found.add_row(name, str(run.tokens_run), *(f"{s:.2f}" for s in seconds), *ratios)
+            timed = ("dit_seconds", "total_seconds")
+            cells += [f"{dense.sum(part) / edit.sum(part):.2f}x" for part in timed]
+        found.add_row(name, *cells)
+    found.caption = f"{_saved(result, dense)}; loading took {load_seconds:.1f} s before that"
     return found
+
+
+def _saved(result: Edit, dense: Edit | None) -> str:
+    run, full = result.sum("tokens_run"), result.sum("tokens_full")
+    text = f"{run} of {full} tokens ran ({run / full:.0%})"
+    if len(result.parts) > 1:
+        text += f" in {len(result.parts)} regions"
+    if dense is None:
+        return f"{text}; --compare times all of them beside it"
+    before, after = dense.sum("total_seconds"), result.sum("total_seconds")
+    word = "saved" if after <= before else "lost"
+    return f"{text}, which {word} {abs(before - after):.1f} of the {before:.1f} s of the dense edit"
 
 
 def _as_photo(picture: Image.Image) -> Photo:

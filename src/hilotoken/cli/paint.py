@@ -9,7 +9,7 @@ import typer
 from .serve import LOCAL, MODEL_HELP, check_model, require_service
 
 
-def app(
+def paint(
     model: Annotated[str, typer.Option(help=MODEL_HELP)] = "embedded",
     host: Annotated[
         str, typer.Option(help="Where to listen; other than this machine needs --share.")

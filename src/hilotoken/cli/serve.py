@@ -2,11 +2,15 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from ..serve.worker import Worker
 
 MODEL_HELP = "`embedded`, a folder in diffusers format, or a hub id."
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -42,6 +46,16 @@ def serve(
         Path | None,
         typer.Option(help="A file with an API key a line; or HILO_API_KEYS, between commas."),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Keep the models on a Ray cluster: `local`, or its address, such as auto.",
+        ),
+    ] = None,
+    replicas: Annotated[
+        str, typer.Option(help="Models on Ray: a number, or FEWEST:MOST to follow the load.")
+    ] = "1",
 ) -> None:
     """Serve edits over HTTP, as clients of the images API know it: POST /v1/images/edits.
 
@@ -52,6 +66,7 @@ def serve(
     from ..serve.service import ServiceOptions, create_app, process_workers, run
 
     check_model(model, device)
+    few, many = read_replicas(replicas)
     options = ServiceOptions(
         names=(Path(model).name if Path(model).is_dir() else model, *(names or [])),
         depth=queue,
@@ -60,9 +75,35 @@ def serve(
         hosts=(*LOCAL, host, *(allow_host or [])),
         limits=Limits(int(max_megabytes * 1e6), int(max_megapixels * 1e6)),
     )
-    app = create_app(process_workers(model, device, workers), options)
-    print(f"http://{host}:{port}/v1  (Ctrl-C ends it)", file=sys.stderr)
-    run(app, host, port)
+
+    def serve_by(workers: "Sequence[Worker]") -> None:
+        print(f"http://{host}:{port}/v1  (Ctrl-C ends it)", file=sys.stderr)
+        run(create_app(workers, options), host, port)
+
+    if ray is None:
+        serve_by(process_workers(model, device, workers))
+        return
+    require("ray", "ray")
+    from ..cluster import connected
+    from ..cluster.service import deploy, undeploy
+
+    with connected(ray, many):
+        try:
+            serve_by(deploy(model, device, (few, many), threads=os.cpu_count() or 1))
+        finally:
+            undeploy()
+
+
+def read_replicas(text: str) -> tuple[int, int]:
+    """The fewest and the most of N or FEWEST:MOST."""
+    few, _, many = text.partition(":")
+    try:
+        found = int(few), int(many or few)
+    except ValueError:
+        raise ValueError(f"--replicas takes N or FEWEST:MOST, got {text!r}") from None
+    if not 1 <= found[0] <= found[1]:
+        raise ValueError(f"--replicas: the fewest must lie in [1, the most], got {text!r}")
+    return found
 
 
 def require_service() -> None:

@@ -28,6 +28,25 @@ PhotoPath = Annotated[Path, typer.Argument(help="The photo: PNG, JPEG, TIFF, Web
 MaskPath = Annotated[
     Path, typer.Option("--mask", "-m", help="A picture of the photo's size; white is edited.")
 ]
+MASKS = "The mask"  # a panel of the help
+MaskFrom = Annotated[
+    str,
+    typer.Option(
+        help="`white` or `alpha`: what is edited; `auto` takes holes in a picture for it.",
+        rich_help_panel=MASKS,
+    ),
+]
+Invert = Annotated[
+    bool, typer.Option("--invert", help="Edit the rest instead.", rich_help_panel=MASKS)
+]
+Grow = Annotated[
+    int,
+    typer.Option(
+        help="Pixels by which the mask is widened: a removed thing leaves its shadow and rim.",
+        min=0,
+        rich_help_panel=MASKS,
+    ),
+]
 Method = Annotated[
     str | None,
     typer.Option(
@@ -49,12 +68,106 @@ Methods = Annotated[
     typer.Option("--method", autocompletion=_complete_method, help=METHOD_HELP),
 ]
 Model = Annotated[str, typer.Option(help="`embedded`, a folder in diffusers format, or a hub id.")]
+WORDS, LOADING = "What to make", "How to load"  # panels of the help
+Prompt = Annotated[
+    str,
+    typer.Option(help="What to fill in; the embedded model reads none.", rich_help_panel=WORDS),
+]
+NegativePrompt = Annotated[
+    str, typer.Option(help="What not to show; needs guidance.", rich_help_panel=WORDS)
+]
+Label = Annotated[
+    str,
+    typer.Option(
+        help="A kind of thing to fill with, of those that the model knows.", rich_help_panel=WORDS
+    ),
+]
+Guidance = Annotated[
+    float | None, typer.Option(help="How closely to follow the prompt.", rich_help_panel=WORDS)
+]
+Cfg = Annotated[
+    float | None,
+    typer.Option(
+        help="Classifier-free guidance of a distilled model, beside --guidance.",
+        rich_help_panel=WORDS,
+    ),
+]
+Strength = Annotated[
+    float | None,
+    typer.Option(
+        help="How much of what is under the mask goes; 1 leaves nothing.", rich_help_panel=WORDS
+    ),
+]
+References = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--reference",
+        help="A picture that the prompt speaks of; repeatable.",
+        rich_help_panel=WORDS,
+    ),
+]
+Control = Annotated[
+    Path | None,
+    typer.Option(
+        help="The control picture of a control pipeline, of the photo's size.",
+        rich_help_panel=WORDS,
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="`float32`, `bfloat16` or `float16`.",
+        show_default="bfloat16; for the embedded model on a CPU float32",
+        rich_help_panel=LOADING,
+    ),
+]
+Offload = Annotated[
+    str,
+    typer.Option(
+        help="`model` or `group`: on the device is only the part, or the layers, that run.",
+        rich_help_panel=LOADING,
+    ),
+]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        help="The transformer in fewer bits: `4bit`, `8bit` or `int8`.", rich_help_panel=LOADING
+    ),
+]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        help="LoRA weights, .safetensors; repeatable.",
+        rich_help_panel=LOADING,
+    ),
+]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        help="Longer side of the working picture, in pixels.",
+        show_default="the model's own",
+        min=128,
+    ),
+]
+Context = Annotated[
+    float,
+    typer.Option(
+        help="Share of the mask's longer side that the model is shown all around it.", min=0
+    ),
+]
+StepsOrOwn = Annotated[
+    int | None, typer.Option(help="Denoising steps.", show_default="the model's own", min=1)
+]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="A CSV that the rows are appended to.")
 ]
 Steps = Annotated[int, typer.Option(help="Denoising steps.", min=1)]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.", min=0, max=2**32 - 1)]
-Device = Annotated[str, typer.Option(help="`cpu`, `cuda`, `cuda:1`, `mps` ...")]
+Device = Annotated[
+    str, typer.Option(help="`cpu`, `cuda`, `cuda:1`, `mps` ...", rich_help_panel=LOADING)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 

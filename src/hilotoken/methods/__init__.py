@@ -1,14 +1,18 @@
-"""The methods, side by side; `METHODS` is the registry.
+"""The methods, side by side; `METHODS` is the registry, and `plan_tokens` tries one out.
 
 A method has a site: it plans a sequence from photo and mask (HiLo), acts inside the blocks of the
-transformer (ToMe), or is a control that changes the whole call (Downsample).
+transformer (ToMe), or is a control that changes the whole call (Downsample): see `Method`.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from ..blocks.method import BlockMethod
+from ..grid import as_batch, check_mask, check_photo
+from ..method import Method
 from ..plan import TokenPlan
 from .bigain import BiGainTD, BiGainTM
 from .controls import Control, CropStitch, Downsample, FewerSteps, RandomKeep
@@ -20,15 +24,7 @@ from .step_cache import StepCache
 from .todo import ToDo
 from .tome import ToMe
 from .udit import UDiTAttention
-
-
-class Method(Protocol):
-    """What shortens a run: a frozen dataclass of its options that plans from photo and mask."""
-
-    def plan(self, photo_B3HW: Tensor, mask_B1HW: Tensor, grid: tuple[int, int]) -> TokenPlan: ...
-
-
-AnyMethod = Method | BlockMethod | Control
+from .within import Within
 
 METHODS: dict[str, Any] = {
     "hilo": HiLo,
@@ -54,34 +50,36 @@ def build(name: str, **options: object) -> Any:
     return METHODS[name](**options)
 
 
-def check_inside(method: AnyMethod, inside: BlockMethod | None) -> None:
-    """Raise ValueError if the two do not go together, TypeError if `inside` cannot act inside."""
-    if inside is None:
-        return
-    names = f"{type(method).__name__} with {type(inside).__name__} inside"
-    if not isinstance(inside, BlockMethod):
-        raise TypeError(f"{names}: only a method that acts inside blocks can, such as ToDo()")
-    if isinstance(method, BlockMethod | Control):
-        raise ValueError(f"{names}: the outer one must plan a sequence, as HiLo does")
-    if isinstance(method, Dense):
-        return
-    if not inside.takes_parts:
-        raise ValueError(
-            f"{names}: it needs a whole grid, and the other leaves a part: use ToMe, ToDo, "
-            "BiGainTD or TokenPooling"
-        )
-    if getattr(method, "refresh", None) is not None:
-        raise ValueError(f"{names}: refresh keeps keys and values of blocks as they are")
-    if getattr(method, "weights", False):
-        raise ValueError(f"{names}: weights=True is for the inner one alone, where keys merge last")
-    if getattr(method, "positions", "") == "aligned":
-        raise ValueError(f"{names}: positions='aligned' attends twice: use 'interpolated'")
+def plan_tokens(
+    photo: Tensor | np.ndarray | Image.Image,
+    mask: Tensor | np.ndarray | Image.Image,
+    *,
+    grid: tuple[int, int],
+    method: Method | None = None,
+) -> TokenPlan:
+    """Plan a run without a pipeline.
+
+    Args:
+        photo: a picture, or float [B, 3, H, W] or [3, H, W] (tensor) or [H, W, 3] (array) in [0, 1]
+        mask: its mask, same height and width; white (0.5 and above) is edited, as pipelines read it
+        grid: rows and columns of the DiT's token grid
+        method: `HiLo()` unless given; one that plans no sequence runs every token
+
+    Raises:
+        ValueError: shapes, ranges or sizes that do not fit; the message names them.
+    """
+    photo_B3HW, mask_B1HW = as_batch(photo, 3), as_batch(mask, 1)
+    check_photo(photo_B3HW)
+    check_mask(mask_B1HW)
+    if photo_B3HW.shape[-2:] != mask_B1HW.shape[-2:]:
+        (H, W), (h, w) = photo_B3HW.shape[-2:], mask_B1HW.shape[-2:]
+        raise ValueError(f"the photo is {W}x{H} but the mask is {w}x{h}: resize one of them")
+    return (method or HiLo()).plan(photo_B3HW, (mask_B1HW >= 0.5).float(), grid)
 
 
 __all__ = [
     "METHODS",
     "SDTM",
-    "AnyMethod",
     "BiGainTD",
     "BiGainTM",
     "BlockMethod",
@@ -98,6 +96,7 @@ __all__ = [
     "ToMe",
     "TokenPooling",
     "UDiTAttention",
+    "Within",
     "build",
-    "check_inside",
+    "plan_tokens",
 ]

@@ -80,6 +80,10 @@ class BiGainTD(BlockMethod):
         super().__post_init__()
         settle(self, factor=whole(1), alpha=number(), alpha_end=unless_none(number()))
 
+    @classmethod
+    def knob(cls, steps: int, side: int) -> list[list[str]]:
+        return todo.ToDo.knob(steps, side)
+
     def session(self) -> "BiGainTDSession":
         return BiGainTDSession(self)
 

@@ -4,10 +4,10 @@ B batch, H W pixels, h w token grid, N = h * w tokens.
 """
 
 import dataclasses
-import inspect
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,16 +15,22 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..arguments import exact_photo
 from ..checks import SEED, SIDE, settle, share, whole
 from ..composite import composite_images
 from ..grid import touch
-from ..plan import TokenPlan
-from .dense import Dense, whole_plan
+from ..method import Method
+from ..plan import TokenPlan, whole_plan
+from ..record import Run
+from .dense import Dense
 from .hilo import HiLo
+
+# Edits by a method, with the arguments of a call by their names: the output, and the record.
+Edit = Callable[[Method, dict[str, Any]], tuple[Any, Run]]
 
 
 @dataclass(frozen=True)
-class RandomKeep:
+class RandomKeep(Method):
     """As many tokens as HiLo would run: those to be edited, and others at random.
 
     dilate, detail, coarse, bucket: HiLo's, which set how many
@@ -56,20 +62,21 @@ class RandomKeep:
         return torch.Generator().manual_seed(self.seed)
 
 
-class Control:
+class Control(Method):
     """A method that changes the whole call, and leaves the photo's own pixels outside the mask."""
 
-    def run(self, compressed: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Stands in for the call of `compressed`, whose `last_run` it sets."""
+    site: ClassVar[str] = "call"
+
+    def run(self, edit: Edit, pipe: Any, given: dict[str, Any], feather: int) -> tuple[Any, Run]:
+        """Stands in for a call of the pipeline: its output, and the record of what was run.
+
+        Args:
+            edit: runs the pipeline by another method, on arguments that may be changed
+            pipe: the pipeline itself
+            given: the arguments of the call, by their names
+            feather: pixels over which the edit is blended in, inside the mask
+        """
         raise NotImplementedError
-
-    def _dense(self, compressed: Any, given: dict[str, Any]) -> tuple[Any, Any]:
-        """The output and the record of a dense call with these arguments."""
-        from ..compress import compress
-
-        dense = compress(compressed.pipe, Dense(), feather=compressed.feather)
-        output = dense(**given)
-        return output, dense.last_run
 
 
 @dataclass(frozen=True)
@@ -84,16 +91,21 @@ class FewerSteps(Control):
     def __post_init__(self) -> None:
         settle(self, share=share())
 
-    def run(self, compressed: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = named(compressed.pipe, args, kwargs)
+    @property
+    def alike(self) -> bool:
+        return False
+
+    @classmethod
+    def knob(cls, steps: int, side: int) -> list[list[str]]:
+        return [[f"share={k / steps:.3g}" for k in range(steps - 1, 0, -1)]]
+
+    def run(self, edit: Edit, pipe: Any, given: dict[str, Any], feather: int) -> tuple[Any, Run]:
         if given.get("sigmas") is not None or given.get("timesteps") is not None:
             raise ValueError("fewer_steps sets the steps: leave out sigmas and timesteps")
         if given.get("num_inference_steps") is None:
             raise ValueError("fewer_steps takes a share of num_inference_steps: give that")
-        given["num_inference_steps"] = max(1, round(self.share * given["num_inference_steps"]))
-        output, run = self._dense(compressed, given)
-        compressed.last_run = dataclasses.replace(run, method=self)
-        return output
+        steps = max(1, round(self.share * given["num_inference_steps"]))
+        return edit(Dense(), given | {"num_inference_steps": steps})
 
 
 class _Resized(Control):
@@ -107,39 +119,35 @@ class _Resized(Control):
         """The edit at its place in the whole picture."""
         raise NotImplementedError
 
-    def run(self, compressed: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        from ..arguments import exact_photo
+    def plan(self, photo_B3HW: Tensor, mask_B1HW: Tensor, grid: tuple[int, int]) -> TokenPlan:
+        return self.smaller(photo_B3HW, mask_B1HW, photo_B3HW.shape[-2] // grid[0])[1]
 
-        started, pipe = time.perf_counter(), compressed.pipe
-        given = named(pipe, args, kwargs)
-        kind = given.get("output_type", "pil")
+    def run(self, edit: Edit, pipe: Any, given: dict[str, Any], feather: int) -> tuple[Any, Run]:
+        started, kind = time.perf_counter(), given.get("output_type", "pil")
         self._check(pipe, given, kind)
         size = {name: _side(pipe, given.get(name)) for name in ("height", "width")}
         photo_B3HW = pipe.image_processor.preprocess(given["image"], **size).float()
         mask_B1HW = pipe.mask_processor.preprocess(given["mask_image"], **size).float()
         token = 2 * pipe.vae_scale_factor
         changes, plan = self.smaller(photo_B3HW / 2 + 0.5, mask_B1HW, token)
-        output, run = self._dense(
-            compressed, given | changes | {"output_type": "pt", "return_dict": True}
-        )
+        output, run = edit(Dense(), given | changes | {"output_type": "pt", "return_dict": True})
         whole_B3HW = self.back(output.images.float().cpu(), photo_B3HW / 2 + 0.5, plan, token)
         images = composite_images(
             _as(kind, whole_B3HW),
             exact_photo(given["image"], photo_B3HW),
             mask_B1HW,
-            compressed.feather,
+            feather,
         )
-        compressed.last_run = dataclasses.replace(
+        run = dataclasses.replace(
             run,
             plan=plan,
-            method=self,
             sequence=(plan.tokens_full, plan.tokens_run),
             total_seconds=time.perf_counter() - started,
         )
         if not given.get("return_dict", True):
-            return (images,)
+            return (images,), run
         output.images = images
-        return output
+        return output, run
 
     def _check(self, pipe: Any, given: dict[str, Any], kind: str) -> None:
         name = type(self).__name__
@@ -163,6 +171,10 @@ class Downsample(_Resized):
 
     def __post_init__(self) -> None:
         settle(self, factor=whole(1, SIDE))
+
+    @classmethod
+    def knob(cls, steps: int, side: int) -> list[list[str]]:
+        return [[f"factor={n}" for n in range(2, min(8, side) + 1)]]
 
     def smaller(self, photo_B3HW: Tensor, mask_B1HW: Tensor, token: int) -> tuple[Any, TokenPlan]:
         h, w = (side // token for side in photo_B3HW.shape[-2:])
@@ -194,6 +206,10 @@ class CropStitch(_Resized):
 
     def __post_init__(self) -> None:
         settle(self, margin=whole(0, SIDE))
+
+    @classmethod
+    def knob(cls, steps: int, side: int) -> list[list[str]]:
+        return [[f"margin={n}" for n in range(side - 1, -1, -1)]]
 
     def smaller(self, photo_B3HW: Tensor, mask_B1HW: Tensor, token: int) -> tuple[Any, TokenPlan]:
         h, w = (side // token for side in photo_B3HW.shape[-2:])
@@ -227,13 +243,6 @@ class CropStitch(_Resized):
             return slice(0, len(touched))
         first, last = int(found[0]), int(found[-1])
         return slice(max(0, first - self.margin), min(len(touched), last + 1 + self.margin))
-
-
-def named(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by their names; a mask too that only `compress` takes."""
-    own = {name: value for name, value in kwargs.items() if name != "mask_image"}
-    bound = inspect.signature(pipe.__call__).bind(*args, **own).arguments
-    return {name: value for name, value in bound.items() if name not in ("args", "kwargs")} | kwargs
 
 
 def _side(pipe: Any, given: int | None) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..checks import SEED, SIDE, blocks, choice, flag, number, settle, share, unless_none, whole
 from ..grid import dilate, touch
+from ..method import Method
 from ..plan import POSITIONS, REFERENCES, TokenPlan, cells_of
 from ..scores import SCORES, ScoreSpec, check_score, score
 from .refresh import schedule
@@ -23,7 +24,7 @@ STORES = ("bfloat16", "float8")
 
 
 @dataclass(frozen=True)
-class HiLo:
+class HiLo(Method):
     """The paper's selection; `HiLo(context="sampled")` is ours, the context sampled evenly.
 
     dilate:     tokens by which the mask is grown
@@ -113,6 +114,24 @@ class HiLo:
             )
         if self.refresh is not None and self.positions == "aligned":
             raise ValueError("refresh keeps one set of keys, and positions='aligned' has two")
+
+    @property
+    def alike(self) -> bool:
+        return self.refresh is None
+
+    @property
+    def adaptive(self) -> bool:
+        return self.refresh == "auto"
+
+    @property
+    def unnested(self) -> str:
+        if self.refresh is not None:
+            return "refresh keeps keys and values of blocks as they are"
+        if self.weights:
+            return "weights=True is for the inner one alone, where keys merge last"
+        if self.positions == "aligned":
+            return "positions='aligned' attends twice: use 'interpolated'"
+        return ""
 
     def plan(self, photo_B3HW: Tensor, mask_B1HW: Tensor, grid: tuple[int, int]) -> TokenPlan:
         """Plan from a photo in [0, 1] and its mask; a batch shares the union of its masks."""

@@ -3,10 +3,11 @@
 import ast
 import dataclasses
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from . import AnyMethod
+from ..method import Method
+from . import METHODS, build
+from .within import Within
 
 METHOD_HELP = (
     'A method and its options, such as "hilo detail=0.2 coarse=0" or "hilo + todo factor=2"; '
@@ -14,13 +15,11 @@ METHOD_HELP = (
 )
 
 
-def method_from(name: str, *options: str) -> "AnyMethod":
+def method_from(name: str, *options: str) -> Method:
     """The method of that name with its options, each NAME=VALUE; after "+" one that acts inside it.
 
     Raises ValueError for an unknown name or option, or a value out of range or of the wrong kind.
     """
-    from .within import Within
-
     if "+" in options:
         split = options.index("+")
         if not options[split + 1 :]:
@@ -35,9 +34,7 @@ def method_names(text: str) -> list[str]:
     return [" ".join(part.split()) for part in parts if part.strip()]
 
 
-def _one(name: str, options: tuple[str, ...]) -> "AnyMethod":
-    from . import METHODS, build
-
+def _one(name: str, options: tuple[str, ...]) -> Method:
     given = dict(_option(text) for text in options)
     if name in METHODS:
         known = [field.name for field in dataclasses.fields(METHODS[name])]

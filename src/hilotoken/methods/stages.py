@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..blocks.matching import Match, match_targets
-from ..blocks.method import BlockMethod, Session, Short, Site, Tokens
+from ..blocks.method import BlockMethod, Session, Short, Site, Tokens, shares
 from ..checks import number, settle, share, whole
 from . import sdtm
 
@@ -57,6 +57,15 @@ class SDTM(BlockMethod):
             raise ValueError("cached needs protected steps to take outputs from: set protect")
         if self.emphasis == 0:
             raise ValueError("emphasis must be above 0, got 0: text would not be read at all")
+
+    @property
+    def alike(self) -> bool:
+        return False
+
+    @classmethod
+    def knob(cls, steps: int, side: int) -> list[list[str]]:
+        deviations = {ratio: min(0.2, ratio, 0.75 - ratio) for ratio in shares(0.75)}
+        return [[f"ratio={r} deviation={deviation:.2g}" for r, deviation in deviations.items()]]
 
     def session(self) -> "SDTMSession":
         return SDTMSession(self)

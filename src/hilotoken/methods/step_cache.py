@@ -11,7 +11,9 @@ from torch import nn
 
 from ..checks import number, settle
 from ..hooks import StepClock
-from .controls import Control, named
+from ..record import Run
+from .controls import Control, Edit
+from .dense import Dense
 
 # Whose blocks diffusers' cache knows, and was seen to run.
 CACHED = ("FluxTransformer2DModel", "QwenImageTransformer2DModel")
@@ -34,18 +36,29 @@ class StepCache(Control):
     def __post_init__(self) -> None:
         settle(self, threshold=number(0))
 
-    def run(self, compressed: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        transformer = compressed.pipe.transformer
+    @property
+    def alike(self) -> bool:
+        return False
+
+    @property
+    def adaptive(self) -> bool:
+        return True
+
+    @classmethod
+    def knob(cls, steps: int, side: int) -> list[list[str]]:
+        return [[f"threshold={t}" for t in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)]]
+
+    def run(self, edit: Edit, pipe: Any, given: dict[str, Any], feather: int) -> tuple[Any, Run]:
+        transformer = pipe.transformer
         _check(transformer)
         with _unchanged(transformer), _counted(transformer) as share:
             transformer.enable_cache(FirstBlockCacheConfig(threshold=self.threshold))
             try:
-                with _contexts(transformer, compressed.pipe.scheduler):
-                    output, run = self._dense(compressed, named(compressed.pipe, args, kwargs))
+                with _contexts(transformer, pipe.scheduler):
+                    output, run = edit(Dense(), given)
             finally:
                 transformer.disable_cache()
-        compressed.last_run = dataclasses.replace(run, method=self, blocks_run=share())
-        return output
+        return output, dataclasses.replace(run, blocks_run=share())
 
 
 def _check(transformer: Any) -> None:

@@ -36,6 +36,10 @@ class ToDo(BlockMethod):
         super().__post_init__()
         settle(self, factor=whole(1), mode=choice(*MODES))
 
+    @classmethod
+    def knob(cls, steps: int, side: int) -> list[list[str]]:
+        return [[f"factor={n}" for n in range(2, min(8, side) + 1)]]
+
     def session(self) -> "ToDoSession":
         return ToDoSession(self)
 

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from ..blocks.attach import placed
 from ..blocks.method import BlockMethod, Session, Site, Tokens
 from ..checks import settle, whole
-from .controls import Control
-from .dense import Dense
+from ..method import Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +97,13 @@ def as_trained(transformer: nn.Module, scheduler: Any) -> Iterator[None]:
         yield
 
 
-def check_phases(transformer: nn.Module, method: Any, inside: Any) -> None:
+def check_phases(transformer: nn.Module, method: Method) -> None:
     """Raise ValueError for a method that a transformer trained within phases cannot take."""
-    if phases_of(transformer) > 1 and (inside or not isinstance(method, Dense | Control)):
+    if phases_of(transformer) > 1 and (method.shortens or method.inner):
         raise ValueError(
             "this transformer was trained with attention within phases of the whole grid, which "
-            f"{type(inside or method).__name__} would break: use Dense(), as in --method dense"
+            f"{type(method.inner or method).__name__} would break: use Dense(), as in "
+            "--method dense"
         )
 
 

@@ -1,14 +1,13 @@
 """The embedded model's pipeline: a `FluxFillPipeline` that needs no prompt."""
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
 import torch
 from diffusers import FluxFillPipeline
 
+from ..hooks import shadowed
 from ..methods.udit import as_trained
 from ..noise import quiet
 
@@ -82,25 +81,12 @@ class EmbeddedFillPipeline(FluxFillPipeline):
     def prepare_latents(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, *args: Any, **kwargs: Any
     ) -> Any:
+        def add_quiet(add: Any, clean: Any, timestep: Any, noise: torch.Tensor) -> Any:
+            return add(clean, timestep, quiet(noise))
+
         # The noise is drawn in the middle of the method, and this is where it goes by.
-        with _quiet_noise(self.scheduler):
+        with shadowed(self.scheduler, "scale_noise", add_quiet):
             return super().prepare_latents(*args, **kwargs)
-
-
-@contextmanager
-def _quiet_noise(scheduler: Any) -> Iterator[None]:
-    """What the scheduler adds to latents is made quiet; the object alone is touched, and put back.
-
-    Others may have shadowed the method before: theirs goes on being called, and stays.
-    """
-    before, add = vars(scheduler).get("scale_noise"), scheduler.scale_noise
-    scheduler.scale_noise = lambda clean, timestep, noise: add(clean, timestep, quiet(noise))
-    try:
-        yield
-    finally:
-        del scheduler.scale_noise
-        if before:
-            scheduler.scale_noise = before
 
 
 def _batch(image: Any) -> int:

@@ -71,7 +71,8 @@ def read_mask(
         raise ValueError(f"grow must be a whole number of pixels, 0 or more, got {grow!r}")
     found = load_photo(path)
     by_alpha = mask_from == "alpha" or (mask_from == "auto" and _has_hole(found))
-    level, notes = _fitted(_level(found, by_alpha), photo, path)
+    drawn = _level(found, by_alpha)
+    level, notes = _fitted(drawn, photo, path)
     mask = (level < 128) if invert else (level >= 128)
     if not mask.any():
         raise PhotoError(f"{path}: {_why_empty(found, by_alpha, invert)}")
@@ -80,7 +81,7 @@ def read_mask(
             f"{path} is a picture with a hole: where it is transparent, the photo is edited; "
             "--mask-from white goes by its bright parts instead"
         )
-    greys = float(((level > 32) & (level < 224)).mean())
+    greys = float(((drawn > 32) & (drawn < 224)).mean())
     if greys > GREYS and not by_alpha:
         notes.append(
             f"{greys:.0%} of {path} is grey: what is at least half white is edited; "

@@ -231,16 +231,20 @@ def _without_thumbnail(exif: bytes) -> bytes:
 
 
 def _thumbnail(exif: bytes, block: Block) -> Iterator[tuple[int, int]]:
-    """Where directory 1 and its pictures lie: starts and ends."""
-    try:
-        entries, end = _Reader(exif, block.order).directory(block.link, {})
-    except ValueError:
-        return
-    yield block.link, end + 4
-    for starts, sizes in (JPEG, STRIPS):
-        if starts in entries and sizes in entries:
-            places = (numbers(block.order, entries[tag]) for tag in (starts, sizes))
-            yield from ((start, start + size) for start, size in zip(*places, strict=False))
+    """Where directory 1, those linked to it and their pictures lie: starts and ends."""
+    reader, link, seen = _Reader(exif, block.order), block.link, set()
+    while link and link not in seen:
+        seen.add(link)
+        try:
+            entries, end = reader.directory(link, {})
+        except ValueError:
+            return
+        yield link, end + 4
+        for starts, sizes in (JPEG, STRIPS):
+            if starts in entries and sizes in entries:
+                places = (numbers(block.order, entries[tag]) for tag in (starts, sizes))
+                yield from ((start, start + size) for start, size in zip(*places, strict=False))
+        link = int.from_bytes(exif[end : end + 4], "little" if block.order == "<" else "big")
 
 
 def find_jpegs(data: bytes) -> Iterator[tuple[int, int]]:

@@ -14,7 +14,7 @@ import imagecodecs
 import numpy as np
 
 from .metadata import find_jpegs, text_without_pictures
-from .value import Photo, PhotoError, check_size
+from .value import Photo, PhotoError, check_size, padded_palette
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}  # by colour type, at 8 bits
@@ -47,13 +47,14 @@ def read(file: BinaryIO) -> Photo:
     elif (mode, depth) == ("L", 1):
         mode = "1"
     pixels = _samples(found, mode)
+    keyed = b"tRNS" in found and colour_type < 4  # the others have a channel of opacity
     return Photo(
         pixels=pixels,
         mode=mode,
         format="PNG",
-        palette=_palette(found[b"PLTE"][0], int(pixels.max())) if mode == "P" else None,
-        transparency=_key(found[b"tRNS"][0], mode, depth) if b"tRNS" in found else None,
-        **_told(found),
+        palette=padded_palette(found[b"PLTE"][0], int(pixels.max())) if mode == "P" else None,
+        transparency=_key(found[b"tRNS"][0], mode, depth) if keyed else None,
+        **_metadata(found),
     )
 
 
@@ -65,7 +66,7 @@ def write(photo: Photo, pixels: np.ndarray, file: BinaryIO) -> None:
     kind = kinds[photo.mode.partition(";")[0]]
     file.write(SIGNATURE)
     file.write(_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)))
-    for name, data in _before_samples(photo):
+    for name, data in _ancillary(photo):
         file.write(_chunk(name, data))
     # Rows of single bits are rows of bytes to the encoder. It finds nothing to save in the low
     # bytes of 16-bit samples, however long it tries, nor by predicting an index from others.
@@ -121,51 +122,44 @@ def _samples(found: dict[bytes, list[bytes]], mode: str) -> np.ndarray:
     return pixels // (255 // (2 ** header[8] - 1)) if mode == "P" else pixels
 
 
-def _palette(entries: bytes, highest: int) -> np.ndarray:
-    """N 3 uint8 entries, as many as the file has, and black for indices past them."""
-    palette = np.frombuffer(entries, np.uint8).reshape(-1, 3)
-    return np.pad(palette, ((0, max(0, highest + 1 - len(palette))), (0, 0)))
-
-
-def _key(data: bytes, mode: str, depth: int) -> bytes | int | tuple[int, ...] | None:
+def _key(data: bytes, mode: str, depth: int) -> bytes | int | tuple[int, ...]:
     """What is transparent: opacity by index, or a colour."""
     if mode == "P":
         return data
-    values = struct.unpack(f">{len(data) // 2}H", data)
     if mode.startswith("RGB"):
-        return values
+        return struct.unpack(">3H", data)
+    (value,) = struct.unpack(">H", data)
     # Narrow samples have been widened; those of one bit are told by 0 and 1.
-    return values[0] * 255 // (2**depth - 1) if 1 < depth < 8 else values[0]
+    return value * 255 // (2**depth - 1) if 1 < depth < 8 else value
 
 
-def _told(found: dict[bytes, list[bytes]]) -> dict[str, Any]:
-    """Fields of a Photo that tell about it."""
+def _metadata(found: dict[bytes, list[bytes]]) -> dict[str, Any]:
+    """Fields of a Photo for what its chunks tell about it."""
     chunks = [(name, data) for name in COLOUR for data in found.get(name, [])]
-    told: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name in TEXT:
         for data in found.get(name, []):
             key, text = _text(name, data)
             if key == XMP_KEY:
-                told["xmp"] = text
-            elif key.startswith(b"Raw profile type "):
-                profile = bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii"))
-                if profile.startswith(b"Exif\0\0"):
-                    told["exif"] = profile[6:]
-                elif not any(find_jpegs(profile)):
-                    chunks.append((name, data))
-            elif text == text_without_pictures(text):
+                fields["xmp"] = text
+                continue
+            if key.startswith(b"Raw profile type "):  # ImageMagick's, in hexadecimal
+                text = bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii"))
+            if text.startswith(b"Exif\0\0"):
+                fields["exif"] = text[6:]
+            elif text == text_without_pictures(text) and not any(find_jpegs(text)):
                 chunks.append((name, data))
     for data in found.get(b"pHYs", []):
         *counts, unit = struct.unpack(">IIB", data)
         if unit == 1:
-            told["dpi"] = tuple(count * INCH for count in counts)
+            fields["dpi"] = tuple(count * INCH for count in counts)
         else:
             chunks.append((b"pHYs", data))
     for data in found.get(b"eXIf", []):
-        told["exif"] = data.removeprefix(b"Exif\0\0")
+        fields["exif"] = data.removeprefix(b"Exif\0\0")
     for data in found.get(b"iCCP", []):
-        told["icc"] = _inflate(data.partition(b"\0")[2][1:])
-    return told | {"png_chunks": tuple(chunks)}
+        fields["icc"] = _inflate(data.partition(b"\0")[2][1:])
+    return fields | {"png_chunks": tuple(chunks)}
 
 
 def _text(name: bytes, data: bytes) -> tuple[bytes, bytes]:
@@ -189,7 +183,7 @@ def _inflate(data: bytes) -> bytes:
     return found
 
 
-def _before_samples(photo: Photo) -> Iterator[tuple[bytes, bytes]]:
+def _ancillary(photo: Photo) -> Iterator[tuple[bytes, bytes]]:
     """Chunks that tell about the photo, in the order that PNG demands."""
     for name, data in photo.png_chunks:
         if name in COLOUR and not (photo.icc and name == b"sRGB"):  # PNG allows one of the two

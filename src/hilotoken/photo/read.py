@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from . import png, tiff
 from .metadata import orientation, text_without_pictures, upright, without_pictures
-from .value import COLOURS, UPRIGHT, Photo, PhotoError, check_size, one_line
+from .value import COLOURS, UPRIGHT, Photo, PhotoError, check_size, one_line, padded_palette
 
 # Besides PNG, TIFF and HEIC: formats whose samples Pillow hands over unchanged.
 READABLE = ("JPEG", "WEBP", "BMP", "GIF", "AVIF")
@@ -97,15 +97,17 @@ def _read_other(file: BinaryIO) -> Photo:
         pixels=pixels,
         mode=image.mode,
         format=image.format or "",
-        palette=_palette(image, int(pixels.max())) if image.mode == "P" else None,
+        palette=_palette(image, pixels) if image.mode == "P" else None,
         transparency=image.info.get("transparency") if image.mode in ("L", "P") else None,
         dpi=image.info.get("dpi"),
-        **_told(image.info),
+        **_metadata(image.info),
     )
 
 
-def _told(info: dict[Any, Any]) -> dict[str, Any]:
+def _metadata(info: dict[Any, Any]) -> dict[str, Any]:
     """Profiles that a decoder hands over."""
+    if info.get("icc_profile", b"") is None:
+        raise ValueError("pieces of the colour profile are missing")
     exif = (info.get("exif") or b"").removeprefix(b"Exif\0\0")
     return {
         "icc": info.get("icc_profile") or None,
@@ -114,16 +116,14 @@ def _told(info: dict[Any, Any]) -> dict[str, Any]:
     }
 
 
-def _palette(image: Image.Image, highest: int) -> np.ndarray:
-    """N 3 uint8 entries, as many as the file has, and black for indices past them."""
-    entries = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-    return np.pad(entries, ((0, max(0, highest + 1 - len(entries))), (0, 0)))
+def _palette(image: Image.Image, pixels: np.ndarray) -> np.ndarray:
+    return padded_palette(bytes(image.getpalette("RGB") or []), int(pixels.max()))
 
 
 def _is_deep_avif(file: BinaryIO) -> bool:
     """Whether the AV1 configuration tells of more than 8 bits, which Pillow would narrow."""
     file.seek(0)
-    boxes = file.read(1 << 16).split(b"av1C")[1:]
+    boxes = file.read().split(b"av1C")[1:]
     return any(len(box) > 2 and box[2] & 0x40 for box in boxes)
 
 
@@ -138,7 +138,7 @@ def _read_heic(file: BinaryIO) -> Photo:
     check_size(*found.size)
     if found.mode not in COLOURS:
         raise PhotoError(f"has mode {found.mode}: convert it to 8 or 16 bit RGB")
-    told = _told(found.info)
-    if exif := told["exif"]:
-        told["exif"] = upright(exif)  # the decoder has turned the samples
-    return Photo(np.asarray(found), found.mode, "HEIF", **told)
+    fields = _metadata(found.info)
+    if exif := fields["exif"]:
+        fields["exif"] = upright(exif)  # the decoder has turned the samples
+    return Photo(np.array(found), found.mode, "HEIF", **fields)

@@ -33,8 +33,8 @@ from .value import COLOURS, MAX_PIXELS, Photo, PhotoError, check_size
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Tags of the layout of the samples, of what a Photo has a field for, and of further copies of the
 # picture, which an edit would not reach (sub-images, Photoshop's layers and thumbnails).
-LAYOUT = {*range(254, 260), 262, 266, 273, 277, 278, 279, 284, 317, 320, *range(322, 326), 330, 338}
-LAYOUT |= {339, 346, 347, *range(512, 522), *range(529, 533), XMP, 34377, ICC, 37724}
+LAYOUT = {*range(254, 260), 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 330, 338, 339}
+LAYOUT |= {*range(322, 326), 346, 347, *range(512, 522), *range(529, 533), XMP, 34377, ICC, 37724}
 DNG_VERSION, INK_SET = 50706, 332
 UNSPECIFIED, PREMULTIPLIED, ALPHA = 0, 1, 2  # kinds of extra channels
 WHITE_IS_ZERO, PALETTE, YCBCR = 0, 3, 6
@@ -84,11 +84,12 @@ def write(photo: Photo, pixels: np.ndarray, file: BinaryIO) -> None:
     Raises ValueError for EXIF that cannot be parsed.
     """
     body, block = _exif(photo)
-    tags = {tag: replace(entry, directory=None) for tag, entry in block.entries.items()}
-    tags = {tag: entry for tag, entry in tags.items() if tag not in LAYOUT}
     order = block.order
-    tags |= _told(photo, order, X_RESOLUTION in tags)
-    samples = _packed(photo, pixels).astype(order + pixels.dtype.str[1:], copy=False)
+    tags = {tag: entry for tag, entry in block.entries.items() if tag not in LAYOUT}
+    tags = {tag: replace(entry, directory=None) for tag, entry in tags.items()}  # where they lie
+    tags |= _metadata(photo, order, X_RESOLUTION in tags)
+    samples = np.packbits(pixels > 0, axis=1) if photo.mode == "1" else pixels
+    samples = samples.astype(order + pixels.dtype.str[1:], copy=False)
     # Two strips at least: readers that map a single one into memory forget that it is rotated.
     rows = max(1, min(STRIP // samples[0].nbytes, -(-len(samples) // 2)))
     strips = [samples[top : top + rows] for top in range(0, len(samples), rows)]
@@ -132,9 +133,7 @@ def _check(page: tifffile.TiffPage, pages: int, block: Block) -> None:
         name = getattr(page.compression, "name", page.compression)
         raise PhotoError(f"is compressed by {name}: save it with LZW or without compression")
     places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
-    if len(places) < int(np.prod(page.chunked)) or not all(
-        start and size for start, size in places
-    ):
+    if len(places) < np.prod(page.chunked) or not all(all(place) for place in places):
         raise ValueError("samples are missing")
 
 
@@ -200,14 +199,14 @@ def _dpi(block: Block) -> tuple[float, float] | None:
     return (x[0] / x[1] * scale, y[0] / y[1] * scale) if x[0] and x[1] and y[0] and y[1] else None
 
 
-def _told(photo: Photo, order: str, sized: bool) -> dict[int, Entry]:
+def _metadata(photo: Photo, order: str, sized: bool) -> dict[int, Entry]:
     """Tags that tell about a photo, besides those of EXIF."""
     tags = {}
     if photo.dpi and not sized:
         for tag, value in zip((X_RESOLUTION, Y_RESOLUTION), photo.dpi, strict=True):
             ratio = Fraction(value).limit_denominator(10_000)
             tags[tag] = Entry(5, 1, struct.pack(order + "II", *ratio.as_integer_ratio()))
-        tags[RESOLUTION_UNIT] = _short(order, 2)
+        tags[RESOLUTION_UNIT] = _entry(order, "H", 2)
     if photo.icc:
         tags[ICC] = Entry(7, len(photo.icc), photo.icc)
     if photo.xmp:
@@ -224,34 +223,28 @@ def _layout(
     base = photo.mode.partition(";")[0]
     kinds = {"P": PALETTE, "RGB": 2, "RGBA": 2, "CMYK": 5}
     tags = {
-        256: _long(order, width),
-        257: _long(order, height),
-        258: _short(order, *[1 if base == "1" else pixels.itemsize * 8] * channels),
-        259: _short(order, 1),
-        262: _short(order, kinds.get(base, 1)),
-        273: _long(order, *starts),
-        277: _short(order, channels),
-        278: _long(order, rows),
-        279: _long(order, *sizes),
-        284: _short(order, 1),  # the samples of a pixel side by side
+        256: _entry(order, "I", width),
+        257: _entry(order, "I", height),
+        258: _entry(order, "H", *[1 if base == "1" else pixels.itemsize * 8] * channels),
+        259: _entry(order, "H", 1),
+        262: _entry(order, "H", kinds.get(base, 1)),
+        273: _entry(order, "I", *starts),
+        277: _entry(order, "H", channels),
+        278: _entry(order, "I", rows),
+        279: _entry(order, "I", *sizes),
+        284: _entry(order, "H", 1),  # the samples of a pixel side by side
     }
     if extra := ((ALPHA,) if photo.has_alpha else ()) + photo.extra:
-        tags[338] = _short(order, *extra)
+        tags[338] = _entry(order, "H", *extra)
     if photo.palette is not None:
         table = np.zeros((256, 3), int)
         table[: len(photo.palette)] = photo.palette
-        tags[320] = _short(order, *(table.T.ravel() * 257))
+        tags[320] = _entry(order, "H", *(table.T.ravel() * 257))
     return tags
 
 
-def _packed(photo: Photo, pixels: np.ndarray) -> np.ndarray:
-    """Rows of samples as they lie in the file."""
-    return np.packbits(pixels > 0, axis=1) if photo.mode == "1" else pixels
-
-
-def _short(order: str, *values: int) -> Entry:
-    return Entry(3, len(values), struct.pack(f"{order}{len(values)}H", *values))
-
-
-def _long(order: str, *values: int) -> Entry:
-    return Entry(4, len(values), struct.pack(f"{order}{len(values)}I", *values))
+def _entry(order: str, kind: str, *values: int) -> Entry:
+    """A tag of whole numbers of 2 ("H") or 4 ("I") bytes."""
+    return Entry(
+        {"H": 3, "I": 4}[kind], len(values), struct.pack(f"{order}{len(values)}{kind}", *values)
+    )

@@ -211,6 +211,12 @@ def _tiles(weight: np.ndarray) -> Iterator[tuple[slice, slice]]:
             )
 
 
+def padded_palette(entries: bytes, highest: int) -> np.ndarray:
+    """N 3 uint8 of a palette's bytes, with black for indices past them up to `highest`."""
+    palette = np.frombuffer(entries[:768], np.uint8).reshape(-1, 3)
+    return np.pad(palette, ((0, max(0, highest + 1 - len(palette))), (0, 0)))
+
+
 def check_size(width: int, height: int) -> None:
     """Raise PhotoError for more pixels than are read."""
     if width * height > MAX_PIXELS:

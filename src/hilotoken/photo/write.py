@@ -7,6 +7,7 @@ import io
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -79,28 +80,40 @@ def save_photo(photo: Photo, path: str | os.PathLike[str]) -> None:
     check_output(photo, path)
     target = Path(os.path.realpath(path))  # a symbolic link stays one
     _sweep(target.parent)
-    unfinished = target.with_name(f".hilo-{secrets.token_hex(8)}.tmp")
     try:
-        with open(unfinished, "xb") as file:
-            _lock(file)
+        with _replacing(target) as file:
             _write(photo, _format(path), file)
+    except Exception as error:  # encoders raise anything: OSError, ValueError, struct.error, ...
+        raise PhotoError(f"{path} cannot be written: {one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[BinaryIO]:
+    """A new file, which takes the place of another once it is whole."""
+    file = _create(target.parent)
+    try:
+        with file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
             if fcntl:  # while it is locked: no other write shall take it for left behind
-                os.replace(unfinished, target)
+                os.replace(file.name, target)
         if not fcntl:
-            os.replace(unfinished, target)
-    except Exception as error:  # encoders raise anything: OSError, ValueError, struct.error, ...
-        raise PhotoError(f"{path} cannot be written: {one_line(error)}") from error
+            os.replace(file.name, target)
     finally:
-        unfinished.unlink(missing_ok=True)
+        Path(file.name).unlink(missing_ok=True)
 
 
-def _lock(file: BinaryIO) -> None:
-    """Lock a file that is being written, as long as it is open."""
-    if fcntl:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _create(folder: Path) -> BinaryIO:
+    """A new file, locked as long as it is open."""
+    while True:
+        file = open(folder / f".hilo-{secrets.token_hex(8)}.tmp", "xb")  # noqa: SIM115
+        if fcntl:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+        if os.path.exists(file.name):
+            return file
+        file.close()  # swept before it was locked
 
 
 def _sweep(folder: Path) -> None:

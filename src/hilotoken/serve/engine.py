@@ -19,15 +19,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .. import photo as photo_room
+from ..adapters import family_of
 from ..edit import Edit, edit_photo
 from ..methods.parse import method_from
-from ..photo import Photo, PhotoError, load_mask, load_photo, save_photo
-from ..photo.value import UPRIGHT
+from ..photo import Photo, PhotoError, load_photo, save_photo
 from ..plan import TokenPlan
-from ..region import Region, choose_region
-
-MASK_MODES = ("alpha", "white")
-OUTPUTS = ("png", "jpeg", "webp", "patch")
+from ..region import CONTEXT, Region, choose_regions
+from ..request import working_size
 
 
 @dataclass(frozen=True)
@@ -71,20 +70,19 @@ class Patch:
 class Task:
     """What is asked for: a photo and a mask as files, and the options of `edit_photo`.
 
-    mask_mode:  "alpha": a pixel whose alpha is 0 is edited; "white": as `load_mask` reads it
-    scale_mask: a mask of another size is scaled to the photo's, as one painted on a proxy is
-    method:     a method and its options as words, such as "hilo detail=0.2"
-    count:      pictures wanted; the i-th has the seed `seed + i`
-    partials:   previews wanted of each
-    output:     a format, or "patch": an RGBA PNG of the mask's bounding box alone
-    quality:    of JPEG and lossy WebP, 0 to 100; None for as good as it gets: lossless WebP
-    patches:    earlier edits that this one builds on, in their order
+    mask_mode: what in the mask is edited, as `photo.read_mask` has it: "alpha", what is at least
+               half transparent; "white", what is at least half white
+    method:    a method and its options as words, such as "hilo detail=0.2"
+    count:     pictures wanted; the i-th has the seed `seed + i`
+    partials:  previews wanted of each
+    output:    "png", "jpeg", "webp"; or "patch": an RGBA PNG of the mask's bounding box alone
+    quality:   of JPEG and lossy WebP, 0 to 100; None for as good as it gets: lossless WebP
+    patches:   earlier edits that this one builds on, in their order
     """
 
     photo: bytes
     mask: bytes
     mask_mode: str = "alpha"
-    scale_mask: bool = False
     prompt: str = ""
     label: str = ""
     method: str = "hilo"
@@ -153,13 +151,8 @@ def describe(pipe: Any) -> dict[str, Any]:
     return {
         "labels": labels,
         "reads_prompt": getattr(pipe, "text_encoder", None) is not None,
-        "working_size": working_size(pipe),
+        "working_size": working_size(pipe, None),
     }
-
-
-def working_size(pipe: Any) -> int:
-    """The pipeline's own working size, pixels of the longer side."""
-    return int(pipe.default_sample_size * pipe.vae_scale_factor)
 
 
 def run_task(pipe: Any, task: Task, report: Report) -> None:
@@ -174,19 +167,24 @@ def run_task(pipe: Any, task: Task, report: Report) -> None:
         photo = _apply(photo, patch)
     mask = read_mask(task, photo)
     method = _refusing("method", partial(method_from, *task.method.split() or [""]))
-    size = task.size or working_size(pipe)
-    region = choose_region(mask, size)
+    regions = _regions(pipe, task, mask)
     edit = partial(
         edit_photo, pipe, photo, mask, method,
         prompt=task.prompt, label=task.label, feather=task.feather, match=task.match,
-        size=size, steps=task.steps,
+        size=task.size, steps=task.steps,
     )  # fmt: skip
     for image in range(task.count):
         seed = (task.seed + image) % 2**32
-        follow = _Follower(pipe, task, photo, mask, region, image, report)
+        follow = _Follower(pipe, task, photo, mask, regions, image, report)
         with each_step(pipe.scheduler, follow):
             edited = _refusing(None, partial(edit, seed=seed))
         report(_picture(task, edited, mask, image, seed))
+
+
+def _regions(pipe: Any, task: Task, mask: np.ndarray) -> list[Region]:
+    """Where `edit_photo` will work, one region after another."""
+    size = _refusing("working_size", partial(working_size, pipe, task.size))
+    return choose_regions(mask, size, CONTEXT, family_of(pipe).token_pixels)
 
 
 def _refusing(param: str | None, do: Callable[[], Any]) -> Any:
@@ -202,7 +200,7 @@ def _refusing(param: str | None, do: Callable[[], Any]) -> Any:
 
 
 class _Follower:
-    """Told of every step: reports progress and, where wanted, previews."""
+    """Told of every step: reports progress and, where wanted, previews of the first region."""
 
     def __init__(
         self,
@@ -210,24 +208,27 @@ class _Follower:
         task: Task,
         photo: Photo,
         mask: np.ndarray,
-        region: Region,
+        regions: list[Region],
         image: int,
         report: Report,
     ) -> None:
         self.pipe, self.task, self.photo, self.mask = pipe, task, photo, mask
-        self.region, self.image, self.report = region, image, report
+        self.region, self.image, self.report = regions[0], image, report
+        self.steps = len(regions) * task.steps  # of a picture
         self.done = 0
         wanted, steps = min(task.partials, task.steps - 1), task.steps
         self.shown = [round((i + 1) * steps / (wanted + 1)) for i in range(wanted)]
+        if not hasattr(pipe, "_unpack_latents"):
+            self.shown = []  # latents of another layout than FLUX's
 
     def __call__(self, clean: Tensor) -> None:
-        task = self.task
         self.done += 1
-        self.report(Progress(self.image * task.steps + self.done, task.count * task.steps))
+        all_steps = self.task.count * self.steps
+        self.report(Progress(min(self.image * self.steps + self.done, all_steps), all_steps))
         if self.done in self.shown:
             small = preview(self.pipe, clean, self.region)
             shown = _paste(self.photo, self.mask, self.region, small)
-            data = _encode(shown, self.mask, task)
+            data = _encode(shown, self.mask, self.task)
             index = self.shown.index(self.done)
             self.report(Preview(self.image, index, data, bounding_box(self.mask)))
 
@@ -270,33 +271,8 @@ def preview(pipe: Any, clean_BNC: Tensor, region: Region) -> Image.Image:
 
 def read_mask(task: Task, photo: Photo) -> np.ndarray:
     """The task's mask in the photo's upright frame, bool [H, W], True where it is edited."""
-    if task.mask_mode not in MASK_MODES:
-        raise Refused(f"mask_mode must be one of {list(MASK_MODES)}", "mask_mode")
-    if task.mask_mode == "white" and not task.scale_mask:
-        with _as_file("mask", task.mask) as path:
-            return load_mask(path, photo)
-    picture = _read("mask", task.mask)
-    alpha = picture.alpha()
-    if alpha is None:
-        raise Refused(
-            "the mask has no alpha channel: make the pixels to be edited transparent, or send "
-            "mask_mode=white for a mask that is white where the photo is to be edited",
-            "mask",
-        )
-    mask = alpha == 0
-    if task.scale_mask and mask.shape != photo.pixels.shape[:2]:
-        mask = np.asarray(Image.fromarray(mask).resize(photo.size, Image.Resampling.NEAREST))
-    elif mask.shape != photo.pixels.shape[:2]:
-        if photo.orientation < 5 or mask.T.shape != photo.pixels.shape[:2]:
-            raise Refused(
-                f"the mask is {picture.size[0]}x{picture.size[1]} but the image "
-                f"{photo.size[0]}x{photo.size[1]}: resize the mask",
-                "mask",
-            )
-        mask = UPRIGHT[photo.orientation](mask)  # it was made in the stored frame
-    if not mask.any():
-        raise Refused("the mask is empty: nothing in it is fully transparent (alpha 0)", "mask")
-    return np.ascontiguousarray(mask)
+    with _as_file("mask", task.mask) as path:
+        return photo_room.read_mask(path, photo, mask_from=task.mask_mode).pixels
 
 
 @contextmanager
@@ -357,16 +333,11 @@ def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _picture(task: Task, edit: Edit, mask: np.ndarray, image: int, seed: int) -> Picture:
-    run = edit.run
-    figures = {
-        "tokens_run": run.tokens_run,
-        "tokens_full": run.tokens_full,
-        "steps": run.steps,
-        "dit_seconds": round(run.dit_seconds, 4),
-        "vae_seconds": round(run.vae_seconds, 4),
-        "total_seconds": round(run.total_seconds, 4),
-    }
-    plan = drawn_plan(run.plan, edit.region) if task.output == "patch" else {}
+    figures = {name: edit.sum(name) for name in ("tokens_run", "tokens_full")}
+    for name in ("dit_seconds", "vae_seconds", "total_seconds"):
+        figures[name] = round(edit.sum(name), 4)
+    figures["steps"] = edit.run.steps
+    plan = drawn_plan(edit.run.plan, edit.region) if task.output == "patch" else {}
     data = _encode(edit.photo, mask, task)
     return Picture(image, data, seed, edit.photo.size, bounding_box(mask), figures, plan)
 

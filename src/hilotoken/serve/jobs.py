@@ -15,7 +15,7 @@ from .engine import Event, Failed, Picture, Preview, Task
 from .worker import Worker, WorkerDied
 
 ATTEMPTS = 2  # an edit is the same each time: what a worker's death broke off is begun anew once
-RESTART = 1.0  # seconds before a worker that would not start is tried again
+RESTART = 1.0, 60.0  # seconds before a worker that would not start is tried again: first, at most
 log = logging.getLogger("hilotoken.serve")
 
 
@@ -105,8 +105,8 @@ class Job:
                     await asyncio.wait_for(bell.wait(), min(left, pulse))
                 except TimeoutError:
                     yield None
-            if self.state == "died":
-                raise Ended("the worker ended in the middle of the edit: send it again")
+            if self.state in ("died", "cancelled"):
+                raise Ended("the edit was broken off: send it again")
         finally:
             with self._lock:
                 self._bells.remove(entry)
@@ -135,6 +135,7 @@ class JobQueue:
         self.running = 0
         self.restarts = 0
         self.info: dict[str, Any] | None = None  # of the model, once one is loaded
+        self.problem: str | None = None  # why a worker does not start
         self._waiting: deque[Job] = deque()
         self._named: OrderedDict[str, Job] = OrderedDict()
         self._changed = threading.Condition()
@@ -198,7 +199,7 @@ class JobQueue:
             known = self._named.get(key) if key else None
             if known and known.digest != digest:
                 raise KeyReused("this job id was given to a different request: use a new one")
-            if known and known.state not in ("cancelled", "died"):
+            if known and not known.cancelled.is_set():
                 known.followers += 1
                 return known
             self.check_room()
@@ -223,14 +224,17 @@ class JobQueue:
 
     def _tend(self, worker: Worker) -> None:
         """Give a worker one job after another, and start it anew when it dies."""
+        pause, most = RESTART
         while not self._closed:
             try:
                 worker.start()
             except WorkerDied as error:
                 log.error("%s", error)
-                time.sleep(RESTART)
+                self.problem = str(error)
+                time.sleep(pause)
+                pause = min(2 * pause, most)
                 continue
-            self.info = worker.info
+            (pause, _), self.info, self.problem = RESTART, worker.info, None
             while job := self._next():
                 if not self._run(worker, job):
                     self.restarts += 1
@@ -293,8 +297,8 @@ class JobQueue:
     def _finish(self, job: Job, state: str) -> None:
         job.task = None  # a photo is large, and no longer needed
         job.end(state)
-        if job.key and state in ("cancelled", "died"):
-            self._named.pop(job.key, None)
+        if job.key and state in ("cancelled", "died") and self._named.get(job.key) is job:
+            del self._named[job.key]
         finished = [j for j in self._named.values() if j.ended]
         held = sum(job.size for job in finished)
         for old in finished:

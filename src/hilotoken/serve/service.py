@@ -17,6 +17,7 @@ from .guard import LOOPBACK, Guard
 from .jobs import JobQueue
 from .loading import load_quietly
 from .metrics import Metrics
+from .reference import reference_of
 from .routes import Limits, routes
 from .worker import ProcessWorker, Worker
 
@@ -74,6 +75,7 @@ def create_app(
     app.include_router(_health(jobs, metrics))
     if page:
         app.include_router(page(jobs, options.limits))
+    app.include_router(reference_of(app))
     _answer_errors(app)
     app.add_middleware(
         Guard,
@@ -143,6 +145,7 @@ def run(app: FastAPI, host: str, port: int, ready: Callable[[], None] = lambda: 
             if self.started:
                 ready()
 
+    logging.disable(logging.NOTSET)  # which commands set for libraries' chatter
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     config = uvicorn.Config(
         app,

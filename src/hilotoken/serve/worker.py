@@ -47,7 +47,11 @@ def work(connection: Connection, load: Callable[[], Any], inside_process: bool =
     if inside_process:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
     try:
-        pipe = load()
+        try:
+            pipe = load()
+        except Exception as error:  # whatever a folder of weights can hold
+            connection.send(Failed(f"the model cannot be loaded: {' '.join(str(error).split())}"))
+            return
         pipe.set_progress_bar_config(disable=True)
         connection.send(describe(pipe))
         while True:
@@ -91,10 +95,12 @@ class _Piped:
         here, there = multiprocessing.Pipe()
         self._begin(there)
         try:
-            self.info = here.recv()
+            said = here.recv()
         except (EOFError, OSError) as error:
-            raise WorkerDied("the model could not be loaded: see the log") from error
-        self._connection = here
+            raise WorkerDied("the worker ended while it loaded the model") from error
+        if isinstance(said, Failed):
+            raise WorkerDied(said.message)
+        self.info, self._connection = said, here
 
     def events(self, task: Task) -> Iterator[Event | None]:
         if self._connection is None:

@@ -480,12 +480,14 @@ async function meet() {
     try {
       desk.info = await service.info();
       if (desk.info.model) break;
+      if (desk.info.problem) fail(desk.info.problem);
     } catch (error) {
       fail(error.message);
       return;
     }
     await new Promise((resolve) => setTimeout(resolve, 1000));
   }
+  fail("");
   const { model } = desk.info;
   el("prompt-row").hidden = !model.reads_prompt;
   el("label-row").hidden = model.reads_prompt || !model.labels.length;

@@ -15,10 +15,10 @@ import numpy as np
 
 from ...compress import compress
 from ...data.cases import TOKEN, Case, cases_of
-from ...methods import Dense, HiLo
+from ...methods import Dense, HiLo, plan_tokens
 from ...metrics.lpips import LPIPS
 from ...metrics.regions import Distances, distances, see
-from ...plan import TokenPlan, plan_tokens
+from ...plan import TokenPlan
 from ...scores import SCORES
 from .compass import Compass
 

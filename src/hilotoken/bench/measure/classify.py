@@ -17,7 +17,7 @@ from PIL import Image
 
 from ...data.cases import seed_of, square
 from ...data.manifest import Entry
-from ...methods import AnyMethod, Dense
+from ...methods import Dense, Method
 from ...model import EmbeddedFillPipeline
 from ..results.readings import DENSE, by_hash
 from .compass import Compass
@@ -81,7 +81,7 @@ def bench_classify(
     pipe: EmbeddedFillPipeline,
     entry: Entry,
     labels: Sequence[str],
-    methods: Mapping[str, AnyMethod],
+    methods: Mapping[str, Method],
     *,
     size: int = 256,
     calls: int = 4,

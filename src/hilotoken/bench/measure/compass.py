@@ -21,7 +21,7 @@ from ...adapters import family_of
 from ...capture import captured
 from ...compress import compress
 from ...grid import touch
-from ...methods import AnyMethod, Dense
+from ...methods import Dense, Method
 
 
 @dataclass
@@ -59,11 +59,11 @@ class Compass:
     def dense(self) -> list[float]:
         return self.errors(Dense())
 
-    def errors(self, method: AnyMethod) -> list[float]:
+    def errors(self, method: Method) -> list[float]:
         """The mean squared error of the velocity in the mask, at each noise level."""
         return self.errors_by_picture(method).mean(1).tolist()
 
-    def errors_by_picture(self, method: AnyMethod) -> Tensor:
+    def errors_by_picture(self, method: Method) -> Tensor:
         """The same of each picture of the batch, [calls, B].
 
         Raises:
@@ -84,7 +84,7 @@ class Compass:
             ]
         )
 
-    def ratio(self, method: AnyMethod) -> float:
+    def ratio(self, method: Method) -> float:
         """The error over the dense one, a mean over the noise levels: 1 where nothing is lost."""
         pairs = zip(self.errors(method), self.dense, strict=True)
         return sum(mine / dense for mine, dense in pairs) / len(self.dense)

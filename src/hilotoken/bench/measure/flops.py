@@ -8,9 +8,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ...methods import SDTM, AnyMethod, Control
-from ...methods.within import Within
-
 
 def count_flops(call: Callable[[], Any], module: nn.Module) -> float:
     """FLOPs of a forward pass of `module` during `call()`, the mean of them all."""
@@ -46,17 +43,6 @@ def flops_by_pass(call: Callable[[], Any], module: nn.Module) -> list[int]:
         for handle in handles:
             handle.remove()
     return counted
-
-
-def steps_alike(method: AnyMethod) -> bool:
-    """Whether every step of an edit costs the same, so that one needs counting."""
-    if isinstance(method, Within):
-        return steps_alike(method.outer) and steps_alike(method.inside)
-    if isinstance(method, SDTM) or getattr(method, "reuse", 1) > 1:
-        return False
-    if isinstance(method, Control):  # those that make a smaller picture leave the steps alone
-        return hasattr(method, "smaller")
-    return getattr(method, "refresh", None) is None
 
 
 def _attention(

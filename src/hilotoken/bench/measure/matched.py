@@ -15,15 +15,12 @@ import numpy as np
 from ...compress import compress
 from ...data.cases import CLASSES, TOKEN, Case, cases_of
 from ...data.samples import Sample
-from ...grid import touch
-from ...methods.dense import whole_plan
+from ...method import Method
+from ...methods import METHODS, plan_tokens
 from ...methods.parse import method_from
-from ...methods.within import Within
-from ...plan import TokenPlan, as_batch, plan_tokens
-from .flops import flops_by_pass, steps_alike
+from .flops import flops_by_pass
 
 Ladder = list[str]  # settings of one method, from the dearest to the cheapest
-THRESHOLDS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 PROBES = 8  # photographs whose masks the knobs are set by
 
 
@@ -50,32 +47,21 @@ class Costs:
         method = method_from(*setting.split())
         key = setting, *_follows_from(method, case)
         if key not in self._counted:
-            steps = 1 if steps_alike(method) else self.steps
+            steps = 1 if method.alike else self.steps
             edit = partial(compress(self.pipe, method), **case.arguments, generator=case.noise())
             passes = flops_by_pass(partial(edit, num_inference_steps=steps), self.pipe.transformer)
             self._counted[key] = sum(passes) * self.steps / steps
         return self._counted[key]
 
 
-def _follows_from(method: Any, case: Case) -> tuple[object, ...]:
+def _follows_from(method: Method, case: Case) -> tuple[object, ...]:
     """What a method's cost follows from, besides its options."""
-    refresh, plan = getattr(method, "refresh", None), _plan(method, case)
-    if refresh == "auto" or hasattr(method, "threshold"):
+    if method.adaptive:
         return case.name, case.mask_class, case.seed
-    return plan.tokens_run, plan.counts["edit"] if refresh is not None else 0
-
-
-def _plan(method: Any, case: Case) -> TokenPlan:
-    """The tokens that a method runs of the case's grid; all of them where it plans none."""
-    if isinstance(method, Within):
-        return _plan(method.outer, case)
     photo, mask = case.photo.astype(np.float32) / 255, case.mask.astype(np.float32)
     grid = case.mask.shape[0] // TOKEN, case.mask.shape[1] // TOKEN
-    if hasattr(method, "plan"):
-        return plan_tokens(photo, mask, grid=grid, method=method)
-    if hasattr(method, "smaller"):
-        return method.smaller(as_batch(photo, 3), as_batch(mask, 1), TOKEN)[1]
-    return whole_plan(grid, touch(as_batch(mask, 1), grid)[0].flatten())
+    plan = plan_tokens(photo, mask, grid=grid, method=method)
+    return plan.tokens_run, plan.counts["edit"] if method.refresh is not None else 0
 
 
 def matched_settings(
@@ -128,28 +114,10 @@ def nearest(ladders: Sequence[Ladder], budget: float, share: Callable[[str], flo
 
 
 def ladders_of(steps: int, side: int) -> dict[str, list[Ladder]]:
-    """The settings of every method that is not a HiLo, on a grid of `side` tokens a side.
-
-    Merging is in attention alone where that saves enough, and in the feed-forward too where it
-    does not. What would be dense is left out.
-    """
-    sides = range(2, min(8, side) + 1)
+    """The settings of every method that has a knob, on a grid of `side` tokens a side."""
+    knobs = {name: kind.knob(steps, side) for name, kind in METHODS.items()}
     return {
-        **{name: _merging(name, 0.75) for name in ("tome", "bigain_tm")},
-        "pooling": _merging("pooling", 0.95),
-        "sdtm": [[f"sdtm ratio={r} deviation={min(0.2, r, 0.75 - r):.2g}" for r in _shares(0.75)]],
-        **{name: [[f"{name} factor={n}" for n in sides]] for name in ("todo", "bigain_td")},
-        "downsample": [[f"downsample factor={n}" for n in sides]],
-        "crop_stitch": [[f"crop_stitch margin={n}" for n in range(side - 1, -1, -1)]],
-        "step_cache": [[f"step_cache threshold={t}" for t in THRESHOLDS]],
-        "fewer_steps": [[f"fewer_steps share={k / steps:.3g}" for k in range(steps - 1, 0, -1)]],
+        name: [[f"{name} {options}" for options in ladder] for ladder in ladders]
+        for name, ladders in knobs.items()
+        if ladders
     }
-
-
-def _merging(name: str, most: float) -> list[Ladder]:
-    plain = [f"{name} ratio={ratio}" for ratio in _shares(most)]
-    return [plain, [f"{setting} feed_forward=True" for setting in plain]]
-
-
-def _shares(most: float) -> list[float]:
-    return [i / 20 for i in range(1, round(20 * most) + 1)]

@@ -17,10 +17,10 @@ from torch import nn
 
 from ...compress import compress
 from ...data.cases import CLASSES
-from ...methods import AnyMethod, Dense
+from ...methods import Dense, Method
 from ...record import Run
 from .arch import Subject
-from .flops import count_flops, steps_alike
+from .flops import count_flops
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def disc(size: int, share: float) -> np.ndarray:
 
 def bench_speed(
     subject: Subject,
-    methods: Mapping[str, AnyMethod],
+    methods: Mapping[str, Method],
     cases: Sequence[Case],
     *,
     steps: int,
@@ -162,16 +162,16 @@ class _Edit:
     flops: float = 0.0
 
 
-def _warm_up(subject: Subject, case: Case, method: AnyMethod, steps: int) -> float:
+def _warm_up(subject: Subject, case: Case, method: Method, steps: int) -> float:
     """FLOPs of a call of the DiT: of one step's, or the mean where the steps differ."""
-    run = partial(_edit, subject, case, method, steps=1 if steps_alike(method) else steps)
+    run = partial(_edit, subject, case, method, steps=1 if method.alike else steps)
     flops = count_flops(run, subject.pipe.transformer)
     if subject.compiled:  # not warm yet: while counted, all runs eagerly
         run()
     return flops
 
 
-def _edit(subject: Subject, case: Case, method: AnyMethod, steps: int) -> _Edit:
+def _edit(subject: Subject, case: Case, method: Method, steps: int) -> _Edit:
     pixels = np.random.default_rng(0).integers(0, 256, (case.size, case.size, 3), np.uint8)
     mask = disc(case.size, case.share).astype(np.uint8) * 255
     fast, model = compress(subject.pipe, method), subject.pipe.transformer

@@ -22,6 +22,7 @@ def connected(address: str, workers: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
     try:
         if address == "local":

@@ -13,9 +13,9 @@ from typing import Any
 import ray
 from ray import serve
 
-from .engine import Cancelled, Event, Failed, Refused, Task, describe, run_task
-from .loading import load_quietly
-from .worker import TICK, WorkerDied
+from ..serve.engine import Cancelled, Event, Failed, Refused, Task, describe, run_task
+from ..serve.loading import load_quietly
+from ..serve.worker import TICK, WorkerDied
 
 NAME = "hilotoken"
 PATIENCE = 600.0  # seconds for a replica to load its model
@@ -27,6 +27,7 @@ class Replica:
     def __init__(self, model: str, device: str, threads: int) -> None:
         self.pipe = load_quietly(model, device, threads)
         self.pipe.set_progress_bar_config(disable=True)
+        self.lock = threading.Lock()  # a cancelled task still has to come to the end of its step
 
     def describe(self) -> dict[str, Any]:
         return describe(self.pipe)
@@ -44,17 +45,17 @@ class Replica:
                 raise Cancelled
             tell(event)
 
-        running = asyncio.ensure_future(asyncio.to_thread(self._run, task, report, tell))
+        threading.Thread(target=self._run, args=(task, report, tell), daemon=True).start()
         try:
             while (event := await events.get()) is not None:
                 yield event
         finally:
             gone.set()
-            await asyncio.shield(running)  # the next task finds the pipeline at rest
 
     def _run(self, task: Task, report: Any, tell: Any) -> None:
         try:
-            run_task(self.pipe, task, report)
+            with self.lock:
+                run_task(self.pipe, task, report)
         except Cancelled:
             pass
         except Refused as error:

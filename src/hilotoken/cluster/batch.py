@@ -12,29 +12,30 @@ from typing import Any
 import ray
 import ray.data
 
-from .batch import BatchOptions, Record, Row, edit_row
-from .cluster import connected
+from ..batch import BatchOptions, Record, Row, edit_row
+from ..serve.loading import load_quietly
+from . import connected
 
 
 class Editor:
     """An actor: a model, and a row at a time."""
 
-    def __init__(self, model: str, device: str, threads: int, options: BatchOptions) -> None:
-        from .serve.loading import load_quietly
-
+    def __init__(
+        self, model: str, device: str, threads: int, rows: list[Row], options: BatchOptions
+    ) -> None:
         self.pipe = load_quietly(model, device, threads)
         self.pipe.set_progress_bar_config(disable=True)
-        self.options = options
+        self.rows, self.options = rows, options
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        found = {"index": item["index"], "error": None, "pid": os.getpid()}
+        found = {"index": item["id"], "error": ""}
         figures = {"tokens_run": 0, "tokens_full": 0, "seconds": 0.0}
         try:
-            run = edit_row(self.pipe, item["row"], self.options).run
+            edit = edit_row(self.pipe, self.rows[item["id"]], self.options)
         except (ValueError, TypeError, OSError) as error:
             return found | figures | {"error": " ".join(str(error).split())}
-        figures = {"tokens_run": run.tokens_run, "tokens_full": run.tokens_full}
-        return found | figures | {"seconds": run.total_seconds}
+        figures = {name: edit.sum(name) for name in ("tokens_run", "tokens_full")}
+        return found | figures | {"seconds": edit.sum("total_seconds")}
 
 
 def run_on_ray(
@@ -55,11 +56,11 @@ def run_on_ray(
     with connected(address, workers):
         for row in rows:
             record.begin(row)
-        items = [{"index": index, "row": row} for index, row in enumerate(rows)]
+        ray.data.DataContext.get_current().enable_progress_bars = False  # there is one of ours
         # A block a row: what an actor's death costs is one edit, and progress is told row by row.
-        data = ray.data.from_items(items, override_num_blocks=len(items)).map(
+        data = ray.data.range(len(rows), override_num_blocks=len(rows)).map(
             Editor,  # pyright: ignore[reportArgumentType]
-            fn_constructor_args=(record.model, device, threads, options),
+            fn_constructor_args=(record.model, device, threads, rows, options),
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(rows))),
             num_gpus=1 if device.startswith("cuda") else 0,
         )
@@ -69,4 +70,4 @@ def run_on_ray(
                 record.fail(row, found["error"])
             else:
                 record.note(row, found["tokens_run"], found["tokens_full"], found["seconds"])
-            yield row, found["error"]
+            yield row, found["error"] or None

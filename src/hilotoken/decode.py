@@ -1,0 +1,144 @@
+"""Decode what the mask needs: crops of the latents, with the margin that the decoder looks around.
+
+Outside the mask an edit is the user's photo, so a decoder need not paint it. A decoder of
+convolutions alone sees a few latents around each pixel, and a crop with that margin decodes to the
+same pixels. One that normalises over the whole picture (GroupNorm) or attends over it does not, and
+is left alone: a crop of its latents is another picture.
+
+B batch, C latent channels, h w latents, H W pixels.
+"""
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WAYS = ("auto", "region", "whole")
+WORTH = 0.8  # of the latents: crops that cover more are not worth the rounds
+ROUNDING = 2e-6  # by which kernels round one shape otherwise than another, in pictures of [-1, 1]
+ROWS = 5  # of the strip that is probed: errors of whole pictures stand at the same margins
+FURTHEST = 16  # latents: a margin that is looked for
+
+Box = tuple[slice, slice]  # rows and columns, in latents
+
+_MARGINS: WeakKeyDictionary[nn.Module, int | None] = WeakKeyDictionary()
+
+
+def decode_margin(vae: Any) -> int | None:
+    """Latents around a crop from which on it decodes as the whole does; None if it never does.
+
+    Probed on the decoder itself. A NaN spreads as far as the decoder looks, so one that is all over
+    the picture tells of statistics or attention over the whole. How much of that reach matters is
+    then measured: the least margin at which a crop of a strip of noise differs by rounding alone.
+    """
+    decoder = getattr(vae, "decoder", None)
+    if decoder is None or "latent_channels" not in vae.config:
+        return None
+    if decoder not in _MARGINS:
+        _MARGINS[decoder] = _probe(vae)
+    return _MARGINS[decoder]
+
+
+@torch.no_grad()
+def _probe(vae: Any) -> int | None:
+    weight = next(vae.decoder.parameters())
+    channels, width = vae.config.latent_channels, 2 * FURTHEST + 1
+    noise = torch.randn(1, channels, ROWS, width, generator=torch.Generator().manual_seed(0))
+    strip = noise.to(weight)
+    first = strip.clone()
+    first[..., 0] = torch.nan
+    try:
+        spread, whole = _decoded(vae, first), _decoded(vae, strip)
+    except (TypeError, ValueError, RuntimeError):  # latents of another kind, or weights elsewhere
+        return None
+    if spread[..., -1].isnan().any() or whole.shape[-1] % width:
+        return None
+    scale = whole.shape[-1] // width
+    middle = whole[..., FURTHEST * scale : (FURTHEST + 1) * scale]
+    rounding = ROUNDING * max(1.0, torch.finfo(weight.dtype).eps / torch.finfo(torch.float32).eps)
+    for margin in range(4, FURTHEST, 2):
+        part = _decoded(vae, strip[..., FURTHEST - margin : FURTHEST + margin + 1])
+        found = part[..., margin * scale : (margin + 1) * scale]
+        if (found - middle).abs().max() <= rounding * middle.abs().max().clamp_min(1):
+            return margin
+    return FURTHEST
+
+
+def _decoded(vae: Any, latents: Tensor) -> Tensor:
+    return type(vae).decode(vae, latents, return_dict=False)[0]
+
+
+def boxes_of(mask_B1HW: Tensor, latents: tuple[int, int], margin: int) -> list[Box]:
+    """Boxes of latents that hold all that is masked, with the margin around; far masks apart.
+
+    mask_B1HW: of a batch, all of whose masks count; H and W are multiples of the latents'
+    """
+    touched = F.adaptive_max_pool2d((mask_B1HW > 0).float().amax(0, keepdim=True), latents)
+    near = touched[0, 0].cpu().numpy().astype(np.uint8)
+    # What the margins of two boxes would share is one box.
+    grown = cv2.dilate(near, np.ones((2 * margin + 1, 2 * margin + 1), np.uint8))
+    _, _, found, _ = cv2.connectedComponentsWithStats(grown)
+    return [(slice(y, y + h), slice(x, x + w)) for x, y, w, h, _ in found[1:].tolist()]
+
+
+def area_of(boxes: list[Box]) -> int:
+    """Latents in the boxes."""
+    return sum((r.stop - r.start) * (c.stop - c.start) for r, c in boxes)
+
+
+class RegionDecode:
+    """Stands in for `vae.decode` in a run: crops for the mask, the photo's own pixels elsewhere.
+
+    decoded: share of the latents that the last call decoded
+    """
+
+    def __init__(self, vae: Any, margin: int) -> None:
+        self.vae, self.margin = vae, margin
+        self.decoded = 1.0
+
+    def __call__(
+        self,
+        original: Callable[..., Any],
+        latents: Tensor,
+        *args: Any,
+        photo_B3HW: Tensor,
+        mask_B1HW: Tensor,
+        **kwargs: Any,
+    ) -> Any:
+        """The picture, or what the decoder makes of the whole where a crop would not do.
+
+        photo_B3HW: in [-1, 1], and its mask, both of the size that the latents decode to
+        """
+        boxes = self._boxes(latents, mask_B1HW)
+        if not boxes:
+            self.decoded = 1.0
+            return original(latents, *args, **kwargs)
+        self.decoded = area_of(boxes) / (latents.shape[-2] * latents.shape[-1])
+        scale = photo_B3HW.shape[-1] // latents.shape[-1]
+        repeats = len(latents) // len(photo_B3HW)
+        picture = photo_B3HW.to(latents).repeat(repeats, 1, 1, 1)
+        output = None
+        for box in boxes:
+            output = original(latents[..., box[0], box[1]], *args, **kwargs)
+            part = output[0] if isinstance(output, tuple) else output.sample
+            rows, columns = (slice(side.start * scale, side.stop * scale) for side in box)
+            picture[..., rows, columns] = part
+        if isinstance(output, tuple):
+            return (picture, *output[1:])
+        output.sample = picture  # type: ignore[union-attr]
+        return output
+
+    def _boxes(self, latents: Tensor, mask_B1HW: Tensor) -> list[Box]:
+        parts = getattr(self.vae, "use_tiling", False) or getattr(self.vae, "use_slicing", False)
+        if latents.ndim != 4 or parts:
+            return []
+        (H, W), (h, w) = mask_B1HW.shape[-2:], latents.shape[-2:]
+        if H % h or W % w or H // h != W // w or len(latents) % len(mask_B1HW):
+            return []
+        boxes = boxes_of(mask_B1HW, (h, w), self.margin)
+        return boxes if area_of(boxes) <= WORTH * h * w else []

@@ -1,0 +1,91 @@
+"""A region decoded: the same pixels in the mask where the autoencoder looks around itself alone."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import arguments, inside, make_mask, make_photo, make_pipe
+
+from hilotoken import Dense, HiLo, compress, load_model
+from hilotoken.decode import area_of, boxes_of, decode_margin
+
+FEW = HiLo(dilate=1, detail=0.05, bucket=8)
+CORNER, MIDDLE = (0, 0, 24, 24), (120, 112, 150, 140)
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    pipe = load_model()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def edit(pipe, mask, **options):
+    fast = compress(pipe, Dense(), **options)
+    given = {"height": 512, "width": 512, "num_inference_steps": 1, "output_type": "pt"}
+    output = fast(
+        image=make_photo().resize((512, 512)), mask_image=mask.resize((512, 512)), **given,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    return output.images[0], fast.last_run
+
+
+@pytest.mark.parametrize("box", [CORNER, MIDDLE, (0, 60, 256, 70)])
+def test_the_embedded_model_decodes_a_region_as_it_does_the_whole(embedded, box):
+    mask = make_mask(box=box)
+    whole, run = edit(embedded, mask, decode="whole")
+    part, cheap = edit(embedded, mask)
+    assert run.decoded == 1
+    assert cheap.decoded < 0.8
+    assert (part - whole).abs().max() <= 2e-6
+
+
+def test_masks_far_apart_are_decoded_apart():
+    mask_B1HW = torch.zeros(2, 1, 512, 512)
+    mask_B1HW[0, 0, :8, :8] = mask_B1HW[1, 0, 480:, 480:] = 1
+    boxes = boxes_of(mask_B1HW, (64, 64), margin=6)
+    assert sorted(boxes, key=str) == sorted(
+        [(slice(0, 7), slice(0, 7)), (slice(54, 64), slice(54, 64))], key=str
+    )
+    assert area_of(boxes) == 49 + 100
+    assert len(boxes_of(mask_B1HW, (64, 64), margin=40)) == 1
+    assert boxes_of(torch.zeros(1, 1, 512, 512), (64, 64), 6) == []
+
+
+def test_a_decoder_that_normalises_over_the_picture_decodes_the_whole():
+    pipe = make_pipe("kl")
+    assert decode_margin(pipe.vae) is None
+    fast = compress(pipe, FEW)
+    fast(**arguments(output_type="pil"))
+    assert fast.last_run.decoded == 1
+    with pytest.raises(ValueError, match="looks at the whole picture"):
+        compress(pipe, FEW, decode="region")(**arguments(output_type="pil"))
+
+
+def test_tiling_and_a_mask_over_everything_decode_the_whole(embedded):
+    assert edit(embedded, make_mask(box=(0, 0, 256, 256)))[1].decoded == 1
+
+
+def test_the_decoder_is_left_as_it_was(embedded):
+    edit(embedded, make_mask(box=MIDDLE))
+    assert "decode" not in vars(embedded.vae)
+
+
+@pytest.mark.parametrize("kind", ["pil", "np", "pt"])
+def test_colours_are_led_to_the_photo_in_every_form_of_picture(kind):
+    def picture(match):
+        fast = compress(make_pipe("tiny"), FEW, match=match)
+        image = fast(**arguments(output_type=kind)).images[0]
+        if kind == "pt":
+            image = image.movedim(0, -1).numpy()
+        return np.asarray(image, np.float32) * (1 if kind == "pil" else 255)
+
+    plain, led, photo = picture(False), picture(True), np.asarray(make_photo(), np.float32)
+    mask = inside(make_mask())
+    assert np.array_equal(led[~mask], photo[~mask])
+    rim = mask & ~np.roll(mask, 1, 0)
+    assert abs(led[rim].mean() - photo[rim].mean()) < abs(plain[rim].mean() - photo[rim].mean())
+
+
+def test_an_unknown_way_to_decode_is_refused():
+    with pytest.raises(ValueError, match="decode"):
+        compress(make_pipe(), decode="some")
