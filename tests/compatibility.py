@@ -5,9 +5,9 @@ python tests/compatibility.py > docs/compatibility.md
 
 import sys
 
-from test_families import CALLS, FAMILIES
-from test_machinery import CHOSEN, MACHINERY
-from test_reuse import CHOSEN as REUSED
+from families import BY_NAME, CLASSES, FAMILIES, REFRESHED, calls_of, opens_contexts
+from family import Lack
+from machinery import MACHINERY
 
 from hilotoken.adapters import ADAPTERS, REFUSED
 
@@ -28,18 +28,14 @@ callbacks and hooks of the user see whole sequences.
 """
 
 
-COMPILED = "compiled blocks compile once for all masks"
-CACHE = "a step cache works or is refused as diffusers refuses it"
-
-
 def pipelines() -> str:
     heads = ("pipeline", "transformer", "ways of calling", "what does not hold, and why")
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     kinds = dict(ADAPTERS.keys())
     for family in FAMILIES:
-        calls = ", ".join(name for name in {**CALLS, **family.calls} if name not in family.lacks)
-        cells = {cell: why for cell, why in family.lacks.items() if cell not in (COMPILED, CACHE)}
-        lacks = "; ".join(f"{cell}: {why}" for cell, why in cells.items())
+        calls = "; ".join(name for name in calls_of(family) if name not in family.lacks)
+        cells = [cell for cell in family.lacks if cell not in (Lack.COMPILED, Lack.STEP_CACHE)]
+        lacks = "; ".join(f"{cell}: {family.lacks[cell]}" for cell in cells)
         kind = kinds[family.name.split(",")[0]]
         rows.append(f"| {family.name} | {kind} | {calls} | {lacks or 'nothing known'} |")
     return "\n".join(rows)
@@ -49,12 +45,13 @@ def machinery() -> str:
     names = [thing.__name__.replace("_", " ") for thing in MACHINERY]
     columns = [*names, "compiled blocks, one graph for all masks", "a step cache", "refresh"]
     rows = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for name in CHOSEN:
-        family = next(family for family in FAMILIES if family.name == name)
-        cells = ["no" if cell in family.lacks else "yes" for cell in (*names, COMPILED, CACHE)]
-        cells[-1] = cells[-1] if "Qwen" in name or "Klein" in name or "LongCat" in name else "no"
-        cells.append("yes" if name in REUSED else "not tried")
-        rows.append(f"| {name} | {' | '.join(cells)} |")
+    for family in (BY_NAME[name] for name in CLASSES):
+        holds = [True] * len(names)
+        holds += [Lack.COMPILED not in family.lacks]
+        holds += [Lack.STEP_CACHE not in family.lacks and opens_contexts(family)]
+        cells = ["yes" if cell else "no" for cell in holds]
+        cells.append("yes" if family.name in REFRESHED else "not tried")
+        rows.append(f"| {family.name} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

@@ -1,11 +1,12 @@
-"""Fixtures shared by all tests; what they build is in `tiny.py`."""
+"""Fixtures shared by all tests; what they lend is built in `contract.py`."""
 
 import sys
 
 import pytest
 import torch
+from contract import Edit
 from diffusers.models import attention_dispatch
-from tiny import make_pipe
+from families import BY_NAME
 from toys import Outcome
 
 from hilotoken import cli
@@ -23,15 +24,30 @@ def the_backend_stays():
 
 
 @pytest.fixture
+def edit(request):
+    """An edit of the table; its pipeline, lent to many tests, must come back as it was."""
+    lent = Edit(*request.param)
+    yield lent
+    lent.check()
+
+
+@pytest.fixture
 def pipe():
-    """A real FluxFillPipeline with tiny random weights, new for every test."""
-    return make_pipe()
+    """A real FluxFillPipeline with tiny random weights, lent too: alter only one of your own."""
+    lent = Edit(BY_NAME["FluxFillPipeline"])
+    yield lent.pipe
+    lent.check()
 
 
-@pytest.fixture(params=["kl", "tiny", "inpaint"])
+KINDS = ("FluxFillPipeline", "FluxFillPipeline, AutoencoderTiny", "FluxInpaintPipeline")
+
+
+@pytest.fixture(params=KINDS)
 def any_pipe(request):
     """The same, once with each kind of VAE, and a FluxInpaintPipeline."""
-    return make_pipe(request.param)
+    lent = Edit(BY_NAME[request.param])
+    yield lent.pipe
+    lent.check()
 
 
 @pytest.fixture

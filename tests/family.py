@@ -2,13 +2,27 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+class Lack(StrEnum):
+    """What a row may lack: a way of calling, by its name, or a property. The docs print these."""
+
+    TWO_IMAGES = "two images"
+    TWO_PHOTOS = "two photos"
+    LATENTS = "latents"
+    OTHER_SIZE = "photo of another size"
+    GENERATORS = "a list of generators"
+    ALIGNED = "positions aligned"
+    COMPILED = "compiled blocks"
+    STEP_CACHE = "a step cache"
+
+
+@dataclass(frozen=True, eq=False)  # a row is itself alone
 class Family:
     """One pipeline class at tiny size, its random weights the same every time.
 
@@ -18,9 +32,9 @@ class Family:
     source:    the pipeline's own source latents for those arguments, as tokens [B, N, C], computed
                without hilotoken; consumes the given generator as the pipeline does
     tokens:    the pipeline's latents (what its scheduler steps) as tokens [B, N, C]
-    calls:     further ways of calling, each a name and its changes; see `test_families.py`
+    calls:     further ways of calling, each a name and its changes; see `families.py`
     image_first: whether image tokens come before text in the attention
-    lacks:     cells of the table that do not hold, each with the reason, as the docs print it
+    lacks:     what does not hold, each with the reason, as the docs print it
     """
 
     name: str
@@ -30,4 +44,4 @@ class Family:
     tokens: Callable[[Any, Tensor], Tensor]
     calls: Mapping[str, Callable[[], dict[str, Any]]] = field(default_factory=dict)
     image_first: bool = False
-    lacks: Mapping[str, str] = field(default_factory=dict)
+    lacks: Mapping[Lack, str] = field(default_factory=dict)

@@ -7,7 +7,7 @@ import diffusers
 import torch
 from diffusers import ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
 from diffusers.utils import logging
-from family import Family
+from family import Family, Lack
 from tiny import SIZE, TEXT, basics, make_mask, make_photo, make_vae, widen
 from torch import Tensor
 
@@ -85,10 +85,9 @@ CALLS = {
     },
 }  # fmt: skip
 LACKS = {
-    "two images": "several images a prompt fail in the pipeline itself where prompt embeddings are "
-    "given: it does not repeat them; with a prompt in words they work",
-    "a step cache works or is refused as diffusers refuses it": "diffusers' step "
-    "cache does not know Chroma's blocks",
+    Lack.TWO_IMAGES: "several images a prompt fail in the pipeline itself where prompt embeddings "
+    "are given: it does not repeat them; with a prompt in words they work",
+    Lack.STEP_CACHE: "diffusers' step cache does not know Chroma's blocks",
 }
 FAMILIES = [
     Family(

@@ -4,52 +4,15 @@ from functools import partial
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
-from diffusers import FluxControlNetModel, FluxTransformer2DModel
-from diffusers.utils import logging
 from family import Family
-from tiny import SIZE, TEXT, basics, make_mask, make_photo, make_vae, widen
+from tiny import SIZE, TEXT, TOKENS, basics, make_mask, make_photo, make_pipe
 from torch import Tensor
 
-BESIDE = {"FluxFillPipeline": 4 * 4 + 8 * 8 * 4, "FluxControlInpaintPipeline": 4 * 4}  # channels
-SHAPE = {
-    "num_layers": 1,
-    "num_single_layers": 1,
-    "attention_head_dim": 16,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 16,
-    "pooled_projection_dim": 16,
-    "axes_dims_rope": (4, 6, 6),
-}
 
-
-def make(name: str, dtype: torch.dtype = torch.float32) -> Any:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        parts = {
-            "vae": make_vae("kl"),
-            "transformer": FluxTransformer2DModel(
-                in_channels=16 + BESIDE.get(name, 0),
-                out_channels=16,
-                guidance_embeds=True,
-                **SHAPE,
-            ),
-        }
-        if "ControlNet" in name:
-            parts["controlnet"] = FluxControlNetModel(in_channels=16, guidance_embeds=True, **SHAPE)
-        for part in parts.values():
-            widen(part)
-    texts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-    if name in ("FluxInpaintPipeline", "FluxKontextPipeline", "FluxKontextInpaintPipeline"):
-        texts += ("image_encoder", "feature_extractor")
-    pipe = getattr(diffusers, name)(
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        **dict.fromkeys(texts),
-        **parts,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    logging.set_verbosity_error()  # a cast by `to` is warned of, and meant
-    return pipe.to(dtype)
+def make(name: str, dtype: torch.dtype = torch.float32, vae: str = "kl") -> Any:
+    return make_pipe(vae, dtype, cls=getattr(diffusers, name))
 
 
 def embeds(count: int, dtype: torch.dtype, seed: int = 1, prefix: str = "") -> dict[str, Tensor]:
@@ -74,8 +37,11 @@ def arguments(
 
 
 def source(pipe: Any, given: dict[str, Any]) -> Tensor:
-    photo = pipe.image_processor.preprocess(given["image"], SIZE, SIZE).to(pipe.dtype)
+    size = given["height"], given["width"]
+    photo = pipe.image_processor.preprocess(given["image"], *size).to(pipe.dtype)
     generator = given["generator"]
+    if "latents" in given and "Fill" in type(pipe).__name__:  # it encodes none; the wrapper does
+        generator = torch.Generator().manual_seed(0)
     if "Control" in type(pipe).__name__:  # what it encodes before is random too
         control = pipe.image_processor.preprocess(given["control_image"], SIZE, SIZE)
         mask = pipe.mask_processor.preprocess(given["mask_image"], SIZE, SIZE)
@@ -91,16 +57,42 @@ STRENGTH = {"strength": lambda: {"strength": 0.6, "num_inference_steps": 5}}
 GUIDED = {
     "true CFG": lambda: {"true_cfg_scale": 3.0, **embeds(1, torch.float32, 2, "negative_")},
 }
-PHOTOS = {
-    "two photos, two masks": lambda: {
-        "count": 2,
-        "image": [make_photo(), make_photo(seed=1)],
-        "mask_image": [make_mask(), make_mask(box=(0, 200, 40, 256))],
-    }
-}
+TWO = {"image": [make_photo(), make_photo(seed=1)]}
+MASKS = {"mask_image": [make_mask(), make_mask(box=(0, 200, 40, 256))]}
+PHOTOS = {"two photos, two masks": lambda: {"count": 2} | TWO | MASKS}
+# Every other way of calling that a pipeline offers and that the wrapper could get wrong.
+WAYS = {
+    "generators": lambda: {
+        "num_images_per_prompt": 2,
+        "generator": [torch.Generator().manual_seed(seed) for seed in (7, 8)],
+    },
+    "one last step": lambda: {"strength": 0.25, "num_inference_steps": 4},
+    "sigmas": lambda: {"sigmas": [1.0, 0.8, 0.1]},
+    "latents": lambda: {"latents": torch.randn(1, TOKENS, 16)},
+    "tensors": lambda: {
+        "image": torch.rand(3, SIZE, SIZE), "mask_image": torch.eye(SIZE)[None, None],
+    },
+    "arrays": lambda: {
+        "image": np.random.default_rng(0).random((SIZE, SIZE, 3), np.float32),
+        "mask_image": np.eye(SIZE, dtype=np.float32),
+    },
+    "two tensors": lambda: {
+        "count": 2, "image": torch.rand(2, 3, SIZE, SIZE),
+        "mask_image": torch.stack([torch.eye(SIZE), torch.eye(SIZE).flip(0)])[:, None],
+    },
+    "two photos, one mask": lambda: {"count": 2} | TWO,
+    "one photo, two masks": lambda: {"count": 2} | MASKS,
+    "two photos, four prompts": lambda: {"count": 4} | TWO | MASKS,
+    "photo of another size": lambda: {"image": make_photo(300, 200)},
+    "rounded size": lambda: {
+        "image": make_photo(231, 250), "mask_image": make_mask(231, 250),
+        "height": 231, "width": 250,
+    },
+}  # fmt: skip
 PIPELINES = {
-    "FluxFillPipeline": STRENGTH | PHOTOS,
-    "FluxInpaintPipeline": STRENGTH | GUIDED | PHOTOS,
+    "FluxFillPipeline": STRENGTH | PHOTOS | WAYS,
+    "FluxFillPipeline, AutoencoderTiny": STRENGTH | PHOTOS | WAYS,
+    "FluxInpaintPipeline": STRENGTH | GUIDED | PHOTOS | WAYS,
     "FluxImg2ImgPipeline": STRENGTH | GUIDED | PHOTOS,
     "FluxKontextPipeline": GUIDED | PHOTOS,
     "FluxKontextInpaintPipeline": STRENGTH | GUIDED | PHOTOS,
@@ -110,8 +102,8 @@ PIPELINES = {
 FAMILIES = [
     Family(
         name,
-        partial(make, name),
-        partial(arguments, name),
+        partial(make, name.split(",")[0], vae="tiny" if "Tiny" in name else "kl"),
+        partial(arguments, name.split(",")[0]),
         source,
         lambda pipe, latents: latents,
         calls,

@@ -7,14 +7,14 @@ import diffusers
 import torch
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
 from diffusers.utils import logging
-from family import Family
+from family import Family, Lack
 from tiny import SIZE, TEXT, basics, make_mask, make_photo, widen
 from torch import Tensor
 
 
 def make_vae() -> AutoencoderKLFlux2:
     vae = AutoencoderKLFlux2(
-        block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=4
+        block_out_channels=(4, 4, 4, 4), layers_per_block=0, norm_num_groups=4, latent_channels=4
     )
     widen(vae)
     vae.bn.running_mean.normal_(0, 0.5)
@@ -108,10 +108,7 @@ FAMILIES = [
         source,
         lambda pipe, latents: latents,
         calls,
-        lacks={
-            "a step cache works or is refused as diffusers refuses it": "diffusers' step cache "
-            "itself fails on FLUX.2's blocks"
-        },
+        lacks={Lack.STEP_CACHE: "diffusers' step cache itself fails on FLUX.2's blocks"},
     )
     for name, calls in PIPELINES.items()
 ]

@@ -17,7 +17,7 @@ from diffusers import (
 from diffusers.pipelines.bria_fibo.pipeline_bria_fibo_edit import paste_mask_on_image
 from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit as longcat
 from diffusers.utils import logging
-from family import Family
+from family import Family, Lack
 from tiny import SIZE, TEXT, make_mask, make_photo, widen
 from torch import Tensor
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
@@ -52,7 +52,8 @@ def make_longcat(dtype: torch.dtype = torch.float32) -> Any:
         vae = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(8, 8, 8, 8),
+            block_out_channels=(4, 4, 4, 4),
+            layers_per_block=0,
             norm_num_groups=4,
             latent_channels=16,  # the pipeline counts on it
             scaling_factor=0.5,
@@ -198,7 +199,6 @@ def fibo_source(pipe: Any, given: dict[str, Any]) -> Tensor:
 
 TWO_MASKS = {"mask_image": [make_mask(), make_mask(box=(0, 200, 40, 256))]}
 SMALLER = make_photo(112, 160, seed=5)
-CACHE = "a step cache works or is refused as diffusers refuses it"
 FAMILIES = [
     Family(
         "LongCatImageEditPipeline",
@@ -210,7 +210,7 @@ FAMILIES = [
             "unguided": lambda: {"guidance_scale": 1.0},
             "two images, two masks": lambda: {"num_images_per_prompt": 2, **TWO_MASKS},
         },
-        lacks={CACHE: "diffusers' step cache does not know LongCat's blocks"},
+        lacks={Lack.STEP_CACHE: "diffusers' step cache does not know LongCat's blocks"},
     ),
     Family(
         "BriaFiboEditPipeline",
@@ -223,6 +223,6 @@ FAMILIES = [
             "photo greyed": lambda: {"mask": make_mask()},
             "another picture besides": lambda: {"image": [make_photo(), SMALLER]},
         },
-        lacks={CACHE: "diffusers has no step cache for Fibo's transformer"},
+        lacks={Lack.STEP_CACHE: "diffusers has no step cache for Fibo's transformer"},
     ),
 ]

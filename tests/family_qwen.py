@@ -12,7 +12,7 @@ from diffusers import (
     QwenImageTransformer2DModel,
 )
 from diffusers.utils import logging
-from family import Family
+from family import Family, Lack
 from PIL import Image
 from tiny import SIZE, TEXT, TOKENS, make_mask, make_photo, widen
 from torch import Tensor, nn
@@ -166,13 +166,15 @@ PIPELINES: dict[str, Calls] = {
     | {"two photos": partial(two, "control_image")},
 }
 UNPACKED = {
-    "latents": "the pipeline itself fails on latents: its prepare_latents returns one value, and "
-    "its call unpacks three"
+    Lack.LATENTS: "the pipeline itself fails on latents: its prepare_latents returns one value, "
+    "and its call unpacks three"
 }
 LACKS = {
     "QwenImageInpaintPipeline": UNPACKED,
     "QwenImageEditInpaintPipeline": UNPACKED,
-    "QwenImageEditPlusPipeline": {"two photos": "the pipeline itself takes one prompt at a time"},
+    "QwenImageEditPlusPipeline": {
+        Lack.TWO_PHOTOS: "the pipeline itself takes one prompt at a time"
+    },
 }
 FAMILIES = [
     Family(

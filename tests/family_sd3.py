@@ -7,7 +7,7 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from diffusers.utils import logging
-from family import Family
+from family import Family, Lack
 from tiny import TEXT, basics, make_mask, make_photo, make_vae, widen
 from torch import Tensor
 from torch.nn.functional import pixel_unshuffle
@@ -100,14 +100,12 @@ CALLS = TWO | {
     "photo of another size": lambda: {"image": make_photo(300, 200)},
 }
 LACKS = {
-    "positions aligned": "SD3 adds its positions to the tokens once, at the start: "
+    Lack.ALIGNED: "SD3 adds its positions to the tokens once, at the start: "
     "there is nothing that coarse queries could see on another stride",
-    "compiled blocks compile once for all masks": "diffusers names no repeated blocks of SD3's "
-    "transformer to compile",
-    "a step cache works or is refused as diffusers refuses it": "diffusers has no step cache for "
-    "SD3's transformer",
+    Lack.COMPILED: "diffusers names no repeated blocks of SD3's transformer to compile",
+    Lack.STEP_CACHE: "diffusers has no step cache for SD3's transformer",
 }
-GENERATORS = {"a list of generators": "the pipeline itself fails on one with a single photo"}
+GENERATORS = {Lack.GENERATORS: "the pipeline itself fails on one with a single photo"}
 FAMILIES = [
     Family(
         f"{name}{suffix}",

@@ -6,7 +6,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
-from family import Family
+from family import Family, Lack
 from tiny import basics, make_mask, make_photo, make_vae, widen
 from torch import Tensor, nn
 from torch.nn.functional import pixel_unshuffle
@@ -86,9 +86,8 @@ CALLS = {
     "guidance cut short": lambda: {"cfg_truncation": 0.5},
 }
 LACKS = {
-    "a step cache works or is refused as diffusers refuses it": "diffusers has no step cache for "
-    "Z-Image's transformer",
-    "photo of another size": "the pipeline itself fails: it does not resize the photo",
+    Lack.STEP_CACHE: "diffusers has no step cache for Z-Image's transformer",
+    Lack.OTHER_SIZE: "the pipeline itself fails: it does not resize the photo",
 }
 FAMILIES = [
     Family(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from compatibility import page
-from test_families import FAMILIES
+from families import FAMILIES
 
 from hilotoken.adapters import ADAPTERS
 

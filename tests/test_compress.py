@@ -49,8 +49,8 @@ def test_callbacks_see_and_may_change_whole_latents(pipe):
     assert set(seen) == {(1, TOKENS, 16)}
 
 
-def test_the_users_hooks_on_the_transformer_see_whole_sequences(pipe):
-    seen = []
+def test_the_users_hooks_on_the_transformer_see_whole_sequences():
+    pipe, seen = make_pipe(), []
     pipe.transformer.register_forward_pre_hook(
         lambda module, args, given: seen.append(given["hidden_states"].shape[1]), with_kwargs=True
     )
@@ -85,7 +85,8 @@ def test_subclasses_are_compressed_too(cls):
         fast(**arguments(image=torch.full((1, 3, SIZE, SIZE), 2.0)))
 
 
-def test_attributes_are_the_pipelines(pipe):
+def test_attributes_are_the_pipelines():
+    pipe = make_pipe()
     fast = compress(pipe, SMALL)
     assert fast.scheduler is pipe.scheduler
     scheduler = make_pipe(shifting=False).scheduler
@@ -145,7 +146,8 @@ def test_a_nested_call_is_refused_and_harms_nothing(pipe):
     assert torch.equal(latents(fast, callback_on_step_end=callback), alone)
 
 
-def test_what_cannot_be_compressed_is_refused(pipe):
+def test_what_cannot_be_compressed_is_refused():
+    pipe = make_pipe()
     with pytest.raises(TypeError, match="compressed already"):
         compress(compress(pipe))
     with pytest.raises(TypeError, match=r"FluxPipeline .*supported: .*FluxFillPipeline"):

@@ -1,306 +1,216 @@
-"""What must always hold (the table of the design), on real pipelines with tiny random weights."""
+"""The contract of the design on every pipeline of the table, tiny and real, with random weights.
+
+The pipeline is as it was before after every one of these tests: the fixture `edit` sees to it.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, FluxFillPipeline
-from PIL import Image
-from tiny import (
-    GRID,
-    SIZE,
-    TEXT,
-    TOKENS,
-    arguments,
-    fixed,
-    inside,
-    latents,
-    make_mask,
-    make_photo,
-    make_pipe,
-    prompt,
+from contract import (
+    FEW,
+    KEEP_ALL,
+    Edit,
+    Stop,
+    dropped,
+    edits,
+    every_call,
+    every_edit,
+    rows,
+    same,
+    stop_at,
+    worst,
 )
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+from families import BY_NAME, FAMILIES, names_of, plain_arguments
+from family import Lack
+from tiny import TOKENS, fixed, inside, make_mask, make_photo
 from torch import Tensor, nn
 
-from hilotoken import Dense, HiLo, compress
+from hilotoken import HiLo, compress
+from hilotoken.attention import rerouted
 from hilotoken.methods.hilo import COARSE_CELLS
 from hilotoken.plan import POSITIONS
 
-KEEP_ALL = HiLo(detail=1.0, coarse=0)
-FEW = HiLo(dilate=1, detail=0.05, coarse=0, bucket=8)
-DTYPES = [torch.float32, torch.bfloat16]
-KINDS = [
-    ("kl", torch.float32), ("tiny", torch.float32), ("inpaint", torch.float32),
-    ("kl", torch.bfloat16), ("inpaint", torch.bfloat16),
-]  # fmt: skip
-
-# Every way of calling that the pipeline offers and that the wrapper could get wrong.
-CALLS = {
-    "plain": lambda: arguments(),
-    "unseeded": lambda: arguments(generator=None),
-    "two images": lambda: arguments(num_images_per_prompt=2),
-    "generators": lambda: arguments(
-        num_images_per_prompt=2, generator=[torch.Generator().manual_seed(i) for i in (7, 8)]
-    ),
-    "strength": lambda: arguments(strength=0.6, num_inference_steps=5),
-    "one last step": lambda: arguments(strength=0.25, num_inference_steps=4),
-    "sigmas": lambda: arguments(sigmas=[1.0, 0.8, 0.1]),
-    "latents": lambda: arguments(latents=torch.randn(1, TOKENS, 16)),
-    "tensors": lambda: arguments(
-        image=torch.rand(3, SIZE, SIZE), mask_image=torch.eye(SIZE)[None, None]
-    ),
-    "arrays": lambda: arguments(
-        image=np.random.default_rng(0).random((SIZE, SIZE, 3), np.float32),
-        mask_image=np.eye(SIZE, dtype=np.float32),
-    ),
-    "two photos": lambda: arguments(
-        image=[make_photo(), make_photo(seed=1)],
-        mask_image=[make_mask(), make_mask(box=(0, 200, 40, 256))],
-        **prompt(2),
-    ),
-    "two tensors": lambda: arguments(
-        image=torch.rand(2, 3, SIZE, SIZE),
-        mask_image=torch.stack([torch.eye(SIZE), torch.eye(SIZE).flip(0)])[:, None],
-        **prompt(2),
-    ),
-    "two photos, one mask": lambda: arguments(
-        image=[make_photo(), make_photo(seed=1)], **prompt(2)
-    ),
-    "one photo, two masks": lambda: arguments(
-        mask_image=[make_mask(), make_mask(box=(0, 200, 40, 256))], **prompt(2)
-    ),
-    "two photos, four prompts": lambda: arguments(
-        image=[make_photo(), make_photo(seed=1)],
-        mask_image=[make_mask(), make_mask(box=(0, 200, 40, 256))],
-        **prompt(4),
-    ),
-    "photo of another size": lambda: arguments(image=make_photo(300, 200)),
-    "rounded size": lambda: arguments(
-        image=make_photo(231, 250), mask_image=make_mask(231, 250), height=231, width=250
-    ),
-}  # fmt: skip
+INF = float("inf")
+FAST = HiLo(dilate=1, detail=0.05, bucket=8)
+SAMPLED = HiLo(score="random", context="sampled", seed=3)
+# In half precision every row is called plainly, and these two in every way.
+HALVES = rows(dtypes=[torch.bfloat16]) + [
+    row
+    for row in rows("every", [torch.bfloat16])
+    if row[0].name in ("FluxFillPipeline", "FluxInpaintPipeline") and row[1] != "plain"
+]
 
 
-@pytest.fixture(params=CALLS)
-def call(request):
-    """Makes the arguments of one way of calling, the same each time."""
-
-    def make(dtype: torch.dtype = torch.float32, **changes):
-        torch.manual_seed(3)
-        made = CALLS[request.param]() | changes
-        cast = ("prompt_embeds", "pooled_prompt_embeds", "latents")
-        return made | {k: v.to(dtype) for k, v in made.items() if k in cast}
-
-    return make
+def places_mixed_up(transformer: Any) -> AbstractContextManager[Any]:
+    """Every token stands where another did, and is what it was."""
+    if hasattr(transformer, "rope_embedder"):
+        return patch.object(transformer, "rope_embedder", turned(transformer.rope_embedder))
+    embed = transformer.pos_embed
+    name = "cropped_pos_embed" if hasattr(embed, "cropped_pos_embed") else "forward"
+    return patch.object(embed, name, turned(getattr(embed, name)))
 
 
-def source_latents(pipe, given: dict) -> Tensor:
-    """The pipeline's own source latents, packed: the first thing its generator is used for."""
-    height, width = given["height"], given["width"]
-    photo = pipe.image_processor.preprocess(given["image"], height=height, width=width)
-    # With the user's own latents Fill encodes nothing; the wrapper does, by its own seed.
-    unencoded = "latents" in given and isinstance(pipe, FluxFillPipeline)
-    generator = torch.Generator().manual_seed(0) if unencoded else given["generator"]
-    x0 = pipe._encode_vae_image(image=photo.to(pipe.dtype), generator=generator)
-    return pipe._pack_latents(x0, *x0.shape)
+def turned(places: Callable[..., Any]) -> Callable[..., Any]:
+    def turn(found: Any) -> Any:
+        return found.flip(found.ndim - 2) if isinstance(found, Tensor) else tuple(map(turn, found))
+
+    return lambda *args, **kwargs: turn(places(*args, **kwargs))
 
 
-SCHEDULERS = {
-    "stochastic": FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
-    "karras": FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
-    "terminal": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02),
-    "consistency": FlowMatchLCMScheduler(),
-}
+def negated(value: Any) -> Any:
+    return [-x for x in value] if isinstance(value, list) else -value
 
 
-def worst(left: Tensor, right: Tensor) -> float:
-    return (left.float() - right.float()).abs().max().item()
-
-
-def test_the_tiny_pipeline_listens(any_pipe):
+@every_edit
+def test_the_tiny_pipeline_listens(edit):
     """Else nothing here could fail."""
-    plain = latents(any_pipe)
-    assert plain.std() > 0.5
-    for change in (
-        {"image": make_photo(seed=5)},
-        {"mask_image": make_mask(box=(0, 0, 60, 60))},
-        {"prompt_embeds": -prompt()["prompt_embeds"]},
-        {"pooled_prompt_embeds": -prompt()["pooled_prompt_embeds"]},
-        {"guidance_scale": 1.0},
-    ):
-        assert worst(latents(any_pipe, **change), plain) > 1e-2
-    with_nothing = any_pipe.transformer.pos_embed.register_forward_pre_hook(
-        lambda _, a: (0 * a[0],)
-    )
-    assert worst(latents(any_pipe), plain) > 1e-2  # places count
-    with_nothing.remove()
+    plain = edit.ran().steps[-1].end
+    assert plain.shape[1] == TOKENS
+    assert plain.std() > 0.1
+    given = plain_arguments(edit.pipe, edit.arguments())
+    photo, mask = names_of(edit.family)
+    changes = [{photo: make_photo(seed=5)}]
+    changes += [{mask: make_mask(box=(0, 0, 60, 60))}] if mask in given else []
+    changes += [{k: negated(given[k])} for k in given if k.endswith("prompt_embeds")]
+    changes += [{"guidance_scale": 1.5}] if "guidance_scale" in given else []
+    for change in changes:
+        assert worst(edit.run(**change).steps[-1].end, plain) > 1e-3, change.keys()
+    with places_mixed_up(edit.pipe.transformer):
+        assert worst(edit.run().steps[-1].end, plain) > 1e-3
 
 
-@pytest.mark.parametrize(("vae", "dtype"), KINDS)
-def test_keeping_every_token_equals_the_untouched_pipeline(call, vae, dtype):
-    pipe = make_pipe(vae, dtype)
-    plain = pipe(**call(dtype)).images
-    fast = compress(pipe, KEEP_ALL)
-    assert torch.equal(fast(**call(dtype)).images, plain)
-    assert fast.last_run.keep_ratio == 1
+@edits(rows("every") + HALVES)
+def test_keeping_every_token_equals_the_untouched_pipeline(edit):
+    kept = edit.ran(KEEP_ALL)
+    assert kept.record.keep_ratio == 1
+    assert same(kept.steps, edit.ran().steps)
 
 
-@pytest.mark.parametrize("shifting", [True, False])
-@pytest.mark.parametrize("seed", range(3))
-def test_a_permutation_of_all_tokens_equals_it(seed, shifting):
-    pipe = make_pipe(shifting=shifting)
+@pytest.mark.parametrize("seed", range(2))
+@every_edit
+def test_a_permutation_of_all_tokens_equals_it(edit, seed):
     order = torch.randperm(TOKENS, generator=torch.Generator().manual_seed(seed))
-    assert worst(latents(compress(pipe, fixed(order))), latents(pipe)) <= 2e-6
+    mixed, plain = edit.run(fixed(order)), edit.ran()
+    for a, b in zip(mixed.steps, plain.steps, strict=True):
+        assert worst(a.end, b.end) <= 2e-6 * max(1, b.end.abs().max())
 
 
-@pytest.mark.parametrize("any_pipe", ["kl", "tiny"], indirect=True)  # Inpaint blends it away
 @pytest.mark.parametrize("kept", [1, 40, 200])
-def test_dropping_tokens_equals_a_key_mask_on_them(any_pipe, kept):
-    """In one call of the transformer, which one step is."""
-    keep_K = torch.randperm(TOKENS)[:kept].sort().values
-    seen_S = torch.zeros(TEXT + TOKENS, dtype=torch.bool)
-    seen_S[:TEXT] = seen_S[TEXT + keep_K] = True
-    mask = {"attention_mask": seen_S[None, None, None]}
-    masked = latents(any_pipe, num_inference_steps=1, joint_attention_kwargs=mask)
-    short = latents(compress(any_pipe, fixed(keep_K)), num_inference_steps=1)
-    # The mask takes another kernel: rounding of values as large as 5.
-    assert worst(short[:, keep_K], masked[:, keep_K]) <= 1e-6 * masked.abs().max()
+@every_edit
+def test_dropping_tokens_equals_a_key_mask_on_them(edit, kept):
+    """In one call of the transformer; a reference of the photo drops the same tokens."""
+    keep_K = torch.randperm(TOKENS, generator=torch.Generator().manual_seed(1))[:kept].sort().values
+    given = {"num_inference_steps": 1}
+    given |= {"strength": 1.0} if "strength" in edit.arguments() else {}
+    ran = edit.run(fixed(keep_K), **given)
+    short, full = ran.steps[0].velocity, ran.record.sequence[0]
+    seen_T = torch.zeros(full, dtype=torch.bool)
+    for start in range(0, full, TOKENS):
+        seen_T[start + keep_K] = True
+
+    def attend(module, query, key, value, original, **kwargs):
+        extra = key.shape[1] - full
+        if extra < 0:  # text alone
+            return original(query, key, value, **kwargs)
+        seen_S = torch.ones(key.shape[1], dtype=torch.bool)
+        seen_S[:full] = seen_T
+        if not edit.family.image_first:
+            seen_S = seen_S.roll(extra)
+        mask = seen_S.expand(1, 1, query.shape[1], -1)
+        given = kwargs.get("attn_mask")
+        if given is not None:
+            mask = mask & given if given.dtype == torch.bool else given.masked_fill(~mask, -INF)
+        return original(query, key, value, **kwargs | {"attn_mask": mask})
+
+    with rerouted(edit.pipe.transformer, attend):
+        masked = edit.run(**given).steps[0].velocity
+    short, masked = (x[:, keep_K] for x in (short, masked))
+    assert worst(short, masked) <= 2e-6 * masked.abs().max()
     if kept < 100:
-        dense = latents(any_pipe, num_inference_steps=1)
-        assert worst(short[:, keep_K], dense[:, keep_K]) > 1e-4  # the others were seen there
+        dense = edit.run(**given).steps[0].velocity
+        assert worst(short, dense[:, keep_K]) > 1e-4  # the others were seen there
 
 
-@pytest.mark.parametrize(("vae", "dtype"), KINDS)
-def test_a_dropped_token_ends_on_the_source(call, vae, dtype):
-    pipe = make_pipe(vae, dtype)
-    fast, steps = compress(pipe, FEW), []
-    pipe.transformer.register_forward_pre_hook(
-        lambda module, args, given: steps.append(given["hidden_states"][..., :16]), with_kwargs=True
-    )
-    ends = fast(**call(dtype)).images
-    dropped_N = torch.ones(fast.last_run.tokens_full, dtype=torch.bool)
-    dropped_N[fast.last_run.plan.keep_K] = False
+@edits(rows("every") + HALVES)
+def test_a_dropped_token_ends_on_the_source(edit):
+    ran = edit.ran(FAST)
+    dropped_N = dropped(ran.record)
     assert dropped_N.sum() > 60
-    x0 = source_latents(pipe, call(dtype))
-    x0 = x0.repeat(len(ends) // len(x0), 1, 1)
-    before, x0, ends = (x[:, dropped_N].float() for x in (steps[-1], x0, ends))
-    if dtype is torch.float32:
-        assert worst(ends, x0) <= 1e-6
+    last, x0 = ran.steps[-1], edit.source()
+    x0 = x0.repeat(len(last.end) // len(x0), 1, 1)
+    before, end, x0 = (x[:, dropped_N].float() for x in (last.before, last.end, x0))
+    if edit.dtype is torch.float32:
+        assert worst(end, x0) <= 2e-6 * max(1, x0.abs().max())
     else:  # the scheduler rounds dt, dt * v and the sum, and v was rounded: half a unit each
         size = 3 * (before - x0).abs() + x0.abs()
-        assert ((ends - x0).abs() <= 1.02 * torch.finfo(dtype).eps / 2 * size).all()
+        assert ((end - x0).abs() <= 1.02 * torch.finfo(edit.dtype).eps / 2 * size).all()
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_any_scheduler_of_flow_matching_keeps_the_contract(pipe, name):
-    pipe.scheduler = SCHEDULERS[name]
+COARSE = [(family, kind, "open") for family in FAMILIES for kind in POSITIONS] + [
+    (BY_NAME[name], kind, cells)
+    for name in ("FluxFillPipeline", "FluxFillPipeline, AutoencoderTiny", "FluxInpaintPipeline")
+    for kind in POSITIONS
+    for cells in COARSE_CELLS
+    if cells != "open"
+]
 
-    def seeded(run):
-        torch.manual_seed(0)  # some schedulers draw noise from the global generator
-        return latents(run)
 
-    assert torch.equal(seeded(compress(pipe, KEEP_ALL)), seeded(pipe))
-    fast = compress(pipe, FEW)
-    ends, x0 = seeded(fast), source_latents(pipe, arguments())
-    dropped_N = torch.ones(TOKENS, dtype=torch.bool)
-    dropped_N[fast.last_run.plan.keep_K] = False
-    assert worst(ends[:, dropped_N], x0[:, dropped_N]) <= 1e-6
+@pytest.mark.parametrize(
+    ("edit", "positions", "cells"),
+    [
+        pytest.param((family,), kind, cells, id=f"{family.name}-{kind}-{cells}")
+        for family, kind, cells in COARSE
+    ],
+    indirect=["edit"],
+)
+def test_coarse_tokens_count_and_dropped_ones_still_follow(edit, positions, cells):
+    options = {"dilate": 1, "detail": 0.05, "bucket": 1}
+    method = HiLo(positions=positions, coarse_cells=cells, **options)
+    if positions == "aligned" and Lack.ALIGNED in edit.family.lacks:
+        with pytest.raises(ValueError, match="positions"):
+            edit.run(method)
+        return
+    ran = edit.run(method)
+    end, plan = ran.steps[-1].end, ran.record.plan
+    assert plan.counts["coarse"] > 4
+    dropped_N, x0 = dropped(ran.record), edit.source()
+    assert worst(end[:, dropped_N], x0[:, dropped_N]) <= 2e-6 * max(1, x0.abs().max())
+    without = edit.ran(HiLo(coarse=0, **options)).steps[-1].end
+    assert worst(end[:, plan.keep_K], without[:, plan.keep_K]) > 1e-4
+
+
+@every_edit
+def test_a_key_of_count_n_weighs_as_that_key_n_times(edit):
+    counts = torch.randint(1, 4, (TOKENS,), generator=torch.Generator().manual_seed(0))
+    once, repeated = torch.arange(TOKENS), torch.arange(TOKENS).repeat_interleave(counts)
+    weighted, unweighted, duplicated = (
+        edit.run(method, num_inference_steps=2).steps[0].velocity
+        for method in (fixed(once, counts.float(), weighted=True), fixed(once), fixed(repeated))
+    )
+    assert worst(weighted, duplicated) <= 1e-5 * max(1, weighted.abs().max())
+    assert worst(weighted, unweighted) > 1e-3
 
 
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
-def test_pixels_outside_the_mask_are_the_photos(pipe, call, output_type):
-    given = call(output_type=output_type)
-    images = compress(pipe)(**given).images
-    size = {"height": given["height"], "width": given["width"]}
-    photos = pipe.image_processor.preprocess(given["image"], **size)
-    photos = pipe.image_processor.postprocess(photos, output_type=output_type)
-    masks = pipe.mask_processor.preprocess(given["mask_image"], **size)[:, 0].numpy() > 0
-    plain = pipe(**call(output_type=output_type)).images
-    assert type(images) is type(plain)
-    assert len(images) == len(plain)
-    for i, (image, dense) in enumerate(zip(images, plain, strict=True)):
-        photo, mask = photos[i % len(photos)], masks[i % len(masks)]
-        if not isinstance(image, Image.Image):
-            assert image.dtype == dense.dtype
-        image, dense, photo = (
-            x.permute(1, 2, 0).numpy() if isinstance(x, Tensor) else np.asarray(x)
-            for x in (image, dense, photo)
-        )
-        if output_type == "pil":
-            assert np.array_equal(image[~mask], photo[~mask])
-        else:  # the pipeline's photo went to [-1, 1] and back
-            assert np.abs(image[~mask] - photo[~mask]).max() < 1e-6
-        assert (image[mask] != photo[mask]).mean() > 0.5
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_values_of_a_tensor_or_picture_are_kept_to_the_bit(dtype):
-    pipe, outside = make_pipe(dtype=dtype), ~inside(make_mask())
-    photo = torch.rand(3, SIZE, SIZE).to(dtype)
-    given = arguments(**prompt(dtype=dtype), image=photo, output_type="pt")
-    image = compress(pipe)(**given).images[0]
-    assert image.dtype == dtype
-    assert torch.equal(image[:, outside], photo[:, outside])
-    given = arguments(**prompt(dtype=dtype), output_type="np")
-    image = compress(pipe)(**given).images[0]
-    assert np.array_equal(image[outside], np.asarray(make_photo(), np.float32)[outside] / 255)
-
-
-def test_dense_is_the_untouched_pipeline_inside_the_mask(any_pipe):
-    mask = inside(make_mask())
-    plain = any_pipe(**arguments(output_type="np")).images[0]
-    image = compress(any_pipe, Dense())(**arguments(output_type="np")).images[0]
-    assert np.array_equal(image[mask], plain[mask])
-
-
-def test_the_feather_stays_inside_the_mask(pipe):
-    mask, photo = inside(make_mask()), np.asarray(make_photo())
-    hard = np.asarray(compress(pipe)(**arguments(output_type="pil")).images[0])
-    soft = np.asarray(compress(pipe, feather=8)(**arguments(output_type="pil")).images[0])
-    assert np.array_equal(soft[~mask], photo[~mask])
-    assert np.array_equal(soft[105:145, 85:135], hard[105:145, 85:135])  # 15 pixels in
-    edge = mask & ~np.pad(mask, 1)[2:, 1:-1]
-    near, far = (np.abs(x[edge].astype(float) - photo[edge]).mean() for x in (soft, hard))
-    assert 0 < near < far / 4
-
-
-def state(pipe) -> dict:
-    """Everything that a call could leave on the pipeline and its modules."""
-    found = {"pipe": set(vars(pipe))}
-    for part, model in pipe.components.items():
-        for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
-            hooks = {k: list(v) for k, v in _dicts(module) if "hooks" in k and v}
-            found[f"{part}.{name}"] = set(vars(module)), hooks, module.forward
-    return found
-
-
-def _dicts(module: nn.Module) -> list:
-    """Transformers' models have flags of such names besides."""
-    return [(k, v) for k, v in vars(module).items() if isinstance(v, dict)]
-
-
-class Stop(Exception):
-    pass
-
-
-def stop(*_, **__):
-    raise Stop
-
-
-def stop_third():
-    calls = []
-
-    def hook(*_, **__):
-        calls.append(None)
-        if len(calls) == 3:
-            raise Stop
-
-    return hook
-
-
-def stop_step(pipe, step, timestep, given):
-    if step == 2:
-        raise Stop
-    return given
+@every_edit
+def test_pixels_outside_the_mask_are_the_photos(edit, output_type):
+    image = compress(edit.pipe)(**edit.arguments(output_type=output_type))[0][0]
+    photo, mask = (edit.arguments()[name] for name in names_of(edit.family))
+    photo, mask = np.asarray(photo), inside(mask)
+    if isinstance(image, Tensor):
+        image = image.permute(1, 2, 0).numpy()
+    exact = photo if output_type == "pil" else photo.astype(np.float32) / 255
+    image = np.asarray(image)
+    assert image.shape == photo.shape
+    assert np.array_equal(image[~mask], exact[~mask])
+    assert (image[mask] != exact[mask]).mean() > 0.5
 
 
 class Unplannable(HiLo):
@@ -308,69 +218,111 @@ class Unplannable(HiLo):
         raise Stop
 
 
-@pytest.mark.parametrize("place", ["none", "plan", "callback", "block", "decoder"])
-@pytest.mark.parametrize("positions", ["interpolated", "aligned"])
-def test_the_pipeline_afterwards_equals_the_pipeline_before(any_pipe, place, positions):
-    plain, before = latents(any_pipe), state(any_pipe)
-    block = any_pipe.transformer.single_transformer_blocks[0]
-    handles = {
-        "block": lambda: [block.register_forward_hook(stop_third())],
-        "decoder": lambda: [any_pipe.vae.decoder.register_forward_hook(stop)],
-    }.get(place, list)()
-    options = {"positions": positions, "weights": True}
-    method = Unplannable(**options) if place == "plan" else HiLo(**options)
-    given = arguments(output_type="pil", num_inference_steps=4)
-    if place == "callback":
-        given["callback_on_step_end"] = stop_step
-    fast = compress(any_pipe, method)
-    if place == "none":
+@contextmanager
+def broken_off(pipe: Any, place: str) -> Iterator[None]:
+    """A run in this context is broken off in its second step."""
+    names = ("blocks.0", "layers.0")
+    block = next(m for n, m in pipe.transformer.named_modules() if n.endswith(names))
+    watched, step = stop_at(2), pipe.scheduler.step
+    breaking = {
+        "block": lambda: block.register_forward_hook(stop_at(3)),
+        "step": lambda: patch.object(
+            pipe.scheduler, "step", lambda *args, **kwargs: watched() or step(*args, **kwargs)
+        ),
+        "decoder": lambda: pipe.vae.decoder.register_forward_hook(stop_at(1)),
+    }.get(place, nullcontext)
+    with breaking(), pytest.raises(Stop):
+        yield
+
+
+@pytest.mark.parametrize("place", ["nowhere", "plan", "block", "step", "decoder"])
+@every_edit
+def test_the_pipeline_afterwards_equals_the_pipeline_before(edit, place):
+    """Wherever the run was broken off, with hooks and stand-ins of every kind in place."""
+    pipe, aligned = edit.pipe, Lack.ALIGNED not in edit.family.lacks
+    options = {"weights": True, "positions": "aligned" if aligned else "interpolated"}
+    fast = compress(pipe, (Unplannable if place == "plan" else HiLo)(**options))
+    given = edit.arguments(output_type="pil", num_inference_steps=4)
+    if place == "nowhere":
         fast(**given)
     else:
-        with pytest.raises(Stop):
+        with broken_off(pipe, place):
             fast(**given)
         assert fast.last_run is None
-    for handle in handles:
-        handle.remove()
-    assert state(any_pipe) == before
-    assert torch.equal(latents(any_pipe), plain)
+    edit.check()
+    assert same(edit.run().steps, edit.ran().steps)
 
 
-@pytest.mark.parametrize("method", [HiLo(), HiLo(context="sampled", seed=3), HiLo(score="random")])
-def test_same_seed_same_result(any_pipe, method):
-    fast = compress(any_pipe, method)
-    first, other = latents(fast), latents(fast, generator=torch.Generator().manual_seed(8))
-    assert torch.equal(latents(fast), first)
-    assert not torch.equal(other, first)
+@every_call
+def test_generators_end_where_the_plain_pipeline_leaves_them(edit):
+    for method in (FAST, SAMPLED) if edit.call == "plain" else (FAST,):
+        ends = zip(edit.ran(method).generators, edit.ran().generators, strict=True)
+        assert all(torch.equal(ours, plain) for ours, plain in ends)
 
 
-def test_the_generators_end_where_the_plain_pipeline_leaves_them(pipe, call):
-    def after(run):
-        given = call()
-        run(**given)
-        users = given["generator"]
-        users = users if isinstance(users, list) else [users] if users else []
-        return [torch.get_rng_state(), *(user.get_state() for user in users)]
-
-    plain, fast = (
-        after(pipe),
-        after(compress(pipe, HiLo(score="random", context="sampled"))),
-    )
-    assert all(torch.equal(a, b) for a, b in zip(plain, fast, strict=True))
-    coarse = after(compress(pipe))
-    assert all(torch.equal(a, b) for a, b in zip(plain, coarse, strict=True))
+@every_edit
+def test_same_seed_same_result(edit):
+    assert same(edit.run(SAMPLED).steps, edit.ran(SAMPLED).steps)
+    other = edit.run(SAMPLED, generator=torch.Generator().manual_seed(8))
+    assert not same(other.steps, edit.ran(SAMPLED).steps)
 
 
-@pytest.mark.parametrize("cells", COARSE_CELLS)
-@pytest.mark.parametrize("positions", POSITIONS)
-def test_every_kind_of_coarse_token_keeps_the_contract(any_pipe, positions, cells):
-    """Dropped tokens land on the source; nothing is the same as without coarse tokens."""
-    options = {"dilate": 1, "detail": 0.05, "bucket": 1}
-    method = HiLo(positions=positions, coarse_cells=cells, **options)
-    fast = compress(any_pipe, method)
-    ends, plan = latents(fast), fast.last_run.plan
-    assert plan.counts["coarse"] > 4
-    dropped_N = torch.ones(TOKENS, dtype=torch.bool).index_fill(0, plan.keep_K, False)
-    assert worst(ends[:, dropped_N], source_latents(any_pipe, arguments())[:, dropped_N]) <= 1e-6
-    without = latents(compress(any_pipe, HiLo(coarse=0, **options)))
-    assert worst(ends[:, plan.keep_K], without[:, plan.keep_K]) > 1e-4
-    assert plan.grid == GRID
+@every_edit
+def test_references_are_shortened_alike_or_left_whole(edit):
+    short = edit.ran(FEW).record
+    whole = edit.run(HiLo(**vars(FEW) | {"references": "whole"})).record
+    full, run = short.sequence
+    assert full % TOKENS == 0
+    assert run == full // TOKENS * short.tokens_run
+    assert whole.sequence == (full, whole.tokens_run + full - TOKENS)
+
+
+@every_edit
+def test_without_a_mask_nothing_is_compressed(edit):
+    given = edit.arguments()
+    del given[names_of(edit.family)[1]]
+    with pytest.raises((ValueError, TypeError), match="mask"):
+        compress(edit.pipe)(**given)
+
+
+MARKS: dict[str, Callable[[Any], Any]] = {
+    "a hook": lambda pipe: pipe.transformer.register_forward_pre_hook(lambda *_: None),
+    "a hook inside": lambda pipe: pipe.vae.decoder.conv_in.register_forward_hook(lambda *_: None),
+    "a method shadowed": lambda pipe: setattr(pipe.scheduler, "step", pipe.scheduler.step),
+    "a module's call shadowed": lambda pipe: setattr(
+        pipe.transformer.x_embedder, "forward", pipe.transformer.x_embedder.forward
+    ),
+    "an attribute": lambda pipe: setattr(pipe.transformer.x_embedder, "kept", None),
+    "an attribute of the pipeline": lambda pipe: setattr(pipe, "kept", None),
+    "a weight": lambda pipe: pipe.transformer.x_embedder.weight.data.view(-1)[0].add_(1e-6),
+    "a weight in the place of another": lambda pipe: setattr(
+        pipe.transformer.x_embedder, "bias", nn.Parameter(pipe.transformer.x_embedder.bias.data)
+    ),
+    "a processor": lambda pipe: pipe.transformer.set_attn_processor(FluxAttnProcessor()),
+    "a submodule": lambda pipe: setattr(pipe.transformer, "x_embedder", nn.Linear(16, 32)),
+    "the mode of training": lambda pipe: pipe.transformer.pos_embed.eval(),
+    "a scheduler": lambda pipe: setattr(pipe, "scheduler", copy.copy(pipe.scheduler)),
+    "a setting": lambda pipe: pipe.scheduler.register_to_config(shift=2.0),
+}
+
+
+@pytest.mark.parametrize("kind", MARKS)
+def test_a_mark_left_on_a_pipeline_is_found(kind):
+    """The check at the end of every test can fail."""
+    edit = Edit(BY_NAME["FluxFillPipeline"])
+    edit.check()
+    MARKS[kind](edit.pipe)
+    with pytest.raises(AssertionError, match="left its mark on"):
+        edit.check()
+    edit.check()  # the next test is lent another
+
+
+def test_a_class_that_was_patched_is_found():
+    edit = Edit(BY_NAME["FluxFillPipeline"])
+    pipe = edit.pipe
+    with (
+        patch.object(type(pipe), "__call__", type(pipe).__call__),
+        patch.object(type(pipe.transformer), "forward", lambda *_: None),
+        pytest.raises(AssertionError, match="class FluxTransformer2DModel"),
+    ):
+        edit.check()

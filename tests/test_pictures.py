@@ -1,4 +1,4 @@
-"""SD3 and Z-Image: what is theirs alone; the contract is in `test_families.py`."""
+"""SD3 and Z-Image: what is theirs alone; the contract is in `test_contract.py`."""
 
 import threading
 from dataclasses import replace
@@ -9,11 +9,10 @@ import family_zimage
 import numpy as np
 import pytest
 import torch
+from contract import FEW, KEEP_ALL, plain_steps, steps, worst
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
 from diffusers.models.embeddings import get_2d_sincos_pos_embed_from_grid
-from test_contract import worst
-from test_families import FEW, KEEP_ALL, plain_steps, steps
 from tiny import GRID, SIZE, TEXT, TOKENS, Fixed, fixed, inside, make_mask, make_photo
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend

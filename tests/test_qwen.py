@@ -1,4 +1,4 @@
-"""Qwen-Image beyond the table of `test_families.py`: places, references, guidance, sizes."""
+"""Qwen-Image beyond the table of `families.py`: places, references, guidance, sizes."""
 
 from typing import Any
 
@@ -6,9 +6,10 @@ import family_qwen
 import numpy as np
 import pytest
 import torch
+from contract import FEW, KEEP_ALL, Edit, worst
 from diffusers import FlowMatchEulerDiscreteScheduler
+from families import BY_NAME
 from family_qwen import PIPELINES, arguments, embeds, source
-from test_contract import worst
 from tiny import TOKENS, inside, make_mask, make_photo
 from torch import Tensor
 
@@ -17,7 +18,6 @@ from hilotoken.adapters.qwen import QwenShort, _exponentials
 
 INPAINT, EDIT, PLUS = (f"QwenImage{kind}Pipeline" for kind in ("Inpaint", "Edit", "EditPlus"))
 CONTROL = "QwenImageControlNetInpaintPipeline"
-FEW = HiLo(dilate=1, detail=0.05, coarse=0, bucket=8)
 MASKED = [name for name in PIPELINES if name.endswith("InpaintPipeline") and name != CONTROL]
 
 
@@ -31,7 +31,9 @@ def worst_turn(left: Tensor, right: Tensor) -> float:
 
 @pytest.fixture
 def pipe():
-    return make()
+    lent = Edit(BY_NAME[INPAINT])
+    yield lent.pipe
+    lent.check()
 
 
 @pytest.mark.parametrize("grid", [(16, 16), (5, 8), (31, 64)])
@@ -132,7 +134,7 @@ def test_a_size_that_the_pipeline_rounds(name):
     image = fast(**given() | {"output_type": "pil"}).images[0]
     assert fast.last_run.plan.grid == (14, 15)
     assert image.size == (240, 224)
-    ours = compress(pipe, HiLo(detail=1.0, coarse=0))(**given()).images
+    ours = compress(pipe, KEEP_ALL)(**given()).images
     own = given()
     if "Img2Img" in name:
         del own["mask_image"]
@@ -171,7 +173,7 @@ def test_a_control_image_that_is_a_tensor_is_refused():
 
 def test_a_transformer_compiled_whole_is_compressed_too(pipe):
     torch._dynamo.reset()
-    compiled = make()
+    compiled = BY_NAME[INPAINT].make(torch.float32)
     compiled.transformer = torch.compile(compiled.transformer, backend="eager")
     dense = compiled(**arguments(INPAINT)).images  # its graph has no hooks on places
     assert worst(dense, pipe(**arguments(INPAINT)).images) <= 1e-5
@@ -180,8 +182,9 @@ def test_a_transformer_compiled_whole_is_compressed_too(pipe):
     assert torch.equal(compiled(**arguments(INPAINT)).images, dense)
 
 
-def test_other_schedulers_of_flow_matching(pipe):
+def test_other_schedulers_of_flow_matching():
+    pipe = make()
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02)
-    fast = compress(pipe, HiLo(detail=1.0, coarse=0))
+    fast = compress(pipe, KEEP_ALL)
     ours = fast(**arguments(INPAINT)).images
     assert torch.equal(ours, pipe(**arguments(INPAINT)).images)

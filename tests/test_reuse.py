@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from contract import Stop, of_classes, plain_steps, steps, stop_at, worst
+from families import BY_NAME, REFRESHED, arguments
 from family import Family
-from test_contract import Stop, state, stop_third, worst
-from test_families import FAMILIES, arguments, plain_steps, steps
 from tiny import TOKENS
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -13,16 +13,7 @@ from hilotoken.attention import rerouted
 from hilotoken.methods import ToDo
 from hilotoken.reuse import refresh_steps
 
-BY_NAME = {family.name: family for family in FAMILIES}
-CHOSEN = [
-    "FluxFillPipeline", "FluxInpaintPipeline", "FluxKontextPipeline", "Flux2KleinInpaintPipeline",
-    "ChromaInpaintPipeline", "LongCatImageEditPipeline", "BriaFiboEditPipeline",
-    "QwenImageEditInpaintPipeline", "QwenImageInpaintPipeline", "StableDiffusion3InpaintPipeline",
-    "ZImageInpaintPipeline",
-]  # fmt: skip
-every_class = pytest.mark.parametrize(
-    "family", [BY_NAME[name] for name in CHOSEN if name in BY_NAME], ids=lambda family: family.name
-)
+every_class = of_classes(REFRESHED)
 METHODS = {
     "paper's": {"dilate": 1, "detail": 0.05, "bucket": 8},
     "sampled": {"dilate": 1, "detail": 0.05, "bucket": 8, "context": "sampled", "weights": True},
@@ -37,8 +28,8 @@ def run(family: Family, pipe, call: str = "plain", changes=None, **options):
 
 @pytest.mark.parametrize("options", METHODS.values(), ids=METHODS)
 @every_class
-def test_a_refresh_at_every_step_is_no_reuse(family, options):
-    pipe = family.make(torch.float32)
+def test_a_refresh_at_every_step_is_no_reuse(edit, options):
+    family, pipe = edit.family, edit.pipe
     every, record = run(family, pipe, refresh=range(3), **options)
     plain, _ = run(family, pipe, **options)
     assert record.refreshed == (0, 1, 2)
@@ -49,14 +40,14 @@ def test_a_refresh_at_every_step_is_no_reuse(family, options):
     ("call", "blocks"), [("plain", "all"), ("true CFG", "all"), ("plain", "1")]
 )
 @every_class
-def test_a_reuse_step_is_dense_attention_to_context_of_the_refresh(family, call, blocks):
+def test_a_reuse_step_is_dense_attention_to_context_of_the_refresh(edit, call, blocks):
     """Dense, the keys and values of context overwritten by those of step 0, branch by branch.
 
     Where a block keeps none, its context is not seen at all.
     """
+    family, pipe = edit.family, edit.pipe
     if call != "plain" and call not in family.calls:
         pytest.skip("no second prompt")
-    pipe = family.make(torch.float32)
     options = METHODS["all"] | {"refresh": (0,), "reuse_blocks": blocks}
     found, record = run(family, pipe, call, **options)
     assert record.refreshed == (0,)
@@ -109,8 +100,8 @@ def passed_over(model) -> set[int]:
 
 
 @every_class
-def test_between_refreshes_context_follows_the_source_and_the_sequence_is_short(family):
-    pipe, lengths = family.make(torch.float32), []
+def test_between_refreshes_context_follows_the_source_and_the_sequence_is_short(edit):
+    family, pipe, lengths = edit.family, edit.pipe, []
     names = ("blocks.0", "layers.0")
     hook = [m for n, m in pipe.transformer.named_modules() if n.endswith(names)][-1]
     name = "hidden_states"
@@ -131,20 +122,18 @@ def test_between_refreshes_context_follows_the_source_and_the_sequence_is_short(
 
 
 @every_class
-def test_nothing_survives_a_run_or_an_exception(family):
-    pipe = family.make(torch.float32)
-    plain_steps(family, pipe, arguments(family))
-    before, method = state(pipe), HiLo(refresh=2)
+def test_nothing_survives_a_run_or_an_exception(edit):
+    family, pipe, method = edit.family, edit.pipe, HiLo(refresh=2)
     compress(pipe, method)(**arguments(family))
-    assert state(pipe) == before
+    edit.check()
     block = next(
         m for n, m in pipe.transformer.named_modules() if n.endswith(("blocks.0", "layers.0"))
     )
-    handle = block.register_forward_hook(stop_third())
+    handle = block.register_forward_hook(stop_at(3))
     with pytest.raises(Stop):
         compress(pipe, method)(**arguments(family, num_inference_steps=4))
     handle.remove()
-    assert state(pipe) == before
+    edit.check()
     first = steps(family, pipe, compress(pipe, method), arguments(family))[-1][1]
     new = family.make(torch.float32)
     assert torch.equal(first, steps(family, new, compress(new, method), arguments(family))[-1][1])

@@ -1,4 +1,4 @@
-"""FLUX.2, Chroma, LongCat and Fibo beyond the table of `test_families.py`."""
+"""FLUX.2, Chroma, LongCat and Fibo beyond the table of `families.py`."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ import family_longcat
 import numpy as np
 import pytest
 import torch
+from contract import KEEP_ALL, worst
 from diffusers import BriaFiboTransformer2DModel
-from test_contract import worst
 from tiny import SIZE, TEXT, TOKENS, fixed, inside, make_mask, make_photo
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -20,7 +20,6 @@ FAMILIES = {
     family.name.removesuffix("Pipeline"): family
     for family in (*family_flux2.FAMILIES, *family_chroma.FAMILIES, *family_longcat.FAMILIES)
 }
-KEEP_ALL = HiLo(detail=1.0, coarse=0)
 
 
 def edit(name: str, pipe: Any, method: Any, **changes: Any) -> tuple[Any, Any]:

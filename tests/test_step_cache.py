@@ -6,10 +6,10 @@ import family_flux
 import family_sd3
 import pytest
 import torch
+from contract import Stop, plain_steps, state, steps, stop_at
 from diffusers import FirstBlockCacheConfig
-from test_contract import Stop, state, stop_third
-from test_families import FAMILIES, plain_steps, steps
-from test_families import arguments as family_arguments
+from families import BY_NAME
+from families import arguments as family_arguments
 from tiny import arguments, latents, make_pipe
 
 from hilotoken import compress
@@ -41,7 +41,7 @@ def test_above_all_change_only_the_first_step_runs_whole():
 
 
 def test_branches_of_guidance_keep_caches_of_their_own():
-    family = next(f for f in FAMILIES if f.name == "QwenImageEditInpaintPipeline")
+    family = BY_NAME["QwenImageEditInpaintPipeline"]
     pipe, given = family.make(torch.float32), partial(family_arguments, family, "true CFG")
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
     own = plain_steps(family, pipe, given())[-1][1]  # this pipeline names its contexts itself
@@ -55,7 +55,7 @@ def test_an_exception_leaves_no_cache():
     pipe = make_pipe()
     latents(pipe)
     before = state(pipe)
-    handle = pipe.transformer.transformer_blocks[0].register_forward_hook(stop_third())
+    handle = pipe.transformer.transformer_blocks[0].register_forward_hook(stop_at(3))
     with pytest.raises(Stop):
         latents(compress(pipe, StepCache()), num_inference_steps=STEPS)
     handle.remove()

@@ -3,8 +3,8 @@
 Random weights are drawn wide enough that every input counts: `test_the_tiny_pipeline_listens`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
     FlowMatchEulerDiscreteScheduler,
+    FluxControlNetInpaintPipeline,
+    FluxControlNetModel,
     FluxFillPipeline,
     FluxInpaintPipeline,
     FluxTransformer2DModel,
@@ -56,7 +58,8 @@ def make_vae(kind: str) -> nn.Module:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 8, 8, 8),
+        block_out_channels=(4, 4, 4, 4),
+        layers_per_block=0,  # most of an edit's time would be theirs
         norm_num_groups=4,
         latent_channels=4,
         scaling_factor=0.5,
@@ -73,35 +76,42 @@ def widen(model: nn.Module) -> None:
                 nn.init.normal_(module.bias, std=0.1)
 
 
+# Channels of a token of the transformer besides those of x_t, and its size.
+BESIDE = {"FluxFillPipeline": 4 * 4 + 8 * 8 * 4, "FluxControlInpaintPipeline": 4 * 4}
+SHAPE: dict[str, Any] = {
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 16,
+    "pooled_projection_dim": 16,
+    "axes_dims_rope": (4, 6, 6),
+    "guidance_embeds": True,
+}
+
+
 def make_pipe(
     vae: str = "kl",
     dtype: torch.dtype = torch.float32,
     shifting: bool = True,
-    cls: Callable[..., FluxFillPipeline] = FluxFillPipeline,
-) -> FluxFillPipeline:
-    """The same weights every time.
+    cls: type[Any] = FluxFillPipeline,
+) -> Any:
+    """A FLUX pipeline of the given class, its weights the same every time.
 
     `vae` is "kl" (samples its posterior) or "tiny" (does not); "inpaint" is a `FluxInpaintPipeline`
     on the former, with nothing but x_t in its channels.
     """
-    condition = 4 * 4 + 8 * 8 * 4  # masked latents, mask
     if vae == "inpaint":
-        vae, cls, condition = "kl", FluxInpaintPipeline, 0
+        vae, cls = "kl", FluxInpaintPipeline
+    channels = 4 * 4 + sum(BESIDE.get(base.__name__, 0) for base in cls.__mro__)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        transformer = FluxTransformer2DModel(
-            in_channels=4 * 4 + condition,
-            out_channels=4 * 4,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=16,
-            pooled_projection_dim=16,
-            guidance_embeds=True,
-            axes_dims_rope=(4, 6, 6),
-        )
-        parts = {"transformer": transformer, "vae": make_vae(vae)}
+        parts = {
+            "transformer": FluxTransformer2DModel(in_channels=channels, out_channels=16, **SHAPE),
+            "vae": make_vae(vae),
+        }
+        if issubclass(cls, FluxControlNetInpaintPipeline):
+            parts["controlnet"] = FluxControlNetModel(in_channels=16, **SHAPE)
         for part in parts.values():
             widen(part)
     pipe = cls(
@@ -119,6 +129,11 @@ def make_pipe(
 
 def make_photo(height: int = SIZE, width: int = SIZE, seed: int = 0) -> Image.Image:
     """Smooth colours, with texture in the left half."""
+    return _photo(height, width, seed).copy()
+
+
+@cache
+def _photo(height: int, width: int, seed: int) -> Image.Image:
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[0:height, 0:width] / max(height, width)
     smooth = np.stack([rows, columns, 1 - rows * columns], -1) * 200

@@ -11,7 +11,15 @@ from .adapters.base import ShortCall
 from .blocks.attach import Placement, placed
 from .capture import Seen, captured
 from .decode import RegionDecode, decode_margin
-from .hooks import Call, StepClock, bind_call, hooked, shadowed
+from .hooks import (
+    Call,
+    StepClock,
+    any_compiled,
+    bind_call,
+    for_this_thread_alone,
+    hooked,
+    shadowed,
+)
 from .method import Method
 from .plan import TokenPlan
 from .record import Run
@@ -68,10 +76,11 @@ class Running:
     def _put_inside(self) -> None:
         """Put on anew what acts inside the transformer; reuse last, so that it is asked first."""
         self._inside.close()
-        for stand_in in self.family.stand_ins(self):
+        stand_ins = [*self.family.stand_ins(self), *([self.reuse.attached()] if self.reuse else ())]
+        if stand_ins and any_compiled(self.transformer):
+            stand_ins.append(for_this_thread_alone(self.transformer))
+        for stand_in in stand_ins:
             self._inside.enter_context(stand_in)
-        if self.reuse:
-            self._inside.enter_context(self.reuse.attached())
 
     def record(self, method: Any, total_seconds: float) -> Run:
         """What `last_run` says of it, once it has ended."""

@@ -176,6 +176,29 @@ def _ordinary_hooks(
             handle.remove()
 
 
+@contextmanager
+def for_this_thread_alone(module: nn.Module) -> Iterator[None]:
+    """In this context, a call of the module from another thread raises RuntimeError.
+
+    For compiled modules, whose code cannot tell whose call it runs.
+    """
+    owner = threading.get_ident()
+
+    def refuse(module: nn.Module, args: Any) -> None:
+        if threading.get_ident() != owner:
+            raise RuntimeError(
+                f"this {type(unwrap(module)).__name__} is compiled, and another thread runs it "
+                "compressed: compiled code cannot tell threads apart; wait for it, or leave it "
+                "uncompiled"
+            )
+
+    handle = module.register_forward_pre_hook(untraced(refuse), prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 class StepClock:
     """Which step of a run a call of the transformer belongs to, and which branch of guidance.
 

@@ -1,7 +1,8 @@
 """A step cache of diffusers as a control: every token runs, but not every block at every step."""
 
+import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from diffusers import FirstBlockCacheConfig
 from torch import nn
 
 from ..checks import number, settle
-from ..hooks import StepClock
+from ..hooks import StepClock, hooked
 from ..record import Run
 from .controls import Control, Edit
 from .dense import Dense
@@ -49,15 +50,12 @@ class StepCache(Control):
         return [[f"threshold={t}" for t in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)]]
 
     def run(self, edit: Edit, pipe: Any, given: dict[str, Any], feather: int) -> tuple[Any, Run]:
-        transformer = pipe.transformer
-        _check(transformer)
-        with _unchanged(transformer), _counted(transformer) as share:
+        _check(pipe.transformer)
+        with _twin(pipe) as transformer:
+            share = _counted(transformer)
             transformer.enable_cache(FirstBlockCacheConfig(threshold=self.threshold))
-            try:
-                with _contexts(transformer, pipe.scheduler):
-                    output, run = edit(Dense(), given)
-            finally:
-                transformer.disable_cache()
+            with _contexts(transformer, pipe.scheduler):
+                output, run = edit(Dense(), given)
         return output, dataclasses.replace(run, blocks_run=share())
 
 
@@ -72,19 +70,22 @@ def _check(transformer: Any) -> None:
 
 
 @contextmanager
-def _unchanged(transformer: nn.Module) -> Iterator[None]:
-    """What diffusers leaves on modules when a cache is disabled goes too."""
-    before = [(module, set(vars(module))) for module in transformer.modules()]
+def _twin(pipe: Any) -> Iterator[Any]:
+    """The pipeline with modules of its own around the same weights, for this context.
+
+    diffusers keeps a cache on the modules: another thread that shares the transformer would run by
+    it, and what it leaves behind would stay.
+    """
+    own = pipe.transformer
+    weights = {id(tensor): tensor for tensor in (*own.parameters(), *own.buffers())}
+    pipe.transformer = copy.deepcopy(own, weights)
     try:
-        yield
+        yield pipe.transformer
     finally:
-        for module, names in before:
-            for name in set(vars(module)) - names:
-                delattr(module, name)
+        pipe.transformer = own
 
 
-@contextmanager
-def _counted(transformer: Any) -> Iterator[Any]:
+def _counted(transformer: Any) -> Callable[[], float]:
     """A function that says which share of the blocks' attention ran."""
     calls, modules = [0, 0], [m for m in transformer.modules() if hasattr(m, "processor")]
 
@@ -94,13 +95,10 @@ def _counted(transformer: Any) -> Iterator[Any]:
 
         return hook
 
-    handles = [transformer.register_forward_hook(count(0))]
-    handles += [module.register_forward_hook(count(1)) for module in modules]
-    try:
-        yield lambda: calls[1] / max(1, calls[0] * len(modules))
-    finally:
-        for handle in handles:
-            handle.remove()
+    transformer.register_forward_hook(count(0))
+    for module in modules:
+        module.register_forward_hook(count(1))
+    return lambda: calls[1] / max(1, calls[0] * len(modules))
 
 
 @contextmanager
@@ -115,12 +113,5 @@ def _contexts(transformer: Any, scheduler: Any) -> Iterator[None]:
     def leave(*_: Any) -> None:
         opened.close()
 
-    handles = [
-        transformer.register_forward_pre_hook(enter, with_kwargs=True),
-        transformer.register_forward_hook(leave, always_call=True),
-    ]
-    try:
+    with hooked(transformer, enter, leave, first=True):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
