@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
-from documents import commands_in, refreshed, table_text
 from PIL import Image
 
+from benchmarks.documents import commands_in, refreshed, table_text
 from hilotoken.bench.results.readings import (
     OPENCV,
     cost,

@@ -46,6 +46,12 @@ OPTIONS = TrainOptions(
     RefineOptions(samples=24, batches=1, mosaic=0.5, checkpoint_seconds=0),
     labels="kind",
 )
+SHORT = TrainOptions(
+    AutoencoderOptions(samples=4, batch=4, crop=32),
+    ViewOptions(groups=1, photos=2, masks=1),
+    TransformerOptions(samples=2, batches=1),
+    RefineOptions(samples=2, batches=1),
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -134,8 +140,11 @@ def test_a_finished_run_is_passed_over(whole_run, photos, monkeypatch):
     for owner, name in ((autoencoder, "_loss"), (transformer, "_loss"), (views, "_make_group")):
         monkeypatch.setattr(owner, name, None)
     monkeypatch.setattr(refine._Refiner, "gradients", None)
+    monkeypatch.setattr(run, "sample_sheet", None)  # the last minute is not repeated either
+    written = {path: path.stat().st_mtime_ns for path in whole_run.glob("*.p*")}
     train(photos, whole_run, OPTIONS, CPU, DISTANCE)
     assert (whole_run / "pipeline" / "checksums.json").read_bytes() == before
+    assert written == {path: path.stat().st_mtime_ns for path in whole_run.glob("*.p*")}
 
 
 def test_export_writes_bfloat16(whole_run):
@@ -150,7 +159,7 @@ def test_what_is_held_out_is_not_looked_at_while_training(photos, tmp_path, monk
         data, "_decode_one", lambda f, size: events.append(f.name) or decode_one(f, size)
     )
     monkeypatch.setattr(run, "export", lambda *args: events.append("export") or export(*args))
-    train(photos, tmp_path, OPTIONS, CPU, DISTANCE)
+    train(photos, tmp_path, SHORT, CPU, DISTANCE)
     split = events.index("export")
     assert set(events[:split]) == {"0.png", "1.png", "3.png", "5.png"}
     assert set(events[split + 1 :]) == {"2.png", "4.png"}

@@ -8,17 +8,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import diffusers
-import torch
 
 ORIGIN = ("command", "commit", "machine", "torch", "diffusers", "date")
 
 
 def origin() -> dict[str, str]:
     """What a row needs to be made again: command, commit, machine, versions."""
+    import torch  # not to be waited for by who only reads rows
+
     describe = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
     return {
@@ -26,12 +26,14 @@ def origin() -> dict[str, str]:
         "commit": commit or "unknown",
         "machine": f"{_processor()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
+        "diffusers": version("diffusers"),
         "date": datetime.now(UTC).date().isoformat(),
     }
 
 
 def _processor() -> str:
+    import torch
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     known = Path("/proc/cpuinfo")
