@@ -21,6 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import photos
+import pillow_heif
 import tifffile
 from photos import CHANNELS, PNG_KINDS, Sample, chunk
 from PIL import Image
@@ -232,11 +233,36 @@ def make_webp(rng: random.Random, noise: np.random.Generator) -> Sample:
 
 
 def make_other(rng: random.Random, noise: np.random.Generator) -> Sample:
-    name = rng.choice(("BMP", "BMP", "GIF", "AVIF"))
+    name = rng.choice(("BMP", "GIF", "AVIF", "HEIC"))
+    if name == "HEIC":
+        return make_heic(rng, noise)
     mode = rng.choice({"BMP": ("1", "L", "P", "RGB"), "GIF": ("P", "L")}.get(name, ("RGB",)))
     if name == "AVIF":
         return with_pillow(rng, noise, name, mode, speed=10, max_threads=1)
     return with_pillow(rng, noise, name, mode, tell=False)
+
+
+def make_heic(rng: random.Random, noise: np.random.Generator) -> Sample:
+    """Its decoder turns the samples, whatever EXIF says."""
+    mode = rng.choice(("RGB", "RGBA", "RGB;16"))
+    bits = 16 if mode == "RGB;16" else 8
+    found, about = samples(rng, noise, CHANNELS[mode[:4].strip(";")], bits), told(rng)
+    made = pillow_heif.from_bytes(mode, found.shape[1::-1], found.tobytes())
+    out = io.BytesIO()
+    exif = about.pop("exif", None)
+    made.save(out, quality=90, exif=exif, xmp=about["xmp"], icc_profile=about["icc"])
+    again = np.array(pillow_heif.open_heif(out, convert_hdr_to_8bit=False))
+    if exif:
+        about |= {"exif": exif.replace(*turned_back(exif)), "orientation": 1}
+    return Sample(out.getvalue(), mode, again, made_of=f"HEIC {mode}", **about)
+
+
+def turned_back(exif: bytes) -> tuple[bytes, bytes, int]:
+    """The orientation of an EXIF block, and that of a photo that has been turned."""
+    order = "<" if exif.startswith(b"II") else ">"
+    head = struct.pack(order + "HHI", 274, 3, 1)
+    at = exif.index(head) + len(head)
+    return exif[at - len(head) : at + 2], head + struct.pack(order + "H", 1), 1
 
 
 def with_pillow(

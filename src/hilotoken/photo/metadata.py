@@ -24,6 +24,7 @@ NESTED: dict[int, Any] = {34665: {40965: {}}, 34853: {}}
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 SIZES |= {16: 8, 17: 8, 18: 8}
 JPEG, STRIPS = (513, 514), (273, 279)  # tags that say where a thumbnail lies, and its bytes
+SCAN = b"\xff\xda"  # the marker of a JPEG behind which its samples lie
 
 # A whole value that is base64 of a JPEG, PNG, TIFF, GIF, WebP, HEIC or AVIF.
 _PICTURE = re.compile(
@@ -243,18 +244,25 @@ def _thumbnail(exif: bytes, block: Block) -> Iterator[tuple[int, int]]:
         for starts, sizes in (JPEG, STRIPS):
             if starts in entries and sizes in entries:
                 places = (numbers(block.order, entries[tag]) for tag in (starts, sizes))
-                yield from ((start, start + size) for start, size in zip(*places, strict=False))
+                for start, size in zip(*places, strict=False):
+                    reader.left -= size
+                    if reader.left < 0:  # made-up sizes
+                        return
+                    yield start, start + size
         link = int.from_bytes(exif[end : end + 4], "little" if block.order == "<" else "big")
 
 
 def find_jpegs(data: bytes) -> Iterator[tuple[int, int]]:
     """Where JPEG streams lie: starts and ends."""
     end = 0
+    dead: set[int] = set()  # places from where the segments lead to no scan: looked at once
     while (start := data.find(b"\xff\xd8\xff", end)) >= 0:
-        end = start + 2
-        while data[end : end + 1] == b"\xff" and data[end + 1 : end + 2] not in (b"\xda", b""):
+        end, path = start + 2, []
+        while end not in dead and data[end : end + 1] == b"\xff" and data[end : end + 2] != SCAN:
+            path.append(end)
             end += 2 + int.from_bytes(data[end + 2 : end + 4])
-        if data[end : end + 2] != b"\xff\xda":  # no scan: three bytes met by chance
+        if data[end : end + 2] != SCAN:  # three bytes met by chance
+            dead.update(path)
             end = start + 2
             continue
         stop = data.find(b"\xff\xd9", end)
