@@ -1,5 +1,7 @@
 """What is compared between ComfyUI and diffusers, on the embedded model."""
 
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -19,6 +21,10 @@ METHODS = {
     "sampled, weighted, refreshed": HiLo(context="sampled", detail=0.05, refresh=3),
     "kept in eight bits": HiLo(context="sampled", refresh=2, store="float8"),
 }
+
+if find_spec("hilotoken.presets"):  # coarse tokens are made otherwise in ComfyUI, without a VAE
+    presets = import_module("hilotoken.presets").PRESETS
+    METHODS |= {f"preset {name}": method for name, method in presets.items() if not method.coarse}
 
 
 def photo_and_mask() -> tuple[Image.Image, Image.Image]:
