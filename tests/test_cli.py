@@ -1,6 +1,7 @@
 """`hilo`: what a user types, what comes back, and that nothing else happens."""
 
 import csv
+import inspect
 import json
 import pickle
 import subprocess
@@ -10,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import typer
@@ -18,7 +20,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from toys import KINDS, Outcome, as_bytes, saved_model, saved_reader, write_mask, write_photo
 
-from hilotoken import METHODS, cli
+from hilotoken import METHODS, HiLo, cli
 from hilotoken.cli import shared
 from hilotoken.photo import load_mask, load_photo
 
@@ -434,6 +436,75 @@ def test_help_names_every_command(hilo):
     done = hilo("--help")
     assert done.code == 0
     assert all(name in done.out for name in ("edit", "plan", "compare", "train", "bench"))
+
+
+def test_methods_are_listed_with_their_options(hilo):
+    done = hilo("methods")
+    assert (done.code, done.err) == (0, "")
+    for name, kind in METHODS.items():
+        assert f"\n{name}  " in f"\n{done.out}"
+        for option in inspect.signature(kind).parameters:
+            assert f"    {option}=" in done.out
+    found = json.loads(hilo("methods", "--json").out)
+    assert set(found["methods"]) == set(METHODS)
+    assert found["methods"]["hilo"]["options"]["dilate"] == HiLo().dilate
+
+
+def test_a_preset_is_a_method_with_all_its_options(edit, photo, monkeypatch):
+    few = HiLo(dilate=0, detail=0.05, bucket=8)
+    monkeypatch.setattr("hilotoken.methods.PRESETS", {"few": few}, raising=False)
+    by_name, by_options = (edit(photo, "--json", *words) for words in (("--preset", "few"), FEW))
+    assert by_name.code == 0, by_name.err
+    found = [json.loads(done.out)["tokens"] for done in (by_name, by_options)]
+    assert found[0] == found[1]
+    for words, said in (
+        (("--preset", "none"), "choose from ['few']"),
+        (("--preset", "few", *FEW), "omit --method and --set"),
+    ):
+        done = edit(photo, *words)
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert said in done.err
+
+
+def test_the_table_has_no_empty_columns_and_says_what_was_saved(edit, photo):
+    alone, beside = (edit(photo, *FEW, *words).err for words in ((), ("--compare",)))
+    assert "dense" not in alone
+    assert "whole" not in alone
+    for text in (alone, beside):
+        words = " ".join(text.split())
+        assert "of 64 tokens ran" in words
+        assert "loading took" in words
+        cells = [row.split("│")[2:-1] for row in text.splitlines() if "│" in row]
+        assert cells
+        assert all(cell.strip() for row in cells for cell in row)
+    assert "of the dense edit" in " ".join(beside.split())
+
+
+def test_the_mask_is_read_as_asked(edit, photo, tmp_path):
+    before, (left, top, right, bottom) = load_photo(photo), BOX
+    inside = np.zeros(before.pixels.shape[:2], bool)
+    inside[top:bottom, left:right] = True
+    Image.fromarray(~inside).save(tmp_path / "inverse.png")
+    holed = Image.fromarray(before.pixels)
+    holed.putalpha(Image.fromarray(np.where(inside, 0, 255).astype(np.uint8)))
+    holed.save(tmp_path / "holed.png")
+    ways = {
+        "inverse": (inside, "--invert"),
+        "holed": (inside, "--mask-from", "alpha"),
+        "mask": (np.asarray(cv2.dilate(inside.astype(np.uint8), np.ones((7, 7)))) > 0, "--grow", 3),
+    }
+    for name, (mask, *words) in ways.items():
+        done = edit(photo, "--mask", tmp_path / f"{name}.png", *words)
+        assert done.code == 0, done.err
+        difference = changed(photo, tmp_path / "out.png")
+        assert difference[inside].mean() > 0.5
+        assert not difference[~mask].any()
+        if name == "mask":
+            assert difference[~inside].any()
+    noted = edit(photo, "--mask", tmp_path / "holed.png")
+    assert "note: " in noted.err
+    assert "--mask-from white" in noted.err
+    assert json.loads(edit(photo, "--mask", tmp_path / "holed.png", "--json").out)["notes"]
 
 
 def test_the_version(hilo):

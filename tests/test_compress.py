@@ -1,5 +1,7 @@
 """The wrapper around a real pipeline: what it refuses, passes on and records."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -266,3 +268,19 @@ def test_offloading_changes_nothing_however_often_called(offload, positions):
         assert torch.equal(latents(fast), expected)
         assert fast.last_run.tokens_run < TOKENS
     assert torch.equal(latents(pipe), plain)
+
+
+def test_a_record_reads_as_a_line_and_as_json(pipe):
+    fast = compress(pipe, HiLo(dilate=0, bucket=8))
+    assert repr(fast) == "<FluxFillPipeline compressed by HiLo(dilate=0, bucket=8)>"
+    fast(**arguments())
+    run = fast.last_run
+    assert run is not None
+    said = f"HiLo(dilate=0, bucket=8): {run.tokens_run} of 256 tokens ({run.keep_ratio:.0%}); "
+    assert str(run).startswith(f"{said}3 steps; DiT ")
+    assert repr(run) == f"<Run {run}>"
+    told = json.loads(json.dumps(run.as_dict()))
+    assert told == run.as_dict()
+    assert told["method"]["options"]["bucket"] == 8
+    for name in ("tokens_run", "keep_ratio", "dit_seconds", "rest_seconds", "total_seconds"):
+        assert told[name] == getattr(run, name)

@@ -38,7 +38,7 @@ from .method import Method
 from .methods import HiLo, Within
 from .methods.udit import check_phases
 from .plan import whole_plan
-from .record import Run
+from .record import Run, brief
 from .timing import Stopwatch
 
 
@@ -122,6 +122,9 @@ class Compressed:
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The pipeline's, so that what looks at it, as AutoPipeline does, finds the pipeline."""
         return type(self.pipe)
+
+    def __repr__(self) -> str:
+        return f"<{type(self.pipe).__name__} compressed by {brief(self.method)}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         own = self.pipe, self.method, self.feather, self.match, self.decode

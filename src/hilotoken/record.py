@@ -1,14 +1,15 @@
 """What a call leaves behind: `fast.last_run`."""
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from .plan import TokenPlan
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
-    """The record of one call: its plan, and seconds by part.
+    """The record of one call: its plan, and seconds by part. Printed it is one line.
 
     steps:    steps of the scheduler; guidance by a second prompt calls the DiT twice in each
     sequence: image tokens of a call, references included: all of them, and those that ran
@@ -62,3 +63,68 @@ class Run:
     def rest_seconds(self) -> float:
         """Neither DiT nor VAE: text encoders, scheduler, planning, compositing."""
         return self.total_seconds - self.dit_seconds - self.vae_seconds
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record in what JSON knows: figures, and the method by its name and options."""
+        named = ("plan", "dit", "vae", "rest", "total")
+        return {
+            "method": described(self.method),
+            "steps": self.steps,
+            "grid": list(self.plan.grid),
+            "tokens_full": self.tokens_full,
+            "tokens_run": self.tokens_run,
+            "mean_tokens_run": self.mean_tokens_run,
+            "keep_ratio": self.keep_ratio,
+            "tokens": self.counts,
+            "sequence": list(self.sequence),
+            **{f"{part}_seconds": getattr(self, f"{part}_seconds") for part in named},
+            "inside": dict(self.inside),
+            "refreshed": None if self.refreshed is None else list(self.refreshed),
+            "kept_bytes": self.kept_bytes,
+            "blocks_run": self.blocks_run,
+            "decoded": self.decoded,
+        }
+
+    def __str__(self) -> str:
+        share = f"{self.tokens_run} of {self.tokens_full} tokens ({self.keep_ratio:.0%})"
+        steps = f"{self.steps} step{'s' if self.steps != 1 else ''}"
+        if self.refreshed is not None:
+            steps += f", context at {', '.join(map(str, self.refreshed))}"
+        inside = [f"{part} {share:.0%}" for part, share in self.inside.items()]
+        if self.blocks_run < 1:
+            inside.append(f"blocks {self.blocks_run:.0%}")
+        seconds = f"DiT {self.dit_seconds:.2f} s, VAE {self.vae_seconds:.2f} s"
+        parts = [share, steps, *inside, seconds, f"in all {self.total_seconds:.2f} s"]
+        return f"{brief(self.method)}: {'; '.join(parts)}"
+
+    def __repr__(self) -> str:
+        return f"<Run {self}>"
+
+
+def described(method: Any) -> dict[str, Any]:
+    """A method's name and all its options, as JSON knows them."""
+    options = {one.name: getattr(method, one.name) for one in _options(method)}
+    known = json.loads(json.dumps(options, default=_plain))
+    return {"name": type(method).__name__, "options": known}
+
+
+def brief(method: Any) -> str:
+    """A method's name and those of its options that are not as they are by default."""
+    try:
+        default = type(method)()
+    except TypeError:  # it has options without a default
+        default = None
+    told = [
+        f"{one.name}={brief(value) if is_dataclass(value) else repr(value)}"
+        for one in _options(method)
+        if (value := getattr(method, one.name)) != getattr(default, one.name, None)
+    ]
+    return f"{type(method).__name__}({', '.join(told)})"
+
+
+def _options(method: Any) -> tuple[Any, ...]:
+    return fields(method) if is_dataclass(method) else ()
+
+
+def _plain(value: Any) -> Any:
+    return described(value) if is_dataclass(value) else str(value)

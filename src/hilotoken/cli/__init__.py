@@ -14,6 +14,7 @@ from .batch import batch
 from .bench import app as bench
 from .compare import compare
 from .edit import edit, plan
+from .methods import methods
 from .paint import paint
 from .serve import serve
 from .train import train
@@ -49,7 +50,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench, name="bench")
-for _command in (edit, plan, compare, batch, serve, train):
+for _command in (edit, plan, compare, methods, batch, serve, train):
     app.command()(_command)
 app.command("app")(paint)
 

@@ -28,6 +28,7 @@ from .shared import (
     NegativePrompt,
     Offload,
     PhotoPath,
+    Preset,
     Prompt,
     Quantize,
     References,
@@ -36,6 +37,7 @@ from .shared import (
     StepsOrOwn,
     Strength,
     check_apart,
+    chosen_method,
     print_json,
     quiet_bars,
 )
@@ -69,6 +71,7 @@ def edit(
     dtype: Dtype = None,
     offload: Offload = "none",
     quantize: Quantize = None,
+    preset: Preset = None,
     method: Method = None,
     options: MethodOptions = None,
     steps: StepsOrOwn = None,
@@ -104,10 +107,7 @@ def edit(
 
     from rich.console import Console
 
-    from ..methods.parse import method_from
-
-    name = method or "hilo"
-    chosen = method_from(name, *options or [])
+    name, chosen = chosen_method(method, options, preset)
     console = Console(stderr=True)
     notes = list(found.notes)
     if not is_lossless(output):
@@ -140,6 +140,7 @@ def plan(
     mask_from: MaskFrom = "auto",
     invert: Invert = False,
     grow: Grow = 0,
+    preset: Preset = None,
     method: Method = None,
     options: MethodOptions = None,
     size: Annotated[
@@ -160,12 +161,10 @@ def plan(
     import numpy as np
 
     from ..methods import plan_tokens
-    from ..methods.parse import method_from
     from ..picture import token_map
     from ..region import choose_region
 
-    name = method or "hilo"
-    chosen = method_from(name, *options or [])
+    name, chosen = chosen_method(method, options, preset)
     if chosen.site != "sequence":
         raise ValueError(f"{name} plans no tokens to draw; see what it does with `hilo compare`")
     region = choose_region(painted, size, context)

@@ -55,6 +55,10 @@ Method = Annotated[
         help="What shortens the run, of `hilo methods`; `dense` for nothing.",
     ),
 ]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="A method with all its options, of `hilo methods`, by its name."),
+]
 MethodOptions = Annotated[
     list[str] | None,
     typer.Option(
@@ -169,6 +173,28 @@ Device = Annotated[
     str, typer.Option(help="`cpu`, `cuda`, `cuda:1`, `mps` ...", rich_help_panel=LOADING)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def presets() -> dict[str, Any]:
+    """Methods with their options set, by name."""
+    from .. import methods
+
+    return dict(getattr(methods, "PRESETS", {}))
+
+
+def chosen_method(
+    method: str | None, options: list[str] | None, preset: str | None
+) -> tuple[str, Any]:
+    """What shortens the run, and its name. Raises ValueError for what does not go together."""
+    from ..methods.parse import method_from
+
+    if preset is None:
+        return method or "hilo", method_from(method or "hilo", *options or [])
+    if method or options:
+        raise ValueError("--preset sets a method and all its options: omit --method and --set")
+    if preset not in presets():
+        raise ValueError(f"unknown preset {preset!r}; choose from {sorted(presets())}")
+    return preset, presets()[preset]
 
 
 def print_json(found: dict[str, Any], written: Iterable[Path]) -> None:
