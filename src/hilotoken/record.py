@@ -115,7 +115,7 @@ def brief(method: Any) -> str:
     except TypeError:  # it has options without a default
         default = None
     told = [
-        f"{one.name}={value!r}"
+        f"{one.name}={brief(value) if is_dataclass(value) else repr(value)}"
         for one in _options(method)
         if (value := getattr(method, one.name)) != getattr(default, one.name, None)
     ]

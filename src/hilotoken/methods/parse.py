@@ -9,11 +9,6 @@ from ..method import Method
 from . import METHODS, build
 from .within import Within
 
-METHOD_HELP = (
-    'A method and its options, such as "hilo detail=0.2 coarse=0" or "hilo + todo factor=2"; '
-    "repeatable."
-)
-
 
 def method_from(name: str, *options: str) -> Method:
     """The method of that name with its options, each NAME=VALUE; after "+" one that acts inside it.
