@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hilotoken.bench.flops import flops_by_pass
+from hilotoken.bench.measure.flops import flops_by_pass
 from torch import Generator, Tensor
 
 from benchmarks.context import tables, train

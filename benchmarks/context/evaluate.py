@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from hilotoken.bench.compass import Compass
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from hilotoken import HiLo, compress
+from hilotoken import HiLo, compress, plan_tokens
+from hilotoken.bench.measure.compass import Compass
 from hilotoken.methods import Dense
-from hilotoken.plan import TokenPlan, plan_tokens
+from hilotoken.plan import TokenPlan
 
 from .flops import CONTEXT
 from .model import ContextModel, load, tokens_of

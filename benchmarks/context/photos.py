@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from hilotoken.bench.measures import psnr
-from hilotoken.bench.readings import by_hash
 from tqdm import tqdm
 
 from hilotoken import HiLo, compress, load_model
+from hilotoken.bench.results.readings import by_hash
 from hilotoken.data.cases import Case, cases_of
 from hilotoken.methods import Dense
+from hilotoken.metrics.regions import psnr
 
 from .evaluate import STEPS
 from .flops import Shape

@@ -14,7 +14,7 @@ from statistics import fmean
 import numpy as np
 
 from hilotoken import HiLo, plan_tokens
-from hilotoken.bench.results.rows import interval
+from hilotoken.bench.results.readings import interval
 from hilotoken.bench.show.cells import markdown
 from hilotoken.data.cases import CLASSES, hidden, square
 

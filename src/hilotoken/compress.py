@@ -8,9 +8,8 @@ is as it always was, so there is nothing to disable and two wrappers never meet.
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from .adapters import family_of
@@ -41,9 +40,12 @@ from .plan import whole_plan
 from .record import Run, brief
 from .timing import Stopwatch
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 
 def compress(
-    pipe: DiffusionPipeline,
+    pipe: "DiffusionPipeline",
     method: Method | None = None,
     *,
     inside: Method | None = None,

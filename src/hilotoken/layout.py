@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.models.embeddings import apply_rotary_emb
-from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
 from torch import Tensor, nn
 
 from .hooks import unwrap
@@ -120,6 +118,18 @@ def _patched_grid(model: Any, call: Call) -> tuple[int, int]:
     return height // model.config.patch_size, width // model.config.patch_size
 
 
+def _rotate_flux(x_BLHD: Tensor, rows: Rows) -> Any:
+    from diffusers.models.embeddings import apply_rotary_emb  # planning needs no diffusers
+
+    return apply_rotary_emb(x_BLHD, rows, sequence_dim=1)  # type: ignore[arg-type]
+
+
+def _rotate_qwen(x_BLHD: Tensor, rows: Rows) -> Any:
+    from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
+
+    return apply_rotary_emb_qwen(x_BLHD, rows[0], use_real=False)
+
+
 LAYOUTS: dict[str, Layout] = {
     "FluxTransformer2DModel": Layout(
         _flux_blocks,
@@ -127,7 +137,7 @@ LAYOUTS: dict[str, Layout] = {
         text_first=True,
         levels=1,
         rows=lambda cosine_and_sine: tuple(cosine_and_sine),
-        rotate=lambda x, rows: apply_rotary_emb(x, rows, sequence_dim=1),
+        rotate=_rotate_flux,
     ),
     "QwenImageTransformer2DModel": Layout(
         _joint_blocks,
@@ -135,7 +145,7 @@ LAYOUTS: dict[str, Layout] = {
         text_first=True,
         levels=1,
         rows=lambda image_and_text: (torch.cat(image_and_text[::-1]),),
-        rotate=lambda x, rows: apply_rotary_emb_qwen(x, rows[0], use_real=False),
+        rotate=_rotate_qwen,
     ),
     "SD3Transformer2DModel": Layout(_joint_blocks, _patched_grid, text_first=False, levels=1000),
     "PixArtTransformer2DModel": Layout(_basic_blocks, _patched_grid, text_first=None, levels=1000),
