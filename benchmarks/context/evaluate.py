@@ -128,9 +128,9 @@ def selections(case: Case) -> dict[str, tuple[Any, int]]:
         "attended 25 %, once": Attended(detail=1.0, coarse=0, bucket=1, refresh=(0,)),
         "attended 10 %, once": Attended(detail=1.0, coarse=0, bucket=1, refresh=(0,), share=0.1),
         "whole, 1 ring, once": replace(WHOLE, dilate=1, refresh_text=True),
-        "sampled 3, twice (fast)": replace(FAST, bucket=1),
-        "sampled 2, twice": replace(FAST, cell=2, bucket=1),
-        "sampled 2, 1 ring, twice": replace(FAST, cell=2, dilate=1, bucket=1),
+        "sampled 2, twice (fast)": replace(FAST, bucket=1),
+        "sampled 3, twice": replace(FAST, cell=3, bucket=1),
+        "sampled 2, 1 ring, twice": replace(FAST, dilate=1, bucket=1),
         "foveated, twice": foveated(1.0, bucket=1, refresh=(0, 4), refresh_text=True),
     }
     return {name: (method, STEPS) for name, method in chosen.items()} | {

@@ -121,7 +121,7 @@ def save(model: ContextModel, file: Path) -> None:
 
 
 def load(name: str = "dense") -> ContextModel:
-    """A trained model in float32: "dense", or "dropped" (trained with tokens left out).
+    """A trained model in float32, by the name of its weights.
 
     Raises FileNotFoundError for a model that is not there.
     """

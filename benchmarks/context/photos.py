@@ -30,7 +30,6 @@ from .selections import Attended, experimental, foveated
 from .settings import BALANCED, FAITHFUL, FAST, PAPER
 
 EMBEDDED = Shape(1, 18, 256, 4, 8, 320, 32, 8, 32, False)
-SAMPLED: dict[str, Any] = {"context": "sampled", "detail": 0.0, "refresh_text": True}
 METHODS: dict[str, Any] = {
     "paper": PAPER,
     "edit only": HiLo(detail=0.0, coarse=0),
@@ -39,10 +38,10 @@ METHODS: dict[str, Any] = {
     "whole, twice (faithful)": FAITHFUL,
     "whole, twice, text kept": replace(FAITHFUL, refresh_text=True),
     "attended 25 %, once": Attended(detail=1.0, coarse=0, refresh=(0,)),
-    "sampled 3, twice, text kept (fast)": FAST,
-    "sampled 2, twice, text kept": HiLo(**SAMPLED, cell=2, refresh=(0, 4)),
-    "sampled 2, once, text kept": HiLo(**SAMPLED, cell=2, refresh=(0,)),
-    "sampled 2, 1 ring, twice, text kept": HiLo(**SAMPLED, cell=2, dilate=1, refresh=(0, 4)),
+    "sampled 2, twice, text kept (fast)": FAST,
+    "sampled 3, twice, text kept": replace(FAST, cell=3),
+    "sampled 2, once, text kept": replace(FAST, refresh=(0,)),
+    "sampled 2, 1 ring, twice, text kept": replace(FAST, dilate=1),
     "foveated, twice, text kept": foveated(1.0, refresh_text=True, refresh=(0, 4)),
 }
 SHORT_GRIDS = {name: replace(method, bucket=1) for name, method in METHODS.items()}

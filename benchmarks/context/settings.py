@@ -5,4 +5,4 @@ from hilotoken import HiLo
 PAPER = HiLo()
 FAITHFUL = HiLo(detail=1.0, coarse=0, refresh=(0, 4))
 BALANCED = HiLo(detail=1.0, coarse=0, refresh=(0,))
-FAST = HiLo(context="sampled", detail=0.0, cell=3, refresh=(0, 4), refresh_text=True)
+FAST = HiLo(context="sampled", detail=0.0, cell=2, refresh=(0, 4), refresh_text=True)

@@ -44,9 +44,8 @@ PAIRS = (
     ("whole, twice (faithful)", "whole, once (balanced)"),
     ("attended 25 %, once", "whole, once (balanced)"),
     ("attended 10 %, once", "whole, once (balanced)"),
-    ("sampled 3, twice (fast)", "paper"),
-    ("sampled 2, twice", "sampled 3, twice (fast)"),
-    ("foveated, twice", "sampled 2, twice"),
+    ("sampled 2, twice (fast)", "paper"),
+    ("foveated, twice", "sampled 2, twice (fast)"),
     ("dense, 2 steps", "dense"),
 )
 
@@ -220,7 +219,6 @@ TABLES: Mapping[str, object] = {
     "grounds": lambda: grounds("dense"),
     "pairs": lambda: pairs("dense"),
     "velocities": lambda: velocities("dense"),
-    "dropped": lambda: selections("dropped"),
     "embedded": embedded,
     "flux": flux,
 }
