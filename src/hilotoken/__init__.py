@@ -5,15 +5,23 @@ tokens that matter, and the user's pixels outside the mask stay as they are.
 
     fast = hilotoken.compress(pipe)
     image = fast(prompt, image=photo, mask_image=mask).images[0]
+
+Names are imported when they are asked for (PEP 562): what plans tokens needs no diffusers.
 """
 
-from .batch import edit_photos
-from .compress import Compressed, compress
-from .edit import edit_photo
-from .methods import METHODS, Dense, HiLo, plan_tokens
-from .model import load_model
-from .plan import TokenPlan
-from .record import Run
+import sys as _sys
+from importlib import import_module as _import_module
+from types import ModuleType as _ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .batch import edit_photos
+    from .compress import Compressed, compress
+    from .edit import edit_photo
+    from .methods import METHODS, Dense, HiLo, plan_tokens
+    from .model import load_model
+    from .plan import TokenPlan
+    from .record import Run
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,3 +38,36 @@ __all__ = [
     "load_model",
     "plan_tokens",
 ]
+
+_ROOMS = {
+    "batch": ("edit_photos",),
+    "compress": ("Compressed", "compress"),
+    "edit": ("edit_photo",),
+    "methods": ("METHODS", "Dense", "HiLo", "plan_tokens"),
+    "model": ("load_model",),
+    "plan": ("TokenPlan",),
+    "record": ("Run",),
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(_import_module(f".{_ROOM_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(_ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Importing the room `compress` shall not hide the function of that name."""
+        if not (name in _ROOM_OF and isinstance(value, _ModuleType)):
+            super().__setattr__(name, value)
+
+
+_sys.modules[__name__].__class__ = _Package

@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from diffusers import FirstBlockCacheConfig
 from torch import nn
 
 from ..checks import number, settle
@@ -50,6 +49,8 @@ class StepCache(Control):
         return [[f"threshold={t}" for t in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)]]
 
     def run(self, edit: Edit, pipe: Any, given: dict[str, Any], feather: int) -> tuple[Any, Run]:
+        from diffusers import FirstBlockCacheConfig  # planning needs no diffusers
+
         _check(pipe.transformer)
         with _twin(pipe) as transformer:
             share = _counted(transformer)
