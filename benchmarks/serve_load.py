@@ -57,7 +57,7 @@ def save_tiny_model(folder: Path) -> None:
     export(autoencoder, transformer, 1.0, folder)
 
 
-def serve(folder: str, port: int, workers: int) -> None:
+def serve(folder: str, port: int, workers: int, kept: int) -> None:
     """The service itself, in a process of its own."""
     import logging
 
@@ -66,7 +66,7 @@ def serve(folder: str, port: int, workers: int) -> None:
     from hilotoken.serve.service import ServiceOptions, create_app, process_workers
 
     logging.disable(logging.WARNING)
-    app = create_app(process_workers(folder, "cpu", workers), ServiceOptions(depth=12))
+    app = create_app(process_workers(folder, "cpu", workers), ServiceOptions(depth=12, kept=kept))
     uvicorn.run(app, port=port, log_level="error", access_log=False)
 
 
@@ -249,6 +249,7 @@ def figures(load: Load, started: float) -> dict[str, Any]:
         "requests": load.options.requests,
         "clients": load.options.clients,
         "workers": load.options.workers,
+        "kept_mb": load.options.kept,
         "seconds": round(time.monotonic() - started, 1),
         **{name: load.seen[name] for name in sorted(load.seen)},
         "faults": len(load.faults),
@@ -268,7 +269,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         free.close()
         save_tiny_model(Path(folder))
         command = [sys.executable, __file__, "--serve", folder, str(port)]
-        service = subprocess.Popen([*command, "--workers", str(options.workers)])
+        command += ["--workers", str(options.workers), "--kept", str(options.kept)]
+        service = subprocess.Popen(command)
         try:
             wait_ready(port)
             load, started = Load(port, options), time.monotonic()
@@ -297,11 +299,12 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--kept", type=int, default=256, help="megabytes of answers kept")
     parser.add_argument("--output", type=Path, help="a file of JSON lines that the row is added to")
     parser.add_argument("--serve", nargs=2, metavar=("FOLDER", "PORT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(options.serve[0], int(options.serve[1]), options.workers)
+        serve(options.serve[0], int(options.serve[1]), options.workers, options.kept << 20)
         return
     row = run(options)
     print(json.dumps(row, indent=2))

@@ -50,7 +50,7 @@ def fresh(window, address):
     window.execute_async_script(
         "const done = arguments[0]; hilo.desk.file = null; localStorage.clear();"
         "const gone = indexedDB.deleteDatabase('hilotoken');"
-        "gone.onsuccess = gone.onerror = gone.onblocked = done"
+        "gone.onsuccess = gone.onerror = gone.onblocked = () => done()"
     )
     window.get(address)
     until(lambda: window.execute_script("return 'ready' in document.body.dataset"))

@@ -29,11 +29,13 @@ class ServiceOptions:
     names: what clients may call the model; the first is its own
     depth: edits that may wait before others are told to come again
     limit: seconds that an edit may take, waiting included
+    kept: bytes of answers that are kept for the same job id sent again
     """
 
     names: tuple[str, ...] = ("embedded",)
     depth: int = 32
     limit: float = 600.0
+    kept: int = 256 << 20
     keys: tuple[str, ...] = ()
     hosts: tuple[str, ...] = LOOPBACK
     limits: Limits = field(default_factory=Limits)
@@ -53,7 +55,7 @@ def create_app(
     """
     options = options or ServiceOptions()
     metrics = Metrics()
-    jobs = JobQueue(workers, options.depth, options.limit, watch=metrics.count)
+    jobs = JobQueue(workers, options.depth, options.limit, options.kept, metrics.count)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -98,11 +98,11 @@ async function run() {
   if (desk.running || !desk.file) return;
   if (!stage.mask.bounds()) return fail("Paint over something first: the mask is empty.");
   const asked = options();
-  const mask = await stage.mask.toPNG(HOLES), runs = encode(stage.mask.bits);
+  const mask = stage.mask.toPNG(HOLES), runs = encode(stage.mask.bits); // not waited for yet
   const base = desk.layers.map(chosen);
   const pictures = await requested(mask, base, asked);
   if (!pictures?.length) return; // the mask stays
-  const layer = { pictures, chosen: 0, asked, mode: mode(), mask, runs, base, dense: null };
+  const layer = { pictures, chosen: 0, asked, mode: mode(), mask: await mask, runs, base, dense: null };
   desk.layers.push(layer);
   stage.mask.remember();
   stage.mask.clear(); // undo brings it back, and so does the edit's own button
@@ -125,7 +125,8 @@ async function runDense() {
   keep();
 }
 
-// The pictures of an edit, or nothing where it failed or was cancelled; shows how it goes.
+// The pictures of an edit, or nothing where it failed or was cancelled; shows how it goes. From
+// its first line on nothing else is begun, so that a double click is one edit.
 async function requested(mask, base, asked) {
   const started = performance.now(), control = new AbortController(), pictures = [];
   desk.running = control;
@@ -135,7 +136,7 @@ async function requested(mask, base, asked) {
   render();
   try {
     const events = service.edit({
-      photo: desk.file, mask, patches: base, options: asked, signal: control.signal,
+      photo: desk.file, mask: await mask, patches: base, options: asked, signal: control.signal,
     });
     for await (const event of events) await hear(event, pictures, started);
     if (!pictures.length) throw new Error("The service ended the edit without a picture.");

@@ -10,6 +10,7 @@ export class Stage {
   constructor(canvas, hooks) {
     this.canvas = canvas;
     this.context = canvas.getContext("2d");
+    this.beneath = new OffscreenCanvas(1, 1);
     this.hooks = hooks; // painting(), painted(), moved(), said(text)
     this.photo = null;
     this.mask = null;
@@ -47,7 +48,7 @@ export class Stage {
     if (right <= left || bottom <= top) return;
     const image = this.mask.image([left, top, right, bottom], PAINT);
     this.overlay.getContext("2d").putImageData(image, left, top);
-    this.draw();
+    this.draw(false);
   }
 
   // The photo with some edits, for showing; `dense` shows a layer's dense picture instead.
@@ -71,7 +72,9 @@ export class Stage {
     this.draw();
   }
 
-  draw() {
+  // Scaling a large photo is what takes long: while one paints, the picture beneath stays.
+  draw(beneath = true) {
+    this.stale ||= beneath;
     if (this.waiting) return;
     this.waiting = requestAnimationFrame(() => {
       this.waiting = 0;
@@ -80,18 +83,12 @@ export class Stage {
   }
 
   #paint() {
-    const { context, photo } = this, ratio = devicePixelRatio;
+    const { context, photo } = this;
+    if (this.stale) this.#paintBeneath();
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, this.canvas.width, this.canvas.height);
-    context.setTransform(ratio * this.scale, 0, 0, ratio * this.scale, ratio * this.x, ratio * this.y);
-    context.imageSmoothingEnabled = this.scale * (photo.width / photo.bitmap.width) < 3;
-    context.imageSmoothingQuality = "high";
-    context.drawImage(this.compare?.right ?? this.now, 0, 0, photo.width, photo.height);
-    if (this.preview) {
-      const [left, top, w, h] = this.preview.box;
-      context.drawImage(this.preview.bitmap, left, top, w, h);
-    }
-    if (this.plan) this.#drawPlan(this.plan);
+    if (this.beneath.width) context.drawImage(this.beneath, 0, 0);
+    this.#place(context);
     if (this.compare) return this.#drawCompare();
     if (this.showMask) {
       context.imageSmoothingEnabled = false;
@@ -101,6 +98,27 @@ export class Stage {
     }
     if (this.shape) this.#drawShape();
     if (this.cursor && !this.#panning()) this.#drawCursor();
+  }
+
+  #place(context) {
+    const ratio = devicePixelRatio;
+    context.setTransform(ratio * this.scale, 0, 0, ratio * this.scale, ratio * this.x, ratio * this.y);
+  }
+
+  #paintBeneath() {
+    const { photo, beneath } = this;
+    Object.assign(beneath, { width: this.canvas.width, height: this.canvas.height });
+    const context = beneath.getContext("2d");
+    this.#place(context);
+    context.imageSmoothingEnabled = this.scale * (photo.width / photo.bitmap.width) < 3;
+    context.imageSmoothingQuality = "high";
+    context.drawImage(this.compare?.right ?? this.now, 0, 0, photo.width, photo.height);
+    if (this.preview) {
+      const [left, top, w, h] = this.preview.box;
+      context.drawImage(this.preview.bitmap, left, top, w, h);
+    }
+    if (this.plan) this.#drawPlan(context, this.plan);
+    this.stale = false;
   }
 
   #drawCompare() {
@@ -138,8 +156,7 @@ export class Stage {
   }
 
   // Tokens that run: orange where the edit is, blue for detail, yellow dots for the coarse copy.
-  #drawPlan(plan) {
-    const { context } = this;
+  #drawPlan(context, plan) {
     const [left, top, right, bottom] = plan.region, [rows, columns] = plan.grid;
     const w = (right - left) / columns, h = (bottom - top) / rows;
     const run = new Map([...plan.edit.map((i) => [i, EDIT]), ...plan.detail.map((i) => [i, DETAIL])]);
@@ -248,7 +265,7 @@ export class Stage {
     for (const name of ["pointerup", "pointercancel"]) on(name, (event) => this.#up(event));
     on("pointerleave", () => {
       if (!this.cursor?.keys) this.cursor = null;
-      this.draw();
+      this.draw(false);
     });
     on("contextmenu", (event) => event.preventDefault());
     on("wheel", (event) => this.#wheel(event), { passive: false });
@@ -298,7 +315,7 @@ export class Stage {
     } else if (before && this.action === "compare") this.#slide(at);
     else if (before && this.painting) this.#follow(event);
     if (before) this.pointers.set(event.pointerId, event);
-    this.draw();
+    this.draw(false);
   }
 
   #follow(event) {
@@ -369,7 +386,7 @@ export class Stage {
   #slide([x]) {
     this.compare.at = Math.min(1, Math.max(0, x / this.photo.width));
     this.hooks.slid?.(this.compare.at);
-    this.draw();
+    this.draw(false);
   }
 
   // --- keys: a cursor that arrows move and that paints while the pen is down
