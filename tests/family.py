@@ -20,6 +20,7 @@ class Lack(StrEnum):
     ALIGNED = "positions aligned"
     COMPILED = "compiled blocks"
     STEP_CACHE = "a step cache"
+    BLOCKS = "methods inside blocks"
 
 
 @dataclass(frozen=True, eq=False)  # a row is itself alone

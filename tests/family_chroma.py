@@ -87,6 +87,7 @@ CALLS = {
 LACKS = {
     Lack.TWO_IMAGES: "several images a prompt fail in the pipeline itself where prompt embeddings "
     "are given: it does not repeat them; with a prompt in words they work",
+    Lack.BLOCKS: "its blocks are not among those that such methods know",
     Lack.STEP_CACHE: "diffusers' step cache does not know Chroma's blocks",
 }
 FAMILIES = [

@@ -108,7 +108,10 @@ FAMILIES = [
         source,
         lambda pipe, latents: latents,
         calls,
-        lacks={Lack.STEP_CACHE: "diffusers' step cache itself fails on FLUX.2's blocks"},
+        lacks={
+            Lack.BLOCKS: "its blocks are not among those that such methods know",
+            Lack.STEP_CACHE: "diffusers' step cache itself fails on FLUX.2's blocks",
+        },
     )
     for name, calls in PIPELINES.items()
 ]

@@ -198,6 +198,7 @@ def fibo_source(pipe: Any, given: dict[str, Any]) -> Tensor:
 
 
 TWO_MASKS = {"mask_image": [make_mask(), make_mask(box=(0, 200, 40, 256))]}
+BLOCKS = {Lack.BLOCKS: "its blocks are not among those that such methods know"}
 SMALLER = make_photo(112, 160, seed=5)
 FAMILIES = [
     Family(
@@ -210,7 +211,7 @@ FAMILIES = [
             "unguided": lambda: {"guidance_scale": 1.0},
             "two images, two masks": lambda: {"num_images_per_prompt": 2, **TWO_MASKS},
         },
-        lacks={Lack.STEP_CACHE: "diffusers' step cache does not know LongCat's blocks"},
+        lacks=BLOCKS | {Lack.STEP_CACHE: "diffusers' step cache does not know LongCat's blocks"},
     ),
     Family(
         "BriaFiboEditPipeline",
@@ -223,6 +224,6 @@ FAMILIES = [
             "photo greyed": lambda: {"mask": make_mask()},
             "another picture besides": lambda: {"image": [make_photo(), SMALLER]},
         },
-        lacks={Lack.STEP_CACHE: "diffusers has no step cache for Fibo's transformer"},
+        lacks=BLOCKS | {Lack.STEP_CACHE: "diffusers has no step cache for Fibo's transformer"},
     ),
 ]

@@ -87,6 +87,7 @@ CALLS = {
 }
 LACKS = {
     Lack.STEP_CACHE: "diffusers has no step cache for Z-Image's transformer",
+    Lack.BLOCKS: "its blocks are not among those that such methods know",
     Lack.OTHER_SIZE: "the pipeline itself fails: it does not resize the photo",
 }
 FAMILIES = [

@@ -3,8 +3,6 @@
 One pipeline of each transformer class; what is said of it holds for the others of its class.
 """
 
-import threading
-
 import pytest
 import torch
 from contract import (
@@ -20,7 +18,7 @@ from contract import (
     worst,
 )
 from diffusers import FirstBlockCacheConfig
-from families import BY_NAME, CLASSES, arguments, opens_contexts, plain_arguments
+from families import CLASSES, arguments, opens_contexts
 from family import Lack
 from machinery import MACHINERY
 from tiny import make_mask
@@ -82,25 +80,3 @@ def test_a_step_cache_works_or_is_refused_as_diffusers_refuses_it(edit):
         compress(pipe, KEEP_ALL)(**arguments(family))
     handle.remove()
     assert same(steps(family, pipe, fast, arguments(family)), expected)
-
-
-def test_a_pipeline_that_shares_the_transformer_runs_untouched_in_another_thread():
-    one, other = BY_NAME["FluxInpaintPipeline"], BY_NAME["FluxImg2ImgPipeline"]
-    pipe, plain = one.make(torch.float32), other.make(torch.float32)
-    plain.transformer = pipe.transformer
-    alone = plain_steps(other, plain, arguments(other))[-1][1]
-    compressed = steps(one, pipe, compress(pipe, FEW), arguments(one))[-1][1]
-    found = []
-
-    def meanwhile(*_):
-        run = lambda: found.append(plain_steps(other, plain, arguments(other))[-1][1])  # noqa: E731
-        thread = threading.Thread(target=run)
-        thread.start()
-        thread.join()
-        return {}
-
-    given = plain_arguments(pipe, arguments(one, callback_on_step_end=meanwhile))
-    again = steps(one, pipe, compress(pipe, FEW), given)[-1][1]
-    assert len(found) == 3
-    assert all(torch.equal(image, alone) for image in found)
-    assert torch.equal(again, compressed)

@@ -1,6 +1,5 @@
 """SD3 and Z-Image: what is theirs alone; the contract is in `test_contract.py`."""
 
-import threading
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from contract import FEW, KEEP_ALL, plain_steps, steps, worst
-from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
 from diffusers.models.embeddings import get_2d_sincos_pos_embed_from_grid
 from tiny import GRID, SIZE, TEXT, TOKENS, Fixed, fixed, inside, make_mask, make_photo
@@ -122,36 +120,6 @@ def test_compiled_blocks_of_zimage_count_and_align_too(options):
         assert worst(end, eager) <= 1e-4
         graphs.append(counter.frame_count)
     assert graphs[0] == graphs[-1] > 0
-
-
-# Threads that share a transformer.
-
-
-@pytest.mark.parametrize("weights", [False, True])
-@BOTH
-def test_another_thread_may_run_the_same_transformer(family, weights):
-    pipe = family.make(torch.float32)
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    other = type(pipe)(**pipe.components | {"scheduler": scheduler})
-    other.set_progress_bar_config(disable=True)
-    method, few = HiLo(weights=weights, bucket=1), HiLo(detail=0.3, bucket=1)
-    runs = [lambda: other(**family.arguments())[0]]
-    if not weights:  # attention is rerouted for one run at a time
-        runs.append(lambda: compress(other, few)(**family.arguments())[0])
-    alone = [run() for run in runs]
-    expected = compress(pipe, method)(**family.arguments())[0]
-    found = []
-
-    def meanwhile(*_):
-        thread = threading.Thread(target=lambda: found.extend(run() for run in runs))
-        thread.start()
-        thread.join()
-        return {}
-
-    given = family.arguments(callback_on_step_end=meanwhile)
-    assert torch.equal(compress(pipe, method)(**given)[0], expected)
-    assert len(found) == 3 * len(runs)
-    assert all(torch.equal(a, b) for a, b in zip(found, 3 * alone, strict=True))
 
 
 # Stable Diffusion 3.
