@@ -10,7 +10,7 @@ tokens that matter, and the user's pixels outside the mask stay as they are.
 from .batch import edit_photos
 from .compress import Compressed, compress
 from .edit import edit_photo
-from .methods import METHODS, Dense, HiLo, plan_tokens
+from .methods import METHODS, Dense, HiLo, Refresh, plan_tokens
 from .model import load_model
 from .plan import TokenPlan
 from .record import Run
@@ -21,6 +21,7 @@ __all__ = [
     "Compressed",
     "Dense",
     "HiLo",
+    "Refresh",
     "Run",
     "TokenPlan",
     "__version__",
