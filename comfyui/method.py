@@ -4,9 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 from hilotoken.methods.hilo import HiLo
+from hilotoken.methods.refresh import Refresh
 
 try:
-    from hilotoken.presets import PRESETS
+    from hilotoken.methods.presets import PRESETS
 except ModuleNotFoundError:  # an engine from before there were presets
     PRESETS = {"paper": HiLo()}
 
@@ -94,8 +95,24 @@ def method_from(preset: str, changed: dict[str, Any] | None = None) -> HiLo:
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose from {list(PRESETS)}")
-    changed = changed or {}
-    if changed.get("context", PRESETS[preset].context) != PRESETS[preset].context:
+    changed, whole = dict(changed or {}), PRESETS[preset]
+    if changed.get("context", whole.context) != whole.context:
         # What these are unless given depends on the context.
-        changed = {"coarse": None, "weights": None} | changed
-    return replace(PRESETS[preset], **changed)
+        unset = dict.fromkeys(("coarse", "coarse_cells", "positions", "cell", "weights"))
+        changed = unset | changed
+    elif "coarse" in changed:  # and these on whether there are coarse tokens
+        changed |= dict.fromkeys(("coarse_cells", "positions"))
+    changed["refresh"] = _refresh(whole.refresh, changed)
+    return replace(whole, **changed)
+
+
+def _refresh(preset: Any, changed: dict[str, Any]) -> Refresh | None:
+    """When context is computed and how it is kept: two widgets, one option. Takes them out."""
+    at, kept = changed.pop("refresh", preset), {}
+    if "store" in changed:
+        kept["store"] = changed.pop("store")
+    if at is None:
+        if kept.get("store"):
+            raise ValueError("store is of keys and values kept between refreshes: set refresh")
+        return None
+    return replace(at, **kept) if isinstance(at, Refresh) else Refresh(at, **kept)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from hilotoken.methods import plan_tokens
 from hilotoken.methods.hilo import HiLo
+from hilotoken.methods.refresh import Refresh, refresh_steps
 from hilotoken.plan import TokenPlan
-from hilotoken.reuse import refresh_steps
 
 from .attend import Attention, Cache, overridden
 from .places import FAMILIES, Family, Span, short_places
@@ -93,7 +93,7 @@ class Run:
         """Whether context is to be computed at this step."""
         sigmas = call.options["sample_sigmas"][:-1]
         step = int((sigmas >= call.sigma_B[0] - 1e-6).sum()) - 1
-        return step in refresh_steps(self.method.refresh, sigmas.tolist())  # type: ignore[arg-type]
+        return step in refresh_steps(self.method.refresh.at, sigmas.tolist())  # type: ignore[union-attr]
 
     def say(self, reason: str) -> None:
         """Log once a run that a call stays dense, and why."""
@@ -119,17 +119,15 @@ def attach(model: Any, wanted: Wanted) -> None:
 
 
 def _check(method: HiLo) -> None:
-    for name, refused, instead in (
-        ("positions", "aligned", "'interpolated' or 'native'"),
-        ("refresh", "auto", "a count of steps"),
-        ("refresh_text", True, "False"),
+    refresh: Any = method.refresh or Refresh(1)
+    for said, is_refused, instead in (
+        ("positions='aligned'", method.positions == "aligned", "'interpolated' or 'native'"),
+        ("refresh='auto'", refresh.at == "auto", "a count of steps"),
+        ("refresh.text=True", refresh.text, "False"),
+        (f"refresh.blocks={refresh.blocks!r}", refresh.blocks != "all", "'all'"),
     ):
-        if getattr(method, name) == refused:
-            raise ValueError(f"{name}={refused!r} is not available in ComfyUI: use {instead}")
-    if method.reuse_blocks != "all":
-        raise ValueError(
-            f"reuse_blocks={method.reuse_blocks!r} is not available in ComfyUI: use 'all'"
-        )
+        if is_refused:
+            raise ValueError(f"{said} is not available in ComfyUI: use {instead}")
 
 
 def _sampler_wrapper(wanted: Wanted) -> Callable[..., Any]:
@@ -310,7 +308,7 @@ def _new_cache(run: Run, model: Any, spans: list[Span]) -> Cache:
     context_T = counts_T > 0
     context_T[: len(plan.keep_K)] &= ~plan.edit_N[plan.keep_K]
     context_X = context_T.nonzero().flatten()
-    return Cache(context_X, counts_T[context_X], run.method.store)
+    return Cache(context_X, counts_T[context_X], run.method.refresh.store)  # type: ignore[union-attr]
 
 
 def _counts(

@@ -74,7 +74,7 @@ def test_what_refreshes_seldom_gets_more_context_for_the_same_mean(photos):
         plan = ablation._plan(contest.case, method)
         if name == "every step" or plan.tokens_run == plan.tokens_full:
             continue
-        share = len(method.refresh) / 8
+        share = len(method.refresh.at) / 8
         mean = share * plan.tokens_run + (1 - share) * plan.counts["edit"]
         assert mean == pytest.approx(every.tokens_run, abs=1)
         assert plan.tokens_run > every.tokens_run

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from hilotoken import METHODS, HiLo, plan_tokens
+from hilotoken import METHODS, HiLo, Refresh, plan_tokens
 from hilotoken.checks import block_numbers, number, said, share, whole
-from hilotoken.methods import RandomKeep, ToMe, UDiTAttention
+from hilotoken.methods import Method, RandomKeep, ToMe, UDiTAttention
 
 
 class Mute:
@@ -26,25 +26,31 @@ HOSTILE = [
     "²", "1" * 5000,
     (0, None), [0, 1.5], (0, 10**5000), range(10**12), (True, 2), ("2", 2),
 ]  # fmt: skip
-KINDS = [*METHODS.values(), UDiTAttention]
+KINDS = [*METHODS.values(), UDiTAttention, Refresh]
 FIELDS = [(kind, field.name) for kind in KINDS for field in dataclasses.fields(kind)]
+BESIDE = {"cell": {"context": "sampled"}, "drift": {"at": "auto"}}  # without which it does nothing
 PLAIN = (bool, int, float, str, type(None))
 
 
-@pytest.mark.parametrize(("kind", "name"), FIELDS, ids=lambda x: getattr(x, "__name__", x))
+@pytest.mark.parametrize(("kind", "name"), FIELDS, ids=str)
 def test_an_option_takes_a_value_as_pythons_own_or_refuses_it_by_name(kind, name):
     for value in HOSTILE:
-        method, refusal = made(kind, {name: value})
+        given = BESIDE.get(name, {"at": 2} if kind is Refresh else {})
+        method, refusal = made(kind, given | {name: value})
         if refusal:
             assert name.split("_")[0] in refusal
             assert len(refusal) < 400
             continue
-        kept = getattr(method, name)
-        parts = kept.values() if isinstance(kept, dict) else kept
-        for one in parts if isinstance(kept, tuple | dict) else [kept]:
-            assert type(one) in PLAIN
-        if hasattr(method, "plan"):
+        assert all(type(leaf) in PLAIN for leaf in leaves(getattr(method, name)))
+        if isinstance(method, Method):
             assert planned(method).tokens_run > 0
+
+
+def leaves(value):
+    """What a value is made of."""
+    value = tuple(vars(value).values()) if isinstance(value, Refresh) else value
+    value = tuple(value.values()) if isinstance(value, dict) else value
+    return [leaf for one in value for leaf in leaves(one)] if isinstance(value, tuple) else [value]
 
 
 def made(kind, options):

@@ -25,7 +25,7 @@ from benchmarks.context.selections import (
     growing_cells,
     one_a_cell,
 )
-from hilotoken import HiLo, adapters, attach, compress
+from hilotoken import HiLo, Refresh, adapters, attach, compress
 from hilotoken.methods import Dense
 from hilotoken.plan import cells_of
 
@@ -209,7 +209,7 @@ METHODS = {
     "sampled": Spread(context="sampled", bucket=1),
     "foveated": foveated(2.0, bucket=1, refresh=(0,)),
     "whole": WHOLE,
-    "text kept": replace(WHOLE, refresh_text=True),
+    "text kept": replace(WHOLE, refresh=Refresh((0,), text=True)),
     "pyramid": Pyramid(bucket=1),
     "attended": Attended(detail=1.0, coarse=0, bucket=1, refresh=(0,)),
 }

@@ -1,6 +1,7 @@
 """Plans: what must hold of every one, for random masks, grids and options."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,18 +24,23 @@ PLAIN = HiLo(dilate=1, detail=0, coarse=0, bucket=1)
 
 @st.composite
 def options(draw: st.DrawFn) -> HiLo:
+    """Any that have an effect, which some have beside others alone."""
     share = st.sampled_from([0.0, 0.03, 0.1, 0.25, 0.5, 1.0])
+    context, coarse = draw(st.sampled_from(CONTEXTS)), draw(st.sampled_from([0, 2, 3, 4, 7]))
+    given: dict[str, Any] = {draw(st.sampled_from(["detail", "detail", "energy"])): draw(share)}
+    if coarse:
+        given["coarse_cells"] = draw(st.sampled_from(COARSE_CELLS))
+        given["positions"] = draw(st.sampled_from(POSITIONS))
+    if context == "sampled":
+        given["cell"] = draw(st.sampled_from([2, 3, 4, 1]))
+    if coarse or context == "sampled":
+        given["weights"] = draw(st.booleans())
     return HiLo(
+        **given,
         dilate=draw(st.sampled_from([0, 1, 2, 3])),
-        detail=draw(share),
-        energy=draw(st.one_of(st.none(), st.none(), share)),
         score=draw(st.sampled_from([*SCORES, "random"])),
-        coarse=draw(st.sampled_from([None, 0, 2, 3, 4, 7])),
-        coarse_cells=draw(st.sampled_from(COARSE_CELLS)),
-        positions=draw(st.sampled_from(POSITIONS)),
-        context=draw(st.sampled_from(CONTEXTS)),
-        cell=draw(st.sampled_from([2, 3, 4, 1])),
-        weights=draw(st.booleans()),
+        coarse=coarse,
+        context=context,
         bucket=draw(st.sampled_from([1, 7, 16, 64])),
         seed=draw(st.integers(0, 9)),
     )
@@ -89,7 +95,8 @@ def test_every_edit_token_runs_and_order_is_raster(scene, method):
         assert (index.diff() > 0).all()  # ascending, and so unique
         assert index.dtype == torch.int64
     assert len(plan.count_S) == plan.tokens_run == sum(plan.counts.values())
-    assert (plan.positions, plan.weighted) == (method.positions, method.weights)
+    assert plan.positions == (method.positions or "interpolated")
+    assert plan.weighted == method.weights
 
 
 @quick
@@ -171,7 +178,7 @@ def test_detail_is_a_share_of_the_grid_and_the_best_of_it(scene, detail, name):
 @given(scenes(), st.floats(0, 1))
 def test_energy_takes_the_fewest_tokens_that_hold_it(scene, energy):
     photo, mask, grid = scene
-    plan = replace(PLAIN, energy=energy).plan(photo, mask, grid)
+    plan = replace(PLAIN, detail=None, energy=energy).plan(photo, mask, grid)
     score_N = score(photo, grid, "laplacian")[0].double()
     total, chosen = score_N[~plan.edit_N].sum(), score_N[runs(plan) & ~plan.edit_N]
     if not len(chosen):
@@ -194,7 +201,7 @@ def test_sampling_takes_one_token_of_every_open_cell(scene, cell, seed, detail):
 
 
 def test_a_busy_photo_gets_more_tokens_than_a_plain_one():
-    grid, method = (12, 12), replace(PLAIN, energy=0.9)
+    grid, method = (12, 12), replace(PLAIN, detail=None, energy=0.9)
     busy = photo_of(grid)
     plain = torch.full_like(busy, 0.5)
     lone = plain.clone()
@@ -268,11 +275,11 @@ def test_places_by_hand():
 
 BAD = {
     "dilate": (-1, 1.5, "2", True, None),
-    "detail": (-0.1, 1.1, float("nan"), None, "much"),
+    "detail": (-0.1, 1.1, float("nan"), True, "much"),
     "energy": (-0.1, 1.1, float("nan"), "much"),
     "score": ("entropy", {}, {"laplacian": -1.0}, {"entropy": 1.0}, {"sobel": 0.0}),
     "coarse": (-1, 1, 2.0),
-    "coarse_cells": ("some", None),
+    "coarse_cells": ("some", 1),
     "positions": ("anywhere",),
     "context": ("all",),
     "cell": (0, -1, 1.5),
@@ -288,6 +295,35 @@ def test_bad_options_are_refused_by_name_with_what_is_allowed(name, value):
     with pytest.raises(ValueError, match=allowed) as error:
         HiLo(**{name: value})
     assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"coarse": 0, "weights": True}, "weights=True .* each stands for itself: leave it out"),
+        ({"cell": 2}, "cell=2 is of sampled context"),
+        ({"coarse": 0, "positions": "native"}, "positions='native' is of coarse tokens"),
+        ({"coarse": 0, "coarse_cells": "all"}, "coarse_cells='all' is of coarse tokens"),
+        ({"context": "sampled", "positions": "interpolated"}, "is of coarse tokens"),
+        ({"detail": 0.1, "energy": 0.5}, "detail=0.1 and energy=0.5 .*: give one"),
+        ({"detail": 0, "energy": 0}, "detail=0 and energy=0"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        HiLo(**options)
+
+
+def test_what_is_not_given_follows_from_the_rest():
+    def usual(**options):
+        made = HiLo(**options)
+        return made.detail, made.coarse, made.coarse_cells, made.positions, made.cell, made.weights
+
+    assert usual() == (0.1, 4, "open", "interpolated", None, False)
+    assert usual(energy=0.5) == (None, 4, "open", "interpolated", None, False)
+    assert usual(coarse=0) == (0.1, 0, None, None, None, False)
+    assert usual(context="sampled") == (0.1, 0, None, None, 2, True)
+    assert usual(context="sampled", coarse=4) == (0.1, 4, "open", "interpolated", 2, True)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -8,10 +8,9 @@ from family import Family
 from tiny import TOKENS
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from hilotoken import HiLo, compress, reuse
+from hilotoken import HiLo, Refresh, compress, reuse
 from hilotoken.attention import rerouted
 from hilotoken.methods import ToDo
-from hilotoken.reuse import refresh_steps
 
 every_class = of_classes(REFRESHED)
 METHODS = {
@@ -48,7 +47,7 @@ def test_a_reuse_step_is_dense_attention_to_context_of_the_refresh(edit, call, b
     family, pipe = edit.family, edit.pipe
     if call != "plain" and call not in family.calls:
         pytest.skip("no second prompt")
-    options = METHODS["all"] | {"refresh": (0,), "reuse_blocks": blocks}
+    options = METHODS["all"] | {"refresh": Refresh((0,), blocks=blocks)}
     found, record = run(family, pipe, call, **options)
     assert record.refreshed == (0,)
     edit_N, full = record.plan.edit_N, record.sequence[0]
@@ -161,7 +160,7 @@ def test_text_may_be_kept_with_the_context(name):
     handle = pipe.transformer.context_embedder.register_forward_pre_hook(
         lambda module, args: texts.append(args[0].shape[1])
     )
-    kept, record = run(family, pipe, refresh=(0,), refresh_text=True)
+    kept, record = run(family, pipe, refresh=Refresh((0,), text=True))
     branches = len(texts) // record.steps
     assert min(texts[:branches]) > 0
     assert not any(texts[branches:])
@@ -169,7 +168,7 @@ def test_text_may_be_kept_with_the_context(name):
     fresh, _ = run(family, pipe, refresh=(0,))
     assert torch.equal(kept[0][0], fresh[0][0])
     assert worst(kept[1][0], fresh[1][0]) > 1e-5
-    every, _ = run(family, pipe, refresh=range(3), refresh_text=True)
+    every, _ = run(family, pipe, refresh=Refresh(range(3), text=True))
     plain, _ = run(family, pipe)
     assert torch.equal(every[-1][1], plain[-1][1])
 
@@ -183,8 +182,8 @@ def test_text_may_be_kept_with_the_context(name):
 )  # fmt: skip
 def test_where_text_cannot_be_kept_it_is_said(name, message):
     family = BY_NAME[name]
-    with pytest.raises(ValueError, match=f"refresh_text=True {message}"):
-        run(family, family.make(torch.float32), refresh=1, refresh_text=True)
+    with pytest.raises(ValueError, match=rf"Refresh\(text=True\) {message}"):
+        run(family, family.make(torch.float32), refresh=Refresh(1, text=True))
 
 
 @pytest.mark.parametrize(("store", "share", "bound"), [("bfloat16", 0.5, 0.1), ("float8", 0.3, 1)])
@@ -192,7 +191,7 @@ def test_keys_and_values_may_be_kept_smaller(store, share, bound):
     family = BY_NAME["FluxFillPipeline"]
     pipe = family.make(torch.float32)
     whole, record = run(family, pipe, refresh=1)
-    small, smaller = run(family, pipe, refresh=1, store=store)
+    small, smaller = run(family, pipe, refresh=Refresh(1, store=store))
     layers, heads, channels = 2, 2, 16
     context = record.tokens_run - record.counts["edit"]
     assert record.kept_bytes == 4 * 2 * layers * heads * channels * context
@@ -203,23 +202,30 @@ def test_keys_and_values_may_be_kept_smaller(store, share, bound):
 def test_blocks_that_keep_nothing_take_no_memory():
     family = BY_NAME["FluxFillPipeline"]
     pipe = family.make(torch.float32)
-    kept = [run(family, pipe, refresh=1, reuse_blocks=b)[1].kept_bytes for b in ("all", "0-1", 0)]
+    which = [Refresh(1, blocks=blocks) for blocks in ("all", "0-1", 0)]
+    kept = [run(family, pipe, refresh=refresh)[1].kept_bytes for refresh in which]
     assert kept[0] == kept[1] == 2 * kept[2] > 0
-    with pytest.raises(ValueError, match=r"reuse_blocks must lie in \[0, 1\] and rise, got '1-2'"):
-        run(family, pipe, refresh=1, reuse_blocks="1-2")
+    with pytest.raises(
+        ValueError, match=r"refresh\.blocks must lie in \[0, 1\] and rise, got '1-2'"
+    ):
+        run(family, pipe, refresh=Refresh(1, blocks="1-2"))
 
 
-@pytest.mark.parametrize("options", [{}, {"reuse_blocks": "1"}, {"store": "bfloat16"}], ids=str)
-def test_too_little_memory_is_said_before_the_first_refresh(options, monkeypatch):
+@pytest.mark.parametrize(
+    "refresh", [Refresh(2), Refresh(2, blocks="1"), Refresh(2, store="bfloat16")], ids=str
+)
+def test_too_little_memory_is_said_before_the_first_refresh(refresh, monkeypatch):
     family = BY_NAME["FluxFillPipeline"]
     pipe, ran = family.make(torch.float32), []
-    _, record = run(family, pipe, refresh=2, **options)
+    _, record = run(family, pipe, refresh=refresh)
     monkeypatch.setattr(reuse, "_free_memory", lambda device: record.kept_bytes)
-    run(family, pipe, refresh=2, **options)
+    run(family, pipe, refresh=refresh)
     monkeypatch.setattr(reuse, "_free_memory", lambda device: record.kept_bytes - 1)
     pipe.transformer.transformer_blocks[0].register_forward_hook(lambda *_: ran.append(1))
-    with pytest.raises(MemoryError, match="use store='float8', reuse_blocks, a smaller context"):
-        run(family, pipe, refresh=2, **options)
+    with pytest.raises(
+        MemoryError, match=r"use Refresh\(store='float8'\), fewer blocks, a smaller"
+    ):
+        run(family, pipe, refresh=refresh)
     assert not ran
 
 
@@ -229,7 +235,7 @@ def test_auto_refreshes_by_drift(drift, expected):
     family = BY_NAME["FluxFillPipeline"]
     pipe = family.make(torch.float32)
     changes = {"num_inference_steps": 5}
-    _, record = run(family, pipe, changes=changes, refresh="auto", drift=drift)
+    _, record = run(family, pipe, changes=changes, refresh=Refresh("auto", drift=drift))
     assert record.refreshed in (expected, (0, 1, 2, 3, 4))
 
 
@@ -247,38 +253,6 @@ def test_compiled_blocks_are_two_graphs_whatever_the_step_or_mask():
         assert worst(ends[-1][1], eager[-1][1]) < 1e-4
         graphs.append(counter.frame_count)
     assert graphs[0] == graphs[-1] > 0
-
-
-@pytest.mark.parametrize(
-    ("refresh", "expected"),
-    [(1, {0}), (2, {0, 4}), (3, {0, 3, 6}), (8, set(range(8))), (20, set(range(8))),
-     ((0, 2, 5), {0, 2, 5}), ((0, 30), {0})],
-)  # fmt: skip
-def test_a_count_is_spread_by_sigma(refresh, expected):
-    assert refresh_steps(refresh, [1 - k / 8 for k in range(8)]) == expected
-
-
-def test_a_count_is_kept_where_sigmas_fall_late():
-    assert len(refresh_steps(3, [1.0, 0.99, 0.98, 0.97, 0.2])) == 3
-
-
-@pytest.mark.parametrize("refresh", [0, -1, "often", (), (1, 2), (0, -2), True, 1.5, (0, 1.5)])
-def test_what_is_no_schedule_is_refused(refresh):
-    with pytest.raises(ValueError, match="refresh must be None, a count"):
-        HiLo(refresh=refresh)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"reuse_blocks": "5-1"}, "reuse_blocks must be 0 or more and rise"),
-     ({"reuse_blocks": "x"}, 'reuse_blocks must be "all" or like'),
-     ({"reuse_blocks": "0", "refresh_text": True}, "leave out one of the two"),
-     ({"positions": "aligned"}, "aligned"), ({"store": "int4"}, "unknown store"),
-     ({"drift": -1}, "drift"), ({"refresh_text": 1}, "refresh_text")],
-)  # fmt: skip
-def test_bad_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        HiLo(refresh=2, **options)
 
 
 def test_what_does_not_go_together_is_refused():

@@ -18,7 +18,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from hilotoken import HiLo, compress, plan_tokens
+from hilotoken import HiLo, Refresh, compress, plan_tokens
 from hilotoken.bench.measure.compass import Compass
 from hilotoken.methods import Dense
 from hilotoken.plan import TokenPlan
@@ -127,11 +127,11 @@ def selections(case: Case) -> dict[str, tuple[Any, int]]:
         "whole, twice (faithful)": replace(FAITHFUL, bucket=1),
         "attended 25 %, once": Attended(detail=1.0, coarse=0, bucket=1, refresh=(0,)),
         "attended 10 %, once": Attended(detail=1.0, coarse=0, bucket=1, refresh=(0,), share=0.1),
-        "whole, 1 ring, once": replace(WHOLE, dilate=1, refresh_text=True),
+        "whole, 1 ring, once": replace(WHOLE, dilate=1, refresh=Refresh((0,), text=True)),
         "sampled 2, twice (fast)": replace(FAST, bucket=1),
         "sampled 3, twice": replace(FAST, cell=3, bucket=1),
         "sampled 2, 1 ring, twice": replace(FAST, dilate=1, bucket=1),
-        "foveated, twice": foveated(1.0, bucket=1, refresh=(0, 4), refresh_text=True),
+        "foveated, twice": foveated(1.0, bucket=1, refresh=Refresh((0, 4), text=True)),
     }
     return {name: (method, STEPS) for name, method in chosen.items()} | {
         "dense, 2 steps": (Dense(), 2)

@@ -9,8 +9,9 @@ L text tokens, S image tokens that run, X tokens whose keys are kept, D width.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hilotoken.method import Method
+from hilotoken.methods.refresh import refresh_steps
 from hilotoken.plan import TokenPlan
-from hilotoken.reuse import refresh_steps
 
 
 @dataclass(frozen=True)
@@ -47,24 +48,23 @@ class Shape:
         embedded = (256 * D + D * D) * (1 + self.guidance) + self.pooled_channels * D + D * D
         return (self.double + self.single) * block + 2 * (modulated + ends * D + embedded)
 
-    def edit(self, plan: TokenPlan, method: object, sigmas: Sequence[float]) -> int:
+    def edit(self, plan: TokenPlan, method: Method, sigmas: Sequence[float]) -> int:
         """FLOPs of all steps under a plan, context reused where the method says so."""
         whole = self.call(plan.tokens_run, weighted=plan.weighted)
-        refresh = getattr(method, "refresh", None)
+        refresh = method.refresh
         if refresh is None:
             return len(sigmas) * whole
-        due = len(refresh_steps(refresh, sigmas))
-        text_kept = getattr(method, "refresh_text", False)
+        due = len(refresh_steps(refresh.at, sigmas))
         edited = plan.counts["edit"]
         context = round(getattr(method, "share", 1) * (plan.tokens_run - edited))
-        kept = context + (self.text if text_kept else 0)
-        between = self.call(edited, kept, not text_kept, plan.weighted)
+        kept = context + (self.text if refresh.text else 0)
+        between = self.call(edited, kept, not refresh.text, plan.weighted)
         if hasattr(method, "share"):  # what is attended to is told by the logits, computed again
             blocks, keys = self.double + self.single, plan.tokens_run + self.text
             whole += 2 * blocks * edited * keys * self.width
         return due * whole + (len(sigmas) - due) * between
 
-    def share(self, plan: TokenPlan, method: object, sigmas: Sequence[float]) -> float:
+    def share(self, plan: TokenPlan, method: Method, sigmas: Sequence[float]) -> float:
         """FLOPs of an edit over the dense one's."""
         return self.edit(plan, method, sigmas) / (len(sigmas) * self.call(plan.tokens_full))
 

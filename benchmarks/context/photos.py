@@ -16,7 +16,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from tqdm import tqdm
 
-from hilotoken import HiLo, compress, load_model
+from hilotoken import HiLo, Refresh, compress, load_model
 from hilotoken.bench.results.readings import by_hash
 from hilotoken.data.cases import Case, cases_of
 from hilotoken.methods import Dense
@@ -36,13 +36,13 @@ METHODS: dict[str, Any] = {
     "random": HiLo(score="random", detail=0.16, coarse=0),
     "whole, once (balanced)": BALANCED,
     "whole, twice (faithful)": FAITHFUL,
-    "whole, twice, text kept": replace(FAITHFUL, refresh_text=True),
+    "whole, twice, text kept": replace(FAITHFUL, refresh=FAST.refresh),
     "attended 25 %, once": Attended(detail=1.0, coarse=0, refresh=(0,)),
     "sampled 2, twice, text kept (fast)": FAST,
     "sampled 3, twice, text kept": replace(FAST, cell=3),
-    "sampled 2, once, text kept": replace(FAST, refresh=(0,)),
+    "sampled 2, once, text kept": replace(FAST, refresh=Refresh((0,), text=True)),
     "sampled 2, 1 ring, twice, text kept": replace(FAST, dilate=1),
-    "foveated, twice, text kept": foveated(1.0, refresh_text=True, refresh=(0, 4)),
+    "foveated, twice, text kept": foveated(1.0, refresh=FAST.refresh),
 }
 SHORT_GRIDS = {name: replace(method, bucket=1) for name, method in METHODS.items()}
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from hilotoken.methods.hilo import HiLo
+from hilotoken.methods.refresh import Refresh
 
 SIZE, STEPS = 256, 8
 EXAMPLE = Path(__file__).resolve().parent.parent / "example"
@@ -19,7 +20,7 @@ METHODS = {
     "refreshed": HiLo(coarse=0, refresh=3),
     "the whole context, refreshed": HiLo(detail=1.0, coarse=0, refresh=(0, 4)),
     "sampled, weighted, refreshed": HiLo(context="sampled", detail=0.05, refresh=3),
-    "kept in eight bits": HiLo(context="sampled", refresh=2, store="float8"),
+    "kept in eight bits": HiLo(context="sampled", refresh=Refresh(2, store="float8")),
 }
 
 if find_spec("hilotoken.presets"):  # coarse tokens are made otherwise in ComfyUI, without a VAE

@@ -17,6 +17,7 @@ from comfyui.attend import OTHER, STATE, Attention, overridden
 from comfyui.ribbon import put_back, to_ribbon, to_tokens
 from hilotoken.grid import dilate, touch
 from hilotoken.methods.hilo import HiLo
+from hilotoken.methods.refresh import Refresh
 
 
 def result(node):
@@ -253,8 +254,8 @@ def test_what_is_refused_says_what_to_do(flux):
 
 @pytest.mark.parametrize(
     "options",
-    [{"positions": "aligned"}, {"refresh": "auto"}, {"refresh": 2, "refresh_text": True},
-     {"refresh": 2, "reuse_blocks": "0-1"}],
+    [{"positions": "aligned"}, {"refresh": "auto"}, {"refresh": Refresh(2, text=True)},
+     {"refresh": Refresh(2, blocks="0-1")}],
 )  # fmt: skip
 def test_options_that_are_not_to_be_had_are_named(flux, options):
     with pytest.raises(ValueError, match=next(reversed(options))):

@@ -10,6 +10,7 @@ from comfyui.method import OPTION_WIDGETS, PRESETS, changes, method_from
 from comfyui.nodes import HiLoComposite, HiLoModel, HiLoOptions, HiLoTokens
 from hilotoken.composite import feather_weight
 from hilotoken.methods.hilo import HiLo
+from hilotoken.methods.refresh import Refresh
 
 AS_THEY_ARE = {name: given["default"] for name, (_, given) in OPTION_WIDGETS.items()}
 
@@ -33,7 +34,8 @@ def test_every_node_and_input_is_explained():
 
 def test_the_preset_comes_first_and_options_are_a_node_of_their_own():
     assert list(inputs(HiLoModel))[:2] == ["model", "preset"]
-    assert set(inputs(HiLoOptions)) == set(OPTION_WIDGETS) <= set(HiLo.__dataclass_fields__)
+    options = {*HiLo.__dataclass_fields__, *Refresh.__dataclass_fields__}
+    assert set(inputs(HiLoOptions)) == set(OPTION_WIDGETS) <= options
     for node in (HiLoModel, HiLoTokens):
         assert inputs(node)["options"][0] == HiLoOptions.RETURN_TYPES[0]
 
@@ -45,12 +47,13 @@ def test_untouched_options_are_the_preset(preset):
 
 
 def test_each_widget_changes_its_option():
-    given = {"dilate": 5, "detail": 0.25, "coarse": 8, "context": "frequency", "cell": 4,
+    given = {"dilate": 5, "detail": 0.25, "coarse": 8, "context": "sampled", "cell": 4,
              "weights": "on", "refresh": 3, "store": "float8", "references": "whole"}  # fmt: skip
     assert set(given) == set(OPTION_WIDGETS)
     made = method_from("paper", changes(**given))
     assert (made.dilate, made.detail, made.coarse, made.cell) == (5, 0.25, 8, 4)
-    assert (made.weights, made.refresh, made.store, made.references) == (True, 3, "float8", "whole")
+    assert made.refresh == Refresh(3, store="float8")
+    assert (made.weights, made.references) == (True, "whole")
     assert changes(refresh=0, store="as they are") == {"refresh": None, "store": None}
     assert changes(dilate=0, detail=0.0, weights="off") == {
         "dilate": 0,
@@ -66,6 +69,9 @@ def test_wrong_options_are_named():
         method_from("best")
     with pytest.raises(ValueError, match="coarse"):
         method_from("paper", {"coarse": 1})
+    with pytest.raises(ValueError, match="store is of keys"):
+        method_from("paper", {"store": "float8"})
+    assert method_from("paper", {"coarse": 0}) == HiLo(coarse=0)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .batch import edit_photos
     from .compress import Compressed, compress
     from .edit import edit_photo
-    from .methods import METHODS, Dense, HiLo, plan_tokens
+    from .methods import METHODS, Dense, HiLo, Refresh, plan_tokens
     from .model import load_model
     from .plan import TokenPlan
     from .record import Run
@@ -29,6 +29,7 @@ __all__ = [
     "Compressed",
     "Dense",
     "HiLo",
+    "Refresh",
     "Run",
     "TokenPlan",
     "__version__",
@@ -43,7 +44,7 @@ _ROOMS = {
     "batch": ("edit_photos",),
     "compress": ("Compressed", "compress"),
     "edit": ("edit_photo",),
-    "methods": ("METHODS", "Dense", "HiLo", "plan_tokens"),
+    "methods": ("METHODS", "Dense", "HiLo", "Refresh", "plan_tokens"),
     "model": ("load_model",),
     "plan": ("TokenPlan",),
     "record": ("Run",),

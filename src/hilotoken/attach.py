@@ -140,7 +140,7 @@ class Running:
         self.use(plan)
         assert self.short is not None
         if self.method.refresh is not None:
-            self.reuse = Reuse(self, self.method, self.short)
+            self.reuse = Reuse(self, self.method.refresh, self.short)
             self._put_inside()
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Call) -> Any:

@@ -21,12 +21,12 @@ def in_blocks(model: nn.Module, modules: Sequence[Any], blocks: Any) -> list[Any
     """
     parents = {id(m): name.rpartition(".")[0] for name, m in model.named_modules()}
     order = list(dict.fromkeys(parents[id(m)] for m in modules))
-    chosen = block_numbers("reuse_blocks", blocks, len(order))
+    chosen = block_numbers("refresh.blocks", blocks, len(order))
     return [m for m in modules if order.index(parents[id(m)]) in chosen]
 
 
 def stored(x_BXHD: Tensor, store: str | None) -> tuple[Tensor, ...]:
-    """The tensor as `HiLo.store` says; eight bits have a scale for each head."""
+    """The tensor as `Refresh.store` says; eight bits have a scale for each head."""
     if store is None:
         return (x_BXHD,)
     if store == "bfloat16":

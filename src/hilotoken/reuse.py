@@ -11,7 +11,7 @@ a head.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,26 +23,9 @@ from .adapters.base import ShortCall
 from .attention import rerouted, weighted
 from .hooks import Call, any_compiled, compiling
 from .kv_store import in_blocks, restored, stored
+from .methods.refresh import Refresh, refresh_steps
 
 Kept = tuple[Tensor, ...]  # keys and values of an attention module, as `kv_store.stored` keeps them
-
-
-def refresh_steps(refresh: int | Sequence[int], sigmas: Sequence[float]) -> set[int]:
-    """The steps of a run at which context is computed, 0 the first.
-
-    A count is spread by sigma: refresh i of n at the first step whose noise has fallen to
-    1 - i/n of the first step's, each a step of its own.
-    """
-    if not isinstance(refresh, int):
-        return {step for step in refresh if step < len(sigmas)}
-    chosen: list[int] = []
-    count = min(refresh, len(sigmas))
-    for i in range(count):
-        level = sigmas[0] * (1 - i / refresh) + 1e-6
-        fallen = next((k for k, sigma in enumerate(sigmas) if sigma <= level), len(sigmas))
-        after_the_last, room = (chosen[-1] + 1 if chosen else 0), len(sigmas) - count + i
-        chosen.append(min(max(fallen, after_the_last), room))
-    return set(chosen)
 
 
 @dataclass(eq=False)
@@ -63,17 +46,17 @@ class Reuse:
         MemoryError: less memory free on the device than the keys and values will take.
     """
 
-    def __init__(self, run: Any, method: Any, short: ShortCall) -> None:
+    def __init__(self, run: Any, refresh: Refresh, short: ShortCall) -> None:
         transformer = run.transformer
         if cache := _step_cache_of(transformer):
             raise ValueError(
                 "refresh changes the sequence from step to step, which a step cache cannot follow: "
                 f"call {cache}, or leave refresh out"
             )
-        self.run, self.method, self.family = run, method, run.family
+        self.run, self.refresh, self.family = run, refresh, run.family
         # The others attend as ever: at the steps between, edit tokens to themselves and to text.
         attentions = self.family.attentions()
-        self.modules = in_blocks(self.family.model, attentions, method.reuse_blocks)
+        self.modules = in_blocks(self.family.model, attentions, refresh.blocks)
         # Compiled code finds what was kept on the module: one graph then serves all blocks.
         self.compiled = any_compiled(transformer)
         self.branches: dict[int, Branch] = {}
@@ -125,7 +108,7 @@ class Reuse:
             return call
         for module in self.modules if self.compiled else ():
             module.kept_context = _of_any_length(self.kept.get(id(module)))
-        return self.family.without_text(call) if self.method.refresh_text else call
+        return self.family.without_text(call) if self.refresh.text else call
 
     def after(self) -> None:
         """Take up what compiled modules kept."""
@@ -155,7 +138,7 @@ class Reuse:
             rows = self._rows(key.shape[1])
             if rows is not None:
                 pair = key.index_select(1, rows), value.index_select(1, rows)
-                kept = tuple(part for x in pair for part in stored(x, self.method.store))
+                kept = tuple(part for x in pair for part in stored(x, self.refresh.store))
                 if compiling():
                     module.kept_context = kept
                 else:
@@ -191,7 +174,7 @@ class Reuse:
             return None
         start = 0 if self.family.image_first else text
         rows = self.context_X + start
-        if not self.method.refresh_text:
+        if not self.refresh.text:
             return rows
         begin = self.counts_S.shape[0] if self.family.image_first else 0
         return torch.cat([torch.arange(begin, begin + text, device=rows.device), rows])
@@ -201,11 +184,11 @@ class Reuse:
     def _due(self, step: int, call: Call) -> bool:
         if step == 0:
             return True
-        if self.method.refresh == "auto":
+        if self.refresh.at == "auto":
             return self._drifted(call)
         scheduler = self.run.pipe.scheduler
         sigmas = scheduler.sigmas[self.run.clock.index - step : -1].tolist()
-        return step in refresh_steps(self.method.refresh, sigmas)  # type: ignore[arg-type]
+        return step in refresh_steps(self.refresh.at, sigmas)
 
     def _drifted(self, call: Call) -> bool:
         """Whether the context's x_t has moved by more than the bound since it was last computed."""
@@ -216,7 +199,7 @@ class Reuse:
             self.seen_BXC = now_BXC
             return False
         moved = (now_BXC - self.seen_BXC).norm() / self.seen_BXC.norm().clamp_min(1e-12)
-        if moved.item() <= self.method.drift:
+        if moved.item() <= (self.refresh.drift or 0):
             return False
         self.seen_BXC = now_BXC
         return True
@@ -229,13 +212,13 @@ class Reuse:
         free = _free_memory(tokens.device)
         if self.branches or free is None or not heads or not width:
             return
-        size = {"float8": 1, "bfloat16": 2}.get(self.method.store or "", tokens.element_size())
+        size = {"float8": 1, "bfloat16": 2}.get(self.refresh.store or "", tokens.element_size())
         needed = 2 * len(tokens) * len(self.context_X) * heads * width * size * len(self.modules)
         if needed > free:
             raise MemoryError(
                 f"the context's keys and values take {needed / 2**30:.1f} GiB and "
-                f"{free / 2**30:.1f} GiB are free: use store='float8', reuse_blocks, a smaller "
-                "context, or leave refresh out"
+                f"{free / 2**30:.1f} GiB are free: use Refresh(store='float8'), fewer blocks, a "
+                "smaller context, or leave refresh out"
             )
 
 

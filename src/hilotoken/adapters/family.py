@@ -130,5 +130,5 @@ class Family:
     def without_text(self, call: Call) -> Call:
         """The call with no text tokens, their keys and values being kept."""
         raise ValueError(
-            f"refresh_text=True is not supported with {type(self.pipe).__name__}: leave it out"
+            f"Refresh(text=True) is not supported with {type(self.pipe).__name__}: leave out text"
         )

@@ -120,7 +120,7 @@ class Rotary(Family):
         given = call.get("joint_attention_kwargs") or {}
         if any(c.get("attention_mask") is not None for c in (call, given)):
             raise ValueError(
-                "refresh_text=True and an attention mask do not go together: leave it out"
+                "Refresh(text=True) and an attention mask do not go together: leave out text"
             )
         text, places = call["encoder_hidden_states"], call["txt_ids"]
         return call | {"encoder_hidden_states": text[:, :0], "txt_ids": places[..., :0, :]}

@@ -19,6 +19,7 @@ from .controls import Control, CropStitch, Downsample, FewerSteps, RandomKeep
 from .dense import Dense
 from .hilo import HiLo
 from .pooling import TokenPooling
+from .refresh import Refresh
 from .stages import SDTM
 from .step_cache import StepCache
 from .todo import ToDo
@@ -91,6 +92,7 @@ __all__ = [
     "HiLo",
     "Method",
     "RandomKeep",
+    "Refresh",
     "StepCache",
     "ToDo",
     "ToMe",

@@ -5,77 +5,72 @@ an option here. B batch, N grid tokens, K native tokens that run, M coarse token
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checks import SEED, SIDE, blocks, choice, flag, number, settle, share, unless_none, whole
+from ..checks import SEED, SIDE, choice, flag, settle, share, unless_none, whole
 from ..grid import dilate, touch
 from ..method import Method
 from ..plan import POSITIONS, REFERENCES, TokenPlan, cells_of
 from ..scores import SCORES, ScoreSpec, check_score, score
-from .refresh import schedule
+from .refresh import Refresh, refreshed
 
 CONTEXTS = ("frequency", "sampled")
 COARSE_CELLS = ("open", "clear", "all")
-STORES = ("bfloat16", "float8")
 
 
 @dataclass(frozen=True)
 class HiLo(Method):
     """The paper's selection; `HiLo(context="sampled")` is ours, the context sampled evenly.
 
+    None stands for what the other options make of it; an option without effect is refused.
+
     dilate:     tokens by which the mask is grown
-    detail:     share of the grid kept outside the mask for its detail, the best first
+    detail:     share of the grid kept outside the mask for its detail, the best first; 0.10 unless
+                `energy` is given
     energy:     instead of `detail`: keep the fewest tokens that hold this share of the detail
                 outside the mask, so that a busy photo gets more tokens than a plain one
     score:      what detail means: a name, or a mapping of names to weights, of `scores.SCORES`; or
                 "random", the control that every score must beat
     coarse:     side of a coarse cell in tokens (4: one coarse token for 16); 0 for none.
                 Unless given, 4, and 0 with sampled context
-    coarse_cells: "open" leaves out cells whose tokens all run anyway, "clear" also those the mask
-                touches, "all" none
-    positions:  where coarse tokens sit: "interpolated", "aligned" or "native"
+    coarse_cells: "open" (the default) leaves out cells whose tokens all run anyway, "clear" also
+                those the mask touches, "all" none
+    positions:  where coarse tokens sit: "interpolated" (the default), "aligned" or "native"
     context:    "frequency" (detail and coarse tokens), or "sampled": besides the detail tokens, one
                 native token at random from each cell
-    cell:       side of a sampled cell in tokens
-    weights:    add log(count), of the tokens each stands for, to the attention logits of its key.
-                Unless given, with sampled context: measured, it helps there and not with coarse
+    cell:       side of a sampled cell in tokens; 2 unless given
+    weights:    proportional attention: add log(count), of the tokens each stands for, to the
+                attention logits of its key. Unless given, with sampled context: measured, it helps
+                there and not with coarse
     references: "compressed": a reference that is the photo itself (Kontext, Qwen-Image-Edit,
                 FLUX.2) is shortened by the same plan; "whole": it is not
-    refresh:    the steps at which context runs: None for every step, a count (spread by sigma), a
-                sequence of steps that begins with 0, or "auto" (when its x_t has drifted). Between,
-                the edit tokens run alone, with the context's keys and values kept: see `reuse`
-    refresh_text: whether text runs only with the context, its keys and values kept too
-    drift:      for "auto": how far x_t of the context may move, relative to its norm
-    store:      keys and values are kept as they are (None), in "bfloat16" or "float8"
-    reuse_blocks: the blocks whose keys and values are kept, "all" or like "0-18", numbered as they
-                run; in the others edit tokens see no context between refreshes
+    refresh:    context computed seldom, its keys and values kept between: a `Refresh`, or in short
+                its `at`: a count of steps, the steps themselves, or "auto". None: at every step
     bucket:     the length is rounded up to a multiple of this with the next-best detail tokens
     seed:       of the random choices
 
     Raises:
-        ValueError: an option out of range, at construction.
+        ValueError: an option out of range or without effect, at construction.
     """
 
     dilate: int = 2
-    detail: float = 0.10
+    detail: float | None = None
     energy: float | None = None
     score: str | Mapping[str, float] = "laplacian"
     coarse: int | None = None
-    coarse_cells: str = "open"
-    positions: str = "interpolated"
+    coarse_cells: str | None = None
+    positions: str | None = None
     context: str = "frequency"
-    cell: int = 2
+    cell: int | None = None
     weights: bool | None = None
     references: str = "compressed"
-    refresh: int | Sequence[int] | str | None = None
-    refresh_text: bool = False
-    drift: float = 0.3
-    store: str | None = None
-    reuse_blocks: str | int | tuple[int, ...] = "all"
+    refresh: Refresh | int | Sequence[int] | str | None = field(
+        default=None, metadata={"options": Refresh}
+    )
     bucket: int = 64
     seed: int = 0
 
@@ -83,34 +78,56 @@ class HiLo(Method):
         settle(
             self,
             dilate=whole(0, SIDE),
-            detail=share(),
+            detail=unless_none(share()),
             energy=unless_none(share()),
             score=_score,
             coarse=unless_none(whole(0, SIDE)),
-            coarse_cells=choice(*COARSE_CELLS),
-            positions=choice(*POSITIONS),
+            coarse_cells=unless_none(choice(*COARSE_CELLS)),
+            positions=unless_none(choice(*POSITIONS)),
             context=choice(*CONTEXTS),
-            cell=whole(1, SIDE),
+            cell=unless_none(whole(1, SIDE)),
             weights=unless_none(flag),
             references=choice(*REFERENCES),
+            refresh=refreshed,
             bucket=whole(1),
             seed=whole(0, SEED),
         )
-        if self.coarse is None:
-            object.__setattr__(self, "coarse", 4 if self.context == "frequency" else 0)
-        if self.weights is None:
-            object.__setattr__(self, "weights", self.context == "sampled")
         if self.coarse == 1:
             raise ValueError("coarse=1 would copy every token: use 2 or more, or 0 for none")
-        self._check_refresh()
+        sampled = self.context == "sampled"
+        self._unless_given("coarse", 0 if sampled else 4)
+        self._check_effects(sampled)
+        self._unless_given("detail", 0.10 if self.energy is None else None)
+        self._unless_given("weights", sampled)
+        self._unless_given("cell", 2 if sampled else None)
+        self._unless_given("coarse_cells", "open" if self.coarse else None)
+        self._unless_given("positions", "interpolated" if self.coarse else None)
 
-    def _check_refresh(self) -> None:
-        settle(self, refresh=unless_none(schedule), refresh_text=flag, drift=number(0))
-        settle(self, store=unless_none(choice(*STORES)), reuse_blocks=blocks)
-        if self.refresh_text and self.reuse_blocks != "all":
+    def _unless_given(self, name: str, value: object) -> None:
+        if getattr(self, name) is None:
+            object.__setattr__(self, name, value)
+
+    def _check_effects(self, sampled: bool) -> None:
+        """Refuse options that do nothing, or cannot do what they say, beside the others."""
+        if self.detail is not None and self.energy is not None:
             raise ValueError(
-                f"refresh_text keeps text in every block, got reuse_blocks={self.reuse_blocks!r}: "
-                "leave out one of the two"
+                f"detail={self.detail:g} and energy={self.energy:g} both say how many detail "
+                "tokens run: give one of them"
+            )
+        if self.cell is not None and not sampled:
+            raise ValueError(
+                f"cell={self.cell} is of sampled context: leave it out, or give context='sampled'"
+            )
+        for name in ("coarse_cells", "positions"):
+            if getattr(self, name) is not None and not self.coarse:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is of coarse tokens, and there are none: "
+                    "leave it out, or give coarse=4"
+                )
+        if self.weights and not self.coarse and not sampled:
+            raise ValueError(
+                "weights=True counts tokens for those they stand for, and without coarse tokens "
+                "or sampled context each stands for itself: leave it out"
             )
         if self.refresh is not None and self.positions == "aligned":
             raise ValueError("refresh keeps one set of keys, and positions='aligned' has two")
@@ -121,7 +138,7 @@ class HiLo(Method):
 
     @property
     def adaptive(self) -> bool:
-        return self.refresh == "auto"
+        return isinstance(self.refresh, Refresh) and self.refresh.at == "auto"
 
     @property
     def unnested(self) -> str:
@@ -172,15 +189,16 @@ class HiLo(Method):
             stride=self.coarse or 0,
             cells_M=cells_M,
             count_S=self._counts(runs_N, sampled_N, cells_M, grid),
-            positions=self.positions,
+            positions=self.positions or POSITIONS[0],
             weighted=bool(self.weights),
             references=self.references,
         )
 
     def _detail_count(self, score_N: Tensor, edit_N: Tensor) -> int:
         outside = int((~edit_N).sum())
-        if self.energy is None:
+        if self.detail is not None:
             return min(outside, round(self.detail * len(score_N)))
+        assert self.energy is not None
         falling = score_N[~edit_N].double().sort(descending=True).values.cumsum(0)
         if not outside or falling[-1] <= 0:
             return 0
@@ -194,7 +212,7 @@ class HiLo(Method):
             return torch.zeros_like(open_N)
         # A permutation draws no number twice, so one token wins in every cell.
         draw_N = torch.randperm(len(open_N), generator=self._generator()).masked_fill(~open_N, -1)
-        cell_N = cells_of(grid, self.cell)
+        cell_N = cells_of(grid, self.cell or 1)
         best = torch.full((int(cell_N[-1]) + 1,), -1).scatter_reduce(0, cell_N, draw_N, "amax")
         return open_N & (draw_N == best[cell_N])
 

@@ -29,19 +29,67 @@ def method_names(text: str) -> list[str]:
     return [" ".join(part.split()) for part in parts if part.strip()]
 
 
+def described(method: Method) -> str:
+    """The method with the options that differ from its defaults, as `method_from` takes them."""
+    names = {kind: name for name, kind in METHODS.items()}
+    return " ".join([names[type(method)], *_words(method)])
+
+
 def _one(name: str, options: tuple[str, ...]) -> Method:
     given = dict(_option(text) for text in options)
-    if name in METHODS:
-        known = [field.name for field in dataclasses.fields(METHODS[name])]
-        for key in given:
-            if key not in known:
-                raise ValueError(f"{name} has no option {key!r}; choose from {known}")
+    return build(name, **_nested(name, METHODS[name], given)) if name in METHODS else build(name)
+
+
+def _nested(name: str, kind: type[Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The options of a method; those that are options themselves, NAME.OPTION, made into one."""
+    parts = {field.name: field.metadata.get("options") for field in dataclasses.fields(kind)}
+    known = list(parts)
+    for outer, inner in parts.items():
+        known += [f"{outer}.{field.name}" for field in dataclasses.fields(inner)] if inner else []
+    for key in given:
+        if key not in known:
+            raise ValueError(f"{name} has no option {key!r}; choose from {known}")
+    made = {key: value for key, value in given.items() if "." not in key}
+    for outer, inner in parts.items():
+        dotted = {k.partition(".")[2]: v for k, v in given.items() if k.startswith(f"{outer}.")}
+        if dotted and inner:
+            made[outer] = _made(outer, inner, given, dotted)
+    return made
+
+
+def _made(name: str, kind: type[Any], given: dict[str, Any], dotted: dict[str, Any]) -> Any:
+    """What NAME=VALUE and NAME.OPTION=VALUE make; the former is the first of its options."""
+    first = dataclasses.fields(kind)[0].name
+    if name not in given and first not in dotted:
+        raise ValueError(f"{name}.{next(iter(dotted))} goes with {name}: give that too")
     try:
-        return build(name, **given)
-    except (TypeError, AttributeError) as error:  # a word where a number is meant, and the like
-        raise ValueError(
-            f"{' '.join(options)}: a value of the wrong kind for {name} ({error})"
-        ) from error
+        return kind(**({first: given[name]} if name in given else {}) | dotted)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _words(options: Any) -> list[str]:
+    """NAME=VALUE of the fields without which the value would be another."""
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    for name in list(given):
+        rest = {key: value for key, value in given.items() if key != name}
+        if _equal(options, rest):
+            given = rest
+    words = []
+    for name, value in given.items():
+        if dataclasses.is_dataclass(value):
+            first, *others = _words(value)
+            words += [f"{name}={first.partition('=')[2]}", *(f"{name}.{word}" for word in others)]
+        else:
+            words.append(f"{name}={value}".replace(" ", ""))
+    return words
+
+
+def _equal(options: Any, given: dict[str, Any]) -> bool:
+    try:
+        return type(options)(**given) == options
+    except (TypeError, ValueError):  # one that cannot be left out
+        return False
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -1,12 +1,81 @@
 """When context is computed, of a method that keeps its keys and values between."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from ..checks import SIDE, said, whole
+from ..checks import SIDE, blocks, choice, flag, number, said, settle, unless_none, whole
+
+STORES = ("bfloat16", "float8")
 
 
-def schedule(name: str, value: Any) -> int | tuple[int, ...] | str:
-    """Check that it says when to refresh, a count, steps or "auto": see `checks`."""
+@dataclass(frozen=True)
+class Refresh:
+    """The steps at which context runs, and what is kept of it: a KV cache of the photo.
+
+    Between refreshes the edit tokens run alone and attend to the keys and values that were kept:
+    see `hilotoken.reuse`.
+
+    at:     how many steps, placed by `refresh_steps`; the steps themselves, which begin with 0; or
+            "auto": whenever the context's x_t has drifted
+    text:   whether text runs only with the context, its keys and values kept too
+    drift:  for "auto": how far x_t of the context may move, relative to its norm; 0.3 unless given
+    store:  keys and values are kept as they are (None), in "bfloat16" or in "float8"
+    blocks: those whose keys and values are kept, "all" or like "0-18", numbered as they run; in the
+            others edit tokens see no context between refreshes
+
+    Raises:
+        ValueError: an option out of range or without effect, at construction.
+    """
+
+    at: int | Sequence[int] | str
+    text: bool = False
+    drift: float | None = None
+    store: str | None = None
+    blocks: str | int | Sequence[int] = "all"
+
+    def __post_init__(self) -> None:
+        settle(self, at=_schedule, text=flag, drift=unless_none(number(0)))
+        settle(self, store=unless_none(choice(*STORES)), blocks=blocks)
+        if self.drift is None and self.at == "auto":
+            object.__setattr__(self, "drift", 0.3)
+        if self.drift is not None and self.at != "auto":
+            raise ValueError(
+                f"drift={self.drift:g} is for refreshes at 'auto', got {self.at!r}: leave it out"
+            )
+        if self.text and self.blocks != "all":
+            raise ValueError(
+                f"text=True keeps text in every block, got blocks={self.blocks!r}: leave out one "
+                "of the two"
+            )
+
+
+def refresh_steps(at: Any, sigmas: Sequence[float]) -> set[int]:
+    """The steps of a run at which context is computed, 0 the first.
+
+    A count is spread by sigma: refresh i of n at the first step whose noise has fallen to
+    1 - i/n of the first step's, each a step of its own.
+    """
+    if not isinstance(at, int):
+        return {step for step in at if step < len(sigmas)}
+    chosen: list[int] = []
+    count = min(at, len(sigmas))
+    for i in range(count):
+        level = sigmas[0] * (1 - i / at) + 1e-6
+        fallen = next((k for k, sigma in enumerate(sigmas) if sigma <= level), len(sigmas))
+        after_the_last, room = (chosen[-1] + 1 if chosen else 0), len(sigmas) - count + i
+        chosen.append(min(max(fallen, after_the_last), room))
+    return set(chosen)
+
+
+def refreshed(name: str, value: Any) -> Refresh | None:
+    """None, a `Refresh`, or what one is made of in short, the steps: see `checks`."""
+    if value is None or isinstance(value, Refresh):
+        return value
+    return Refresh(_schedule(name, value))
+
+
+def _schedule(name: str, value: Any) -> int | tuple[int, ...] | str:
     if isinstance(value, str) and value == "auto":
         return "auto"
     try:
@@ -17,6 +86,6 @@ def schedule(name: str, value: Any) -> int | tuple[int, ...] | str:
     except ValueError:
         pass
     raise ValueError(
-        f"{name} must be None, a count of 1 or more, steps that begin with 0, or 'auto', "
+        f"{name} must be a count of 1 or more, steps that begin with 0, or 'auto', "
         f"got {said(value)}"
     )

@@ -16,6 +16,7 @@ import numpy as np
 from ...compress import compress
 from ...data.cases import TOKEN, Case, cases_of
 from ...methods import Dense, HiLo, plan_tokens
+from ...methods.parse import described
 from ...metrics.lpips import LPIPS
 from ...metrics.regions import Distances, distances, see
 from ...plan import TokenPlan
@@ -151,9 +152,10 @@ def _variants(group: str, case: Case, share: float | None, steps: int) -> dict[s
 
 def _longer(method: HiLo, length: int, edit: int, full: int, steps: int) -> HiLo:
     """The method with as much more context as its seldom refreshing pays for."""
-    if not isinstance(method.refresh, tuple):
+    refresh: Any = method.refresh
+    if refresh is None:
         return method
-    share = len(method.refresh) / steps
+    share = len(refresh.at) / steps
     return replace(method, bucket=min(full, round((length - (1 - share) * edit) / share)))
 
 
@@ -225,7 +227,7 @@ def bench_ablate(
             group=group,
             variant=variant,
             default=variant == next(iter(KNOWN[group])),
-            options=_said(method),
+            options=described(method),
             seed=case.seed,
             size=case.truth.shape[0],
             steps=steps,
@@ -239,13 +241,6 @@ def bench_ablate(
 
 def _between(perceptual: LPIPS, mask: np.ndarray, one: np.ndarray, other: np.ndarray) -> Distances:
     return distances(perceptual, see(perceptual, one), see(perceptual, other), mask)
-
-
-def _said(method: HiLo) -> str:
-    """The options that differ from the defaults, as `--method` takes them."""
-    usual = HiLo()
-    changed = {k: v for k, v in vars(method).items() if v != getattr(usual, k)}
-    return " ".join(["hilo", *(f"{k}={v}".replace(" ", "") for k, v in changed.items())])
 
 
 def _fill(pipe: Any, method: Any, case: Case, steps: int) -> tuple[np.ndarray, float]:

@@ -1,0 +1,95 @@
+"""Refreshes: what says when context is computed, and the steps that it comes to."""
+
+from dataclasses import replace
+
+import pytest
+
+from hilotoken import HiLo, Refresh
+from hilotoken.methods.parse import described, method_from
+from hilotoken.methods.refresh import refresh_steps
+
+
+@pytest.mark.parametrize(
+    ("refresh", "expected"),
+    [(1, {0}), (2, {0, 4}), (3, {0, 3, 6}), (8, set(range(8))), (20, set(range(8))),
+     ((0, 2, 5), {0, 2, 5}), ((0, 30), {0})],
+)  # fmt: skip
+def test_a_count_is_spread_by_sigma(refresh, expected):
+    assert refresh_steps(refresh, [1 - k / 8 for k in range(8)]) == expected
+
+
+def test_a_count_is_kept_where_sigmas_fall_late():
+    assert len(refresh_steps(3, [1.0, 0.99, 0.98, 0.97, 0.2])) == 3
+
+
+@pytest.mark.parametrize("at", [3, (0, 3, 6), "auto"])
+def test_the_steps_alone_are_the_short_form(at):
+    assert HiLo(refresh=at).refresh == Refresh(at) == HiLo(refresh=Refresh(at)).refresh
+    assert HiLo(refresh=at) == HiLo(refresh=Refresh(at=at))
+    assert replace(HiLo(refresh=at), dilate=1).refresh == Refresh(at)
+
+
+def test_the_usual_drift_is_that_of_auto_alone():
+    assert (Refresh("auto").drift, Refresh("auto", drift=0).drift, Refresh(2).drift) == (
+        0.3,
+        0,
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    "at",
+    [0, -1, "often", (), (1, 2), (0, -2), True, 1.5, (0, 1.5), {0, 1}, range(1, 3), range(10**9),
+     b"0"],
+)  # fmt: skip
+def test_what_is_no_schedule_is_refused(at):
+    with pytest.raises(ValueError, match="refresh must be a count of 1 or more, steps"):
+        HiLo(refresh=at)
+    with pytest.raises(ValueError, match="at must be a count of 1 or more, steps"):
+        Refresh(at)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"at": 2, "blocks": "5-1"}, "blocks must be 0 or more and rise"),
+     ({"at": 2, "blocks": "x"}, 'blocks must be "all" or like'),
+     ({"at": 2, "blocks": "0", "text": True}, "leave out one of the two"),
+     ({"at": 2, "store": "int4"}, "unknown store"), ({"at": "auto", "drift": -1}, "drift must be"),
+     ({"at": 2, "drift": 0.3}, "drift=0.3 is for refreshes at 'auto', got 2"),
+     ({"at": 2, "text": 1}, "text must be True or False"), ({"at": None}, "at must be a count")],
+)  # fmt: skip
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Refresh(**options)
+
+
+def test_one_set_of_keys_is_kept():
+    with pytest.raises(ValueError, match="positions='aligned' has two"):
+        HiLo(refresh=2, positions="aligned")
+
+
+@pytest.mark.parametrize(
+    ("words", "refresh"),
+    [("refresh=3", Refresh(3)), ("refresh=(0,3,6)", Refresh((0, 3, 6))),
+     ("refresh=auto", Refresh("auto")), ("refresh.at=2", Refresh(2)),
+     ("refresh=3 refresh.store=float8", Refresh(3, store="float8")),
+     ("refresh=2 refresh.text=True", Refresh(2, text=True)),
+     ("refresh.blocks=0-3 refresh=2", Refresh(2, blocks="0-3")),
+     ("refresh=auto refresh.drift=0.5", Refresh("auto", drift=0.5))],
+)  # fmt: skip
+def test_words_on_a_command_line(words, refresh):
+    method = method_from("hilo", *words.split())
+    assert method == HiLo(refresh=refresh)
+    assert method_from(*described(method).split()) == method
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [("store=float8", r"hilo has no option 'store'; choose from .*'refresh.store'"),
+     ("refresh.store=float8", "refresh.store goes with refresh: give that too"),
+     ("refresh=2 refresh.store=int4", "refresh: unknown store 'int4'"),
+     ("refresh=2 refresh.seldom=1", "no option 'refresh.seldom'")],
+)  # fmt: skip
+def test_wrong_words_are_named(words, message):
+    with pytest.raises(ValueError, match=message):
+        method_from("hilo", *words.split())
