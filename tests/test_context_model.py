@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hilotoken.bench.measure.flops import flops_by_pass
 from torch import Generator, Tensor
 
 from benchmarks.context import tables, train
@@ -26,6 +25,7 @@ from benchmarks.context.selections import (
     one_a_cell,
 )
 from hilotoken import HiLo, Refresh, adapters, attach, compress
+from hilotoken.bench.measure.flops import flops_by_pass
 from hilotoken.methods import Dense
 from hilotoken.plan import cells_of
 

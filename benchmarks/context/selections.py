@@ -227,9 +227,9 @@ class AttendedReuse(Reuse):
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, original: Any, **kw: Any
     ) -> Tensor:
         output = super().attend(module, query, key, value, original, **kw)
-        if self.refreshing and isinstance(self.method, Attended):
+        if self.refreshing and isinstance(self.run.method, Attended):
             mass_X = self._mass(query, key)
-            count = max(1, round(self.method.share * len(mass_X)))
+            count = max(1, round(self.run.method.share * len(mass_X)))
             chosen = mass_X.argsort(descending=True, stable=True)[:count].sort().values
             module.kept_context = tuple(x[:, chosen] for x in module.kept_context)
         return output

@@ -46,7 +46,9 @@ def decode_margin(vae: Any) -> int | None:
 
 @torch.no_grad()
 def _probe(vae: Any) -> int | None:
-    weight = next(vae.decoder.parameters())
+    weight = next(vae.decoder.parameters(), None)
+    if weight is None:
+        return None
     channels, width = vae.config.latent_channels, 2 * FURTHEST + 1
     noise = torch.randn(1, channels, ROWS, width, generator=torch.Generator().manual_seed(0))
     strip = noise.to(weight)
