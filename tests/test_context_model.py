@@ -254,15 +254,12 @@ def test_a_training_broken_off_goes_on_as_if_it_had_not_been(
 
 
 def test_the_trained_model_needs_its_context() -> None:
-    bench = Bench("dense")
+    bench, found = Bench("dense"), {"dense": 0.0, "edit only": 0.0}
     with torch.no_grad():
-        rows = [
-            row
-            for case in held_out("spot", 3)
-            for row in bench.rows(case, ["dense", "edit only"], velocities=False)
-        ]
-    assert sum(row.solved for row in rows if row.selection == "dense") == 3
-    assert sum(row.solved for row in rows if row.selection == "edit only") <= 1
+        for case in held_out("spot", 4):
+            for row in bench.rows(case, list(found), velocities=False):
+                found[row.selection] += row.psnr / 4
+    assert found["dense"] > found["edit only"] + 10
 
 
 def test_weights_are_small() -> None:

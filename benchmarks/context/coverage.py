@@ -69,7 +69,7 @@ def told(kind: str, count: int) -> Iterator[Told]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=400, help="held out, a kind")
     parser.add_argument("--out", type=Path, default=RESULTS / "told.csv")
     given = parser.parse_args()

@@ -129,6 +129,7 @@ def selections(case: Case) -> dict[str, tuple[Any, int]]:
         "attended 10 %, once": Attended(detail=1.0, coarse=0, bucket=1, refresh=(0,), share=0.1),
         "whole, 1 ring, once": replace(WHOLE, dilate=1, refresh=Refresh((0,), text=True)),
         "sampled 2, twice (fast)": replace(FAST, bucket=1),
+        "sampled 2, twice, no weights": replace(FAST, weights=False, bucket=1),
         "sampled 3, twice": replace(FAST, cell=3, bucket=1),
         "sampled 2, 1 ring, twice": replace(FAST, dilate=1, bucket=1),
         "foveated, twice": foveated(1.0, bucket=1, refresh=Refresh((0, 4), text=True)),
@@ -228,7 +229,7 @@ def psnr(one: Tensor, other: Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="dense", help="which of the weights")
     parser.add_argument("--pictures", type=int, default=100, help="held out, a kind")
     parser.add_argument("--velocities", type=int, default=40, help="of them with velocity errors")

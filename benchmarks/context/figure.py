@@ -40,7 +40,8 @@ def main() -> None:
     bench = Bench("dense")
     cases = [case for kind in KINDS for case in held_out(kind, FIRST + EACH)[FIRST:]]
     figure = plt.figure(figsize=(15, 1.05 * len(cases)), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1.5, 1))
+    halves: Any = figure.subfigures(1, 2, width_ratios=(1.5, 1))
+    left, right = halves
     columns = ("what it is given", *SHOWN, "truth")
     for axes_row, case in zip(
         left.subplots(len(cases), len(columns), squeeze=False), cases, strict=True

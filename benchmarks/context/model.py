@@ -97,13 +97,14 @@ class ContextModel(nn.Module):
 
     def pipeline(self) -> FluxFillPipeline:
         """A Fill pipeline at FLUX.1's schedule."""
-        none = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+        none: dict[str, Any] = dict.fromkeys(
+            ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+        )
         scheduler = FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True, base_shift=SHIFT, max_shift=SHIFT
         )
-        pipe = FluxFillPipeline(
-            scheduler=scheduler, vae=Fold(), transformer=self.transformer, **none
-        )
+        vae: Any = Fold()
+        pipe = FluxFillPipeline(scheduler=scheduler, vae=vae, transformer=self.transformer, **none)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

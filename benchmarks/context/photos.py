@@ -96,7 +96,7 @@ def _fill(pipe: Any, case: Case, method: Any) -> tuple[np.ndarray, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", type=Path, nargs="+", help="photographs")
     parser.add_argument("--limit", type=int, default=16, help="photographs, by hash of their names")
     parser.add_argument("--size", type=int, default=256)

@@ -248,7 +248,7 @@ def _explicit_attention() -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="checkpoints, curve, weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--samples", type=int, default=180_000)
