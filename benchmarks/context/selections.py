@@ -231,7 +231,7 @@ class AttendedReuse(Reuse):
             mass_X = self._mass(query, key)
             count = max(1, round(self.run.method.share * len(mass_X)))
             chosen = mass_X.argsort(descending=True, stable=True)[:count].sort().values
-            module.kept_context = tuple(x[:, chosen] for x in module.kept_context)
+            self.kept[id(module)] = tuple(x[:, chosen] for x in self.kept[id(module)])
         return output
 
     def _mass(self, query_BQHd: Tensor, key_BQHd: Tensor) -> Tensor:
