@@ -4,15 +4,15 @@ from dataclasses import replace
 from typing import Any
 
 from hilotoken.methods.hilo import HiLo
+from hilotoken.methods.presets import PRESETS as ALL
+from hilotoken.methods.presets import preset
 from hilotoken.methods.refresh import Refresh
 
-try:
-    from hilotoken.methods.presets import PRESETS
-except ModuleNotFoundError:  # an engine from before there were presets
-    PRESETS = {"paper": HiLo()}
+# Text runs at every step here.
+PRESETS = {name: preset(name, text_rests=False) for name in ALL}
 
 AS_PRESET = "preset"
-DEFAULT = "balanced" if "balanced" in PRESETS else next(iter(PRESETS))
+DEFAULT = "paper"
 
 PRESET_WIDGET = {
     "preset": (

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from hilotoken import HiLo, Refresh
 from hilotoken.methods.parse import described, method_from
@@ -14,12 +15,26 @@ from hilotoken.methods.refresh import refresh_steps
     [(1, {0}), (2, {0, 4}), (3, {0, 3, 6}), (8, set(range(8))), (20, set(range(8))),
      ((0, 2, 5), {0, 2, 5}), ((0, 30), {0})],
 )  # fmt: skip
-def test_a_count_is_spread_by_sigma(refresh, expected):
-    assert refresh_steps(refresh, [1 - k / 8 for k in range(8)]) == expected
+def test_a_count_is_spread_evenly_over_the_steps(refresh, expected):
+    assert refresh_steps(refresh, 8) == expected
 
 
-def test_a_count_is_kept_where_sigmas_fall_late():
-    assert len(refresh_steps(3, [1.0, 0.99, 0.98, 0.97, 0.2])) == 3
+@pytest.mark.parametrize("steps", range(4, 51))
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 60])
+def test_refreshes_are_as_many_as_asked_for_and_never_far_apart(steps, count):
+    found = sorted(refresh_steps(count, steps))
+    assert len(found) == min(count, steps)
+    assert found[0] == 0
+    apart = [b - a for a, b in zip(found, [*found[1:], steps], strict=True)]
+    assert max(apart) - min(apart) <= 1
+
+
+@pytest.mark.parametrize("mu", [-3.0, 1.15, 3.2])
+def test_a_schedule_shifted_either_way_leaves_the_steps_as_they_are(mu):
+    """Refreshes follow from how many steps a scheduler makes, not from its sigmas."""
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    scheduler.set_timesteps(8, mu=mu)
+    assert refresh_steps(3, len(scheduler.sigmas) - 1) == {0, 3, 6}
 
 
 @pytest.mark.parametrize("at", [3, (0, 3, 6), "auto"])

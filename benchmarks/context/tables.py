@@ -51,6 +51,13 @@ PAIRS = (
 
 
 @cache
+def _ends(values: list[float]) -> tuple[float, float, float]:
+    """Mean, and the ends of its 95 % interval."""
+    found = interval(values)
+    assert found is not None
+    return found.mean, found.low, found.high
+
+
 def rows_of(name: str) -> Rows:
     return read(RESULTS / f"{name}.csv")
 
@@ -68,7 +75,7 @@ def mean(rows: Rows, column: str) -> float:
 
 def share(rows: Rows) -> str:
     """The share solved, in percent, with its interval."""
-    middle, low, high = (100 * x for x in interval([float(row["solved"]) for row in rows]))
+    middle, low, high = (100 * x for x in _ends([float(row["solved"]) for row in rows]))
     return f"{middle:.0f} ({low:.0f} to {high:.0f})"
 
 
@@ -157,12 +164,12 @@ def pairs(model: str) -> str:
 
 
 def _points(both: Iterable[tuple[dict[str, str], dict[str, str]]]) -> str:
-    middle, low, high = interval([100 * (int(a["solved"]) - int(b["solved"])) for a, b in both])
+    middle, low, high = _ends([100 * (int(a["solved"]) - int(b["solved"])) for a, b in both])
     return f"{middle:+.0f} ({low:+.0f} to {high:+.0f})"
 
 
 def _decibels(both: Iterable[tuple[dict[str, str], dict[str, str]]]) -> str:
-    middle, low, high = interval([float(a["psnr"]) - float(b["psnr"]) for a, b in both])
+    middle, low, high = _ends([float(a["psnr"]) - float(b["psnr"]) for a, b in both])
     return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
@@ -185,7 +192,7 @@ def embedded() -> str:
                 float(r["psnr_dense"]) - float(paper[r["photo"], r["mask_class"]]["psnr_dense"])
                 for r in mine
             ]
-            middle, low, high = interval(change)
+            middle, low, high = _ends(change)
             more = "" if name == "paper" else f", {middle:+.1f} ({low:+.1f} to {high:+.1f})"
             cells += [f"{100 * mean(mine, 'flops'):.0f}", f"{mean(mine, 'psnr_dense'):.1f}{more}"]
         else:

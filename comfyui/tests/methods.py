@@ -1,12 +1,11 @@
 """What is compared between ComfyUI and diffusers, on the embedded model."""
 
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from PIL import Image
 
+from comfyui.method import PRESETS
 from hilotoken.methods.hilo import HiLo
 from hilotoken.methods.refresh import Refresh
 
@@ -23,9 +22,8 @@ METHODS = {
     "kept in eight bits": HiLo(context="sampled", refresh=Refresh(2, store="float8")),
 }
 
-if find_spec("hilotoken.presets"):  # coarse tokens are made otherwise in ComfyUI, without a VAE
-    presets = import_module("hilotoken.presets").PRESETS
-    METHODS |= {f"preset {name}": method for name, method in presets.items() if not method.coarse}
+# Coarse tokens are made otherwise in ComfyUI, without a VAE.
+METHODS |= {f"preset {name}": method for name, method in PRESETS.items() if not method.coarse}
 
 
 def photo_and_mask() -> tuple[Image.Image, Image.Image]:

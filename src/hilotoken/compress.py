@@ -34,7 +34,7 @@ from .decode import WAYS
 from .grid import as_batch
 from .layout import layout_of
 from .method import Method
-from .methods import HiLo, Within
+from .methods import METHODS, PRESETS, HiLo, Within, preset
 from .methods.udit import check_phases
 from .plan import whole_plan
 from .record import Run, brief
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 def compress(
     pipe: "DiffusionPipeline",
-    method: Method | None = None,
+    method: Method | str | None = None,
     *,
     inside: Method | None = None,
     feather: int = 0,
@@ -62,7 +62,7 @@ def compress(
 
     Args:
         pipe: a diffusers pipeline that edits under a mask, or makes pictures from text
-        method: `HiLo()` unless given
+        method: `HiLo()` unless given; or a name, of `PRESETS` or `METHODS`
         inside: what acts inside the blocks on the tokens that `method` leaves: short for
             `Within(method, inside)`
         feather: pixels over which the edit is blended in, inside the mask
@@ -80,7 +80,7 @@ def compress(
     if feather < 0:
         raise ValueError(f"feather must be 0 pixels or more, got {feather}")
     choice(*WAYS)("decode", decode)
-    method = method or HiLo()
+    method = _method_of(pipe, method)
     method = Within(method, inside) if inside else method
     if not (method.site == "blocks" and makes_from_text(pipe)):
         try:
@@ -96,6 +96,24 @@ def compress(
         layout_of(pipe.transformer)
     check_phases(pipe.transformer, method)
     return Compressed(pipe, method, feather, match, decode)
+
+
+def _method_of(pipe: Any, given: Any) -> Method:
+    """The method that is meant: itself, or by the name of a preset or of a method.
+
+    Raises:
+        TypeError, ValueError: neither.
+    """
+    if given is None or isinstance(given, Method):
+        return given or HiLo()
+    if not isinstance(given, str):
+        raise TypeError(f"method must be one of METHODS or a name, got {given!r}: give HiLo()")
+    if given in PRESETS:
+        family = family_of(pipe)
+        return preset(given, family.shown_photo, family.text_rests)
+    if given in METHODS:
+        return METHODS[given]()
+    raise ValueError(f"unknown method {given!r}; choose from {[*PRESETS, *METHODS]}")
 
 
 class Compressed:

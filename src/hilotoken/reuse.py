@@ -186,9 +186,8 @@ class Reuse:
             return True
         if self.refresh.at == "auto":
             return self._drifted(call)
-        scheduler = self.run.pipe.scheduler
-        sigmas = scheduler.sigmas[self.run.clock.index - step : -1].tolist()
-        return step in refresh_steps(self.refresh.at, sigmas)
+        steps = len(self.run.pipe.scheduler.sigmas) - 1 - (self.run.clock.index - step)
+        return step in refresh_steps(self.refresh.at, steps)
 
     def _drifted(self, call: Call) -> bool:
         """Whether the context's x_t has moved by more than the bound since it was last computed."""

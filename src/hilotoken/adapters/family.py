@@ -19,6 +19,16 @@ from ..capture import Seen
 from ..hooks import Call, unwrap
 from ..source import Source
 
+# Pipelines whose model sees the photo as x_t alone, noised.
+IN_NOISE_ALONE = (
+    *("FluxInpaintPipeline", "FluxImg2ImgPipeline", "FluxControlInpaintPipeline"),
+    *("FluxControlNetInpaintPipeline", "ChromaInpaintPipeline", "ChromaImg2ImgPipeline"),
+    *("QwenImageInpaintPipeline", "QwenImageImg2ImgPipeline"),
+    *("StableDiffusion3InpaintPipeline", "StableDiffusion3Img2ImgPipeline"),
+    *("ZImageInpaintPipeline", "ZImageImg2ImgPipeline"),
+)
+MASKED_SD3 = 33  # channels of an SD3 that is given mask and masked latents too
+
 
 class Family:
     """A pipeline seen as one of its family. Tokens in rows, places in `img_ids`.
@@ -26,11 +36,13 @@ class Family:
     Families override what differs. `call` is always the transformer's keyword arguments.
 
     short:       the class of its short calls, see `base.ShortCall`
+    text_rests:  whether its text may run with the context alone, see `without_text`
     ids_name:    the argument that holds the places of image tokens
     image_first: whether image tokens come before text in the attention
     """
 
     short: ClassVar[Any]
+    text_rests: ClassVar[bool] = False
     ids_name: ClassVar[str] = "img_ids"
     image_first: ClassVar[bool] = False
 
@@ -41,6 +53,12 @@ class Family:
     def model(self) -> Any:
         """The transformer, as it is without torch.compile."""
         return unwrap(self.pipe.transformer)
+
+    @property
+    def shown_photo(self) -> bool:
+        """Whether the model is shown the clean photo, in its channels or as a reference."""
+        names = {base.__name__ for base in type(self.pipe).__mro__}
+        return not names & set(IN_NOISE_ALONE) or self.model.config.in_channels == MASKED_SD3
 
     @property
     def latents_a_side(self) -> int:

@@ -23,6 +23,8 @@ class FluxShort(RotaryShort):
 class Flux(Rotary):
     """Inpaint and Image-to-Image, Kontext (a reference follows), Control (more channels)."""
 
+    text_rests: ClassVar[bool] = True
+
     short: ClassVar[Any] = FluxShort
 
 

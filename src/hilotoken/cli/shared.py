@@ -177,9 +177,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and 
 
 def presets() -> dict[str, Any]:
     """Methods with their options set, by name."""
-    from .. import methods
+    from ..methods import PRESETS
 
-    return dict(getattr(methods, "PRESETS", {}))
+    return dict(PRESETS)
 
 
 def chosen_method(

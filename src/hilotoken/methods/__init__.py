@@ -19,6 +19,7 @@ from .controls import Control, CropStitch, Downsample, FewerSteps, RandomKeep
 from .dense import Dense
 from .hilo import HiLo
 from .pooling import TokenPooling
+from .presets import PRESETS, preset
 from .refresh import Refresh
 from .stages import SDTM
 from .step_cache import StepCache
@@ -80,6 +81,7 @@ def plan_tokens(
 
 __all__ = [
     "METHODS",
+    "PRESETS",
     "SDTM",
     "BiGainTD",
     "BiGainTM",
@@ -101,4 +103,5 @@ __all__ = [
     "Within",
     "build",
     "plan_tokens",
+    "preset",
 ]

@@ -171,6 +171,8 @@ class HiLo(Method):
         rank_N = score_N.masked_fill(edit_N, -1).argsort(descending=True, stable=True)
         runs_N = edit_N.clone()
         runs_N[rank_N[: self._detail_count(score_N, edit_N)]] = True
+        if self.context == "sampled" and not self.coarse:
+            self._fill_before_sampling(runs_N, rank_N, grid)
         sampled_N = self._sample(~runs_N, grid)
         runs_N |= sampled_N
         while True:
@@ -193,6 +195,19 @@ class HiLo(Method):
             weighted=bool(self.weights),
             references=self.references,
         )
+
+    def _fill_before_sampling(self, runs_N: Tensor, rank_N: Tensor, grid: tuple[int, int]) -> None:
+        """Add the certain tokens that fill the bucket, so that what is sampled stays a fair sample.
+
+        One added once its cell was drawn from would make the drawn token weigh too little.
+        """
+        cell_N = cells_of(grid, self.cell or 1)
+        while True:
+            length = int(runs_N.sum()) + len(cell_N[~runs_N].unique())
+            spare_R = rank_N[~runs_N[rank_N]][: -length % self.bucket]
+            if not len(spare_R):
+                return
+            runs_N[spare_R] = True  # a cell filled up by this is drawn from no more
 
     def _detail_count(self, score_N: Tensor, edit_N: Tensor) -> int:
         outside = int((~edit_N).sum())

@@ -50,22 +50,17 @@ class Refresh:
             )
 
 
-def refresh_steps(at: Any, sigmas: Sequence[float]) -> set[int]:
+def refresh_steps(at: Any, steps: int) -> set[int]:
     """The steps of a run at which context is computed, 0 the first.
 
-    A count is spread by sigma: refresh i of n at the first step whose noise has fallen to
-    1 - i/n of the first step's, each a step of its own.
+    A count is spread evenly over the steps, whatever their sigmas: a schedule is made so that each
+    step has as much to do, and at FLUX's (mu 1.15) (0, 3, 6) of 8 is nearer to dense than
+    (0, 5, 7), where the noise has fallen by thirds.
     """
     if not isinstance(at, int):
-        return {step for step in at if step < len(sigmas)}
-    chosen: list[int] = []
-    count = min(at, len(sigmas))
-    for i in range(count):
-        level = sigmas[0] * (1 - i / at) + 1e-6
-        fallen = next((k for k, sigma in enumerate(sigmas) if sigma <= level), len(sigmas))
-        after_the_last, room = (chosen[-1] + 1 if chosen else 0), len(sigmas) - count + i
-        chosen.append(min(max(fallen, after_the_last), room))
-    return set(chosen)
+        return {step for step in at if step < steps}
+    count = min(at, steps)
+    return {-(-i * steps // count) for i in range(count)}
 
 
 def refreshed(name: str, value: Any) -> Refresh | None:

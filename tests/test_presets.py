@@ -1,0 +1,72 @@
+"""Settings by name: what they cost at FLUX's size, and which of them a pipeline gets."""
+
+import pytest
+import torch
+from families import BY_NAME
+from tiny import arguments, latents, make_pipe
+
+from benchmarks.context.flops import FLUX_FILL
+from hilotoken import METHODS, PRESETS, HiLo, compress
+from hilotoken.methods import preset
+
+STEPS, SIDE = 8, 64
+SHARES = (0.064, 0.159, 0.354)
+FEWER = {  # times fewer FLOPs than dense's under the three masks, at least
+    "paper": (3.1, 2.4, 1.6),
+    "faithful": (2.4, 2.0, 1.5),
+    "balanced": (3.2, 2.45, 1.65),
+    "fast": (6.0, 3.9, 2.2),
+}
+
+
+def flops(method: HiLo, share: float) -> float:
+    """Of an edit under a square mask in the middle of a picture of noise."""
+    side = round(SIDE * share**0.5)
+    start = (SIDE - side) // 2
+    touched_hw = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    touched_hw[start : start + side, start : start + side] = True
+    score_N = torch.rand(SIDE * SIDE, generator=torch.Generator().manual_seed(0))
+    plan = method.select(score_N, touched_hw, (SIDE, SIDE))
+    return FLUX_FILL.edit(plan, method, [1.0] * STEPS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_costs_what_its_name_promises(name):
+    dense = STEPS * FLUX_FILL.call(SIDE * SIDE)
+    found = [dense / flops(PRESETS[name], share) for share in SHARES]
+    assert all(a >= b for a, b in zip(found, FEWER[name], strict=True)), found
+
+
+def test_a_name_is_a_preset_or_a_method():
+    pipe = make_pipe()
+    for name in PRESETS:
+        assert compress(pipe, name).method == PRESETS[name]
+    assert compress(pipe, "dense").method == METHODS["dense"]()
+    with pytest.raises(ValueError, match=r"'quick'; choose from .*'fast'.*'hilo'"):
+        compress(pipe, "quick")
+    with pytest.raises(TypeError, match=r"got 3: give HiLo\(\)"):
+        compress(pipe, 3)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "paper"])
+def test_presets_differ_where_the_photo_is_in_the_noise_alone(name):
+    shown, noised = (BY_NAME[f"{kind}Pipeline"] for kind in ("FluxFill", "FluxInpaint"))
+    methods = [compress(family.make(torch.float32), name).method for family in (shown, noised)]
+    assert methods[0] == PRESETS[name]
+    assert methods[0] != methods[1]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_runs_on_every_family(name):
+    for family in BY_NAME.values():
+        pipe = family.make(torch.float32)
+        end = compress(pipe, name)(**family.arguments(num_inference_steps=4))
+        assert torch.as_tensor(end[0][0] if isinstance(end[0], list) else end[0]).isfinite().all()
+
+
+def test_text_rests_only_where_it_can():
+    assert preset("fast").refresh.text
+    assert not preset("fast", text_rests=False).refresh.text
+    pipe = make_pipe()
+    assert torch.isfinite(latents(compress(pipe, "fast"))).all()
+    assert arguments()
