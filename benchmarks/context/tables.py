@@ -51,13 +51,6 @@ PAIRS = (
 
 
 @cache
-def _ends(values: list[float]) -> tuple[float, float, float]:
-    """Mean, and the ends of its 95 % interval."""
-    found = interval(values)
-    assert found is not None
-    return found.mean, found.low, found.high
-
-
 def rows_of(name: str) -> Rows:
     return read(RESULTS / f"{name}.csv")
 
@@ -71,6 +64,13 @@ def by(rows: Rows, *keys: str) -> dict[tuple[str, ...], Rows]:
 
 def mean(rows: Rows, column: str) -> float:
     return fmean(float(row[column]) for row in rows)
+
+
+def _ends(values: list[float]) -> tuple[float, float, float]:
+    """Mean, and the ends of its 95 % interval."""
+    found = interval(values)
+    assert found is not None
+    return found.mean, found.low, found.high
 
 
 def share(rows: Rows) -> str:
