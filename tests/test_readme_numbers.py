@@ -54,7 +54,7 @@ def test_marked_tables_are_those_of_the_rows(document):
 def test_every_figure_with_an_interval_is_in_the_rows():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     figures, known = TRIPLE.findall(text), set(TRIPLE.findall(_generated(text)))
-    assert len(figures) > 10
+    assert len(figures) >= 6
     assert [figure for figure in figures if figure not in known] == []
 
 
@@ -159,7 +159,7 @@ def test_rows_of_tables_are_those_of_the_rows():
         if header in known:
             assert lines <= known[header]
             checked += len(lines)
-    assert checked >= 6
+    assert checked >= 3
 
 
 def _tables(text: str) -> dict[str, set[str]]:
