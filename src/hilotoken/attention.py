@@ -1,4 +1,4 @@
-"""The attention call inside diffusers' processors, replaced for a while; keys that count for many.
+"""The attention call in diffusers' processors, replaced for a while, whatever its attention backend.
 
 A processor's own code runs as it is, with its attention function alone exchanged, so that whatever
 it does around it (projections, norms, rotary places, joint text) stays right without a copy.

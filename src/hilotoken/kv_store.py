@@ -1,4 +1,4 @@
-"""What is kept of the context from a refresh: of which blocks, and in how many bits.
+"""The KV cache of a run: keys and values of the context, of which blocks, and in how many bits.
 
 B batch, X tokens kept, H heads, D channels a head.
 """

@@ -1,4 +1,4 @@
-"""Context computed seldom, its keys and values reused between.
+"""Context computed seldom, its keys and values (a KV cache) reused between.
 
 The photo outside the mask does not change during an edit, and its keys and values drift little from
 step to step. At a *refresh* the whole plan runs and every attention module keeps the keys and

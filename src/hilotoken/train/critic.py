@@ -1,4 +1,4 @@
-"""A critic learns to tell fills from photographs, so that fills learn not to be told.
+"""The discriminator loss: a critic learns to tell fills from photographs, and they not to be told.
 
 LPIPS compares a fill with one truth. Where the truth cannot be known it is served best by a texture
 that is a little like all of them: short wavy strokes, which no photograph has. The critic sees the

@@ -1,4 +1,4 @@
-"""What the transformer trains on, encoded once: photographs, painted masks, latents of both.
+"""The latent cache: what the transformer trains on, encoded once, photographs, masks, latents.
 
 A group is a few photographs that share their masks, because a batch shares its rotary positions.
 For every group: latents of the photos, and for each mask the latents of the masked photos, the same

@@ -1,4 +1,4 @@
-"""How fast a training runs: pictures a second, and the share of what its hardware can do.
+"""How fast a training runs: pictures a second, and the share of what its hardware can do (MFU).
 
 What it can do is the rate of one large bfloat16 matrix product, measured as it begins. What it does
 are FLOPs, two for each multiply-add, forwards and backwards, counted in a batch now and then.
