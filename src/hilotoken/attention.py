@@ -1,4 +1,4 @@
-"""The attention call in diffusers' processors, replaced for a while, whatever its attention backend.
+"""The attention call in diffusers' processors, replaced for a while, on any attention backend.
 
 A processor's own code runs as it is, with its attention function alone exchanged, so that whatever
 it does around it (projections, norms, rotary places, joint text) stays right without a copy.
