@@ -120,7 +120,12 @@ def state(pipe: Any) -> dict[str, Any]:
         things |= {f"{name}.{place}": thing for place, thing in inner if hasattr(thing, "__dict__")}
     found = {name: _marks(thing) for name, thing in things.items()}
     classes = {type(thing) for thing in things.values()}
-    return found | {f"class {kind.__qualname__}": dict(vars(kind)) for kind in classes}
+    return found | {f"class {kind.__qualname__}": _public_of(kind) for kind in classes}
+
+
+def _public_of(kind: type) -> dict[str, Any]:
+    """What a class does, without what Python and diffusers note on it as it is used."""
+    return {n: v for n, v in vars(kind).items() if not n.startswith("_") or n == "__call__"}
 
 
 def _public(thing: Any) -> dict[str, Any]:

@@ -161,13 +161,17 @@ def _gradients(
 def draw_plan(batch: Batch, rng: np.random.Generator) -> TokenPlan:
     """A random budget: what HiLo's options can be set to."""
     sampled = rng.random() < 0.4
+    dilate, detail = int(rng.integers(1, 4)), float(rng.choice([0.0, 0.05, 0.1, 0.2]))
+    coarse = 0 if sampled or rng.random() < 0.2 else STRIDE
+    # Drawn whether they are used or not: a run that resumes draws as it did.
+    cell, weights = int(rng.integers(2, 4)), bool(rng.random() < 0.5)
     method = HiLo(
-        dilate=int(rng.integers(1, 4)),
-        detail=float(rng.choice([0.0, 0.05, 0.1, 0.2])),
-        coarse=0 if sampled or rng.random() < 0.2 else STRIDE,
+        dilate=dilate,
+        detail=detail,
+        coarse=coarse,
         context="sampled" if sampled else "frequency",
-        cell=int(rng.integers(2, 4)),
-        weights=bool(rng.random() < 0.5),
+        cell=cell if sampled else None,
+        weights=weights if sampled or coarse else None,
         bucket=16,
         seed=int(rng.integers(1 << 31)),
     )
