@@ -421,6 +421,24 @@ def test_a_plan_moves_and_reports():
     assert plan.keep_ratio == plan.tokens_run / 64
 
 
+@pytest.mark.parametrize("cell", [2, 3])
+@pytest.mark.parametrize("options", [{"bucket": 1}, {"bucket": 16}, {"bucket": 64}, {"coarse": 0}])
+def test_no_token_weighs_more_than_another_on_the_mean(options, cell):
+    """Horvitz and Thompson: of 600 draws the mean weight is 1, whatever fills the bucket."""
+    score_N = torch.rand(256, generator=torch.Generator().manual_seed(0))
+    touched = torch.zeros(16, 16, dtype=torch.bool)
+    touched[5:9, 6:11] = True
+    weight_N, draws = torch.zeros(256), 600
+    for seed in range(draws):
+        method = HiLo(context="sampled", cell=cell, seed=seed, **options)
+        plan = method.select(score_N, touched, (16, 16))
+        weight_N[plan.keep_K] += plan.count_S / draws
+    # One token of k weighs k, the others nothing: a variance of k - 1 for each draw.
+    bound = 5 * ((cell**2 - 1) / draws) ** 0.5
+    assert (weight_N - 1).abs().max() < bound
+    assert weight_N.mean() == pytest.approx(1, rel=1e-5)
+
+
 def test_in_a_sampled_cell_the_sampled_token_alone_stands_for_the_dropped():
     score_N = torch.zeros(16)
     score_N[[0, 2]] = 1  # two certain tokens, in the two upper cells of a 4x4 grid

@@ -169,19 +169,19 @@ class HiLo(Method):
         edit_N = dilate(touched_hw[None].cpu(), self.dilate).flatten()
         # Stable, so that equal scores are settled by the place, the same on every machine.
         rank_N = score_N.masked_fill(edit_N, -1).argsort(descending=True, stable=True)
-        runs_N = edit_N.clone()
-        runs_N[rank_N[: self._detail_count(score_N, edit_N)]] = True
-        if self.context == "sampled" and not self.coarse:
-            self._fill_before_sampling(runs_N, rank_N, grid)
-        sampled_N = self._sample(~runs_N, grid)
-        runs_N |= sampled_N
+        certain_N = edit_N.clone()
+        certain_N[rank_N[: self._detail_count(score_N, edit_N)]] = True
         while True:
+            # What fills the bucket is certain too, and so chosen before context is sampled: added
+            # after it, it would leave the token drawn from its cell too large a weight.
+            sampled_N = self._sample(~certain_N, grid)
+            runs_N = certain_N | sampled_N
             cells_M = self._coarse_cells(runs_N, touched_N, grid)
             length = int(runs_N.sum()) + len(cells_M)
-            spare_R = rank_N[~runs_N[rank_N]][: -length % self.bucket]
+            spare_R = rank_N[~certain_N[rank_N]][: -length % self.bucket]
             if not len(spare_R):
                 break
-            runs_N[spare_R] = True  # a cell filled up by this lets its coarse token go
+            certain_N[spare_R] = True  # a cell filled up by this needs no token any more
         if length >= len(runs_N):
             runs_N[:], cells_M = True, cells_M[:0]
         return TokenPlan(
@@ -195,19 +195,6 @@ class HiLo(Method):
             weighted=bool(self.weights),
             references=self.references,
         )
-
-    def _fill_before_sampling(self, runs_N: Tensor, rank_N: Tensor, grid: tuple[int, int]) -> None:
-        """Add the certain tokens that fill the bucket, so that what is sampled stays a fair sample.
-
-        One added once its cell was drawn from would make the drawn token weigh too little.
-        """
-        cell_N = cells_of(grid, self.cell or 1)
-        while True:
-            length = int(runs_N.sum()) + len(cell_N[~runs_N].unique())
-            spare_R = rank_N[~runs_N[rank_N]][: -length % self.bucket]
-            if not len(spare_R):
-                return
-            runs_N[spare_R] = True  # a cell filled up by this is drawn from no more
 
     def _detail_count(self, score_N: Tensor, edit_N: Tensor) -> int:
         outside = int((~edit_N).sum())
