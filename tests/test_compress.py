@@ -19,7 +19,6 @@ from tiny import (
     make_pipe,
     prompt,
 )
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from hilotoken import Dense, HiLo, compress
 from hilotoken.methods import CropStitch, Downsample, RandomKeep
@@ -215,38 +214,6 @@ def test_photos_of_a_batch_are_each_composited_under_their_own_mask(pipe):
     tokens = fast.last_run.plan.edit_N.view(GRID)
     assert tokens[7, 7]  # of the first mask
     assert tokens[14, 1]  # of the second: the plan is the union's
-
-
-@pytest.mark.parametrize("method", [SMALL, HiLo(context="sampled", weights=True, bucket=8)])
-def test_compiled_blocks_equal_eager_and_compile_once_for_all_masks(method):
-    torch._dynamo.reset()
-    masks = [make_mask(box=box) for box in ((70, 90, 150, 160), (0, 0, 90, 200), (9, 9, 12, 12))]
-    pipe, compiled = make_pipe(), make_pipe()
-    counter = CompileCounterWithBackend("eager")
-    compiled.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True, backend=counter)
-    lengths, graphs = set(), []
-    for mask in masks:
-        fast = compress(compiled, method)
-        eager = latents(compress(pipe, method), mask_image=mask)
-        assert torch.allclose(latents(fast, mask_image=mask), eager, atol=1e-5)
-        lengths.add(fast.last_run.tokens_run)
-        graphs.append(counter.frame_count)
-    assert len(lengths) == 3
-    assert graphs[0] == graphs[-1] > 0
-
-
-@pytest.mark.parametrize("place", ["around", "in place"])
-def test_a_transformer_compiled_whole_is_compressed_too(place):
-    torch._dynamo.reset()
-    pipe, compiled = make_pipe(), make_pipe()
-    if place == "around":
-        compiled.transformer = torch.compile(compiled.transformer, backend="eager")
-    else:
-        compiled.transformer.compile(backend="eager")
-    fast = compress(compiled, SMALL)
-    assert torch.allclose(latents(fast), latents(compress(pipe, SMALL)), atol=1e-5)
-    assert fast.last_run.dit_seconds > 0
-    assert torch.allclose(latents(compiled), latents(pipe), atol=1e-5)
 
 
 def offload_model(pipe):

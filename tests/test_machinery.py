@@ -21,8 +21,6 @@ from diffusers import FirstBlockCacheConfig
 from families import CLASSES, arguments, opens_contexts
 from family import Lack
 from machinery import MACHINERY
-from tiny import make_mask
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from hilotoken import compress
 
@@ -41,25 +39,6 @@ def test_beside_it_all_tokens_are_the_plain_pipeline_and_few_land_on_the_source(
         dropped_N = dropped(fast.last_run)
         assert worst(end[:, dropped_N], x0[:, dropped_N]) <= 2e-6 * max(1, x0.abs().max())
     assert same(plain_steps(family, pipe, arguments(family)), plain)
-
-
-@of_classes(CLASSES, Lack.COMPILED)
-def test_compiled_blocks_compile_once_for_all_masks(edit):
-    torch._dynamo.reset()
-    family, compiled = edit.family, edit.family.make(torch.float32)
-    counter = CompileCounterWithBackend("eager")
-    compiled.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True, backend=counter)
-    lengths, graphs = set(), []
-    for box in ((70, 90, 150, 160), (0, 0, 90, 200), (9, 9, 12, 12)):
-        given = {"mask_image": make_mask(box=box), "num_inference_steps": 2}
-        fast = compress(compiled, FEW)
-        ends = steps(family, compiled, fast, edit.arguments(**given))[-1].end
-        eager = edit.run(FEW, **given).steps[-1].end
-        assert worst(ends, eager) <= 1e-4 * max(1, eager.abs().max())
-        lengths.add(fast.last_run.tokens_run)
-        graphs.append(counter.frame_count)
-    assert len(lengths) == 3
-    assert graphs[0] == graphs[-1] > 0
 
 
 @of_classes(CLASSES, Lack.STEP_CACHE)

@@ -171,17 +171,6 @@ def test_a_control_image_that_is_a_tensor_is_refused():
         compress(make(CONTROL))(**given)
 
 
-def test_a_transformer_compiled_whole_is_compressed_too(pipe):
-    torch._dynamo.reset()
-    compiled = BY_NAME[INPAINT].make(torch.float32)
-    compiled.transformer = torch.compile(compiled.transformer, backend="eager")
-    dense = compiled(**arguments(INPAINT)).images  # its graph has no hooks on places
-    assert worst(dense, pipe(**arguments(INPAINT)).images) <= 1e-5
-    fast, eager = (compress(run, FEW)(**arguments(INPAINT)).images for run in (compiled, pipe))
-    assert worst(fast, eager) <= 1e-5
-    assert torch.equal(compiled(**arguments(INPAINT)).images, dense)
-
-
 def test_other_schedulers_of_flow_matching():
     pipe = make()
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02)

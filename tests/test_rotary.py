@@ -11,7 +11,6 @@ import torch
 from contract import KEEP_ALL, worst
 from diffusers import BriaFiboTransformer2DModel
 from tiny import SIZE, TEXT, TOKENS, fixed, inside, make_mask, make_photo
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from hilotoken import HiLo, compress
 from hilotoken.plan import token_positions
@@ -144,18 +143,3 @@ def test_fibo_with_latents_folded_two_by_two(monkeypatch):
     _, run = edit("BriaFiboEdit", pipe, HiLo(bucket=1, dilate=0), do_patching=True)
     assert run.plan.grid == (8, 8)
     assert run.counts["coarse"] > 0
-
-
-@pytest.mark.parametrize("options", [{"weights": True}, {"positions": "aligned"}], ids=str)
-def test_compiled_blocks_need_no_new_graph_for_another_mask(options):
-    torch._dynamo.reset()
-    pipe, counter = FAMILIES["Flux2Klein"].make(torch.float32), CompileCounterWithBackend("eager")
-    pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True, backend=counter)
-    graphs, eager = [], FAMILIES["Flux2Klein"].make(torch.float32)
-    for box in ((70, 90, 150, 160), (0, 0, 40, 60)):
-        given = {"mask_image": make_mask(box=box), "num_inference_steps": 2}
-        method = HiLo(dilate=1, bucket=8, **options)
-        end = edit("Flux2Klein", pipe, method, **given)[0]
-        assert worst(end, edit("Flux2Klein", eager, method, **given)[0]) <= 1e-4
-        graphs.append(counter.frame_count)
-    assert graphs[0] == graphs[1] > 0

@@ -1,0 +1,134 @@
+"""Compiled transformers: what is put around them and inside counts, or is refused by name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from contract import FEW, Edit, of_classes, plain_steps, steps, worst
+from families import BY_NAME, CLASSES
+from family import Lack
+from tiny import make_mask
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from hilotoken import HiLo, compress
+from hilotoken.methods import ToDo, ToMe
+
+BOXES = ((70, 90, 150, 160), (0, 0, 90, 200), (9, 9, 12, 12))
+
+
+def every_option(edit: Edit) -> HiLo:
+    """Coarse tokens where they are placed and weighed inside the attention, if they are at all."""
+    aligned = Lack.ALIGNED not in edit.family.lacks
+    return HiLo(positions="aligned" if aligned else "native", weights=True, dilate=1, bucket=8)
+
+
+def by_blocks(pipe: Any, backend: Any = "eager") -> None:
+    pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True, backend=backend)
+
+
+def around(pipe: Any) -> None:
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+
+
+def in_place(pipe: Any) -> None:
+    pipe.transformer.compile(backend="eager")
+
+
+def compiled(edit: Edit, how: Callable[..., None], *given: Any) -> Any:
+    """A pipeline of the edit's family, compiled anew."""
+    torch._dynamo.reset()
+    pipe = edit.family.make(torch.float32)
+    how(pipe, *given)
+    return pipe
+
+
+def call(edit: Edit, **changes: Any) -> dict[str, Any]:
+    """A short one. Without guidance, whose second prompt of another length is another graph."""
+    guided = "guidance_scale" in edit.arguments()
+    return {"num_inference_steps": 2, **({"guidance_scale": 1.0} if guided else {}), **changes}
+
+
+def check_plain(edit: Edit, pipe: Any) -> None:
+    given = call(edit)
+    found = plain_steps(edit.family, pipe, edit.arguments(**given))[-1].end
+    expected = edit.run(**given).steps[-1].end
+    assert worst(found, expected) <= 1e-5 * max(1, expected.abs().max())
+
+
+def check(edit: Edit, pipe: Any, method: Any, box: tuple[int, ...] = BOXES[0]) -> int:
+    """The compiled run is the eager one, and its record says the same; how many tokens ran."""
+    given = call(edit, mask_image=make_mask(box=box))  # type: ignore[arg-type]
+    fast, eager = compress(pipe, method), edit.run(method, **given)
+    found = steps(edit.family, pipe, fast, edit.arguments(**given))[-1].end
+    expected = eager.steps[-1].end
+    assert worst(found, expected) <= 1e-5 * max(1, expected.abs().max())
+    for said in ("tokens_run", "mean_tokens_run", "sequence", "refreshed", "counts"):
+        assert getattr(fast.last_run, said) == getattr(eager.record, said)
+    assert fast.last_run.dit_seconds > 0
+    return fast.last_run.tokens_run
+
+
+@of_classes([name for name in CLASSES if name != "FluxKontextPipeline"], Lack.COMPILED)
+def test_compiled_blocks_after_a_plain_call_need_no_graph_for_another_mask(edit):
+    counter = CompileCounterWithBackend("eager")
+    pipe = compiled(edit, by_blocks, counter)
+    check_plain(edit, pipe)
+    for method in (FEW, every_option(edit)):
+        lengths, graphs = set(), []
+        for box in BOXES:
+            lengths.add(check(edit, pipe, method, box))
+            graphs.append(counter.frame_count)
+        assert len(lengths) == 3
+        assert graphs[0] == graphs[-1] > 0
+
+
+@of_classes(["FluxInpaintPipeline", "QwenImageEditInpaintPipeline"])
+def test_compiled_blocks_that_keep_keys_are_two_graphs_whatever_the_step_or_mask(edit):
+    counter = CompileCounterWithBackend("eager")
+    pipe, graphs = compiled(edit, by_blocks, counter), []
+    for box in BOXES:
+        check(edit, pipe, HiLo(dilate=1, detail=0.05, bucket=8, refresh=1), box)
+        graphs.append(counter.frame_count)
+    assert graphs[0] == graphs[-1] > 0
+
+
+# Each class once: what wraps it, and whether a plain call comes before.
+WHOLE = {
+    "FluxInpaintPipeline": (around, True),
+    "FluxKontextPipeline": (in_place, False),
+    "Flux2KleinInpaintPipeline": (around, False),
+    "ChromaInpaintPipeline": (in_place, True),
+    "LongCatImageEditPipeline": (around, True),
+    "BriaFiboEditPipeline": (in_place, False),
+    "QwenImageEditInpaintPipeline": (in_place, True),
+    "StableDiffusion3InpaintPipeline": (around, True),
+    "ZImageInpaintPipeline": (around, False),
+}
+
+
+@of_classes(CLASSES)
+def test_a_transformer_compiled_whole_runs_every_option_before_and_after_a_plain_call(edit):
+    how, plain_first = WHOLE[edit.family.name]
+    pipe = compiled(edit, how)
+    if plain_first:
+        check_plain(edit, pipe)
+    check(edit, pipe, every_option(edit))
+    if not plain_first:
+        check_plain(edit, pipe)
+
+
+def test_a_transformer_compiled_whole_may_keep_keys():
+    edit = Edit(BY_NAME["FluxInpaintPipeline"])
+    check(edit, compiled(edit, around), HiLo(refresh=1, bucket=8))
+    edit.check()
+
+
+@pytest.mark.parametrize("how", [around, in_place, by_blocks])
+@pytest.mark.parametrize("options", [{"method": ToMe()}, {"inside": ToDo()}], ids=["ToMe", "ToDo"])
+@of_classes(["FluxInpaintPipeline", "QwenImageEditInpaintPipeline"])
+def test_what_acts_inside_blocks_is_refused_by_name(edit, options, how):
+    fast = compress(compiled(edit, how), **options)
+    with pytest.raises(ValueError, match=r"To.. acts inside blocks .* use it without compiling"):
+        fast(**edit.arguments())
+    assert fast.last_run is None
