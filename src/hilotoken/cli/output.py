@@ -112,8 +112,8 @@ def table(result: Edit, dense: Edit | None, method: str, load_seconds: float) ->
 
 
 def _saved(result: Edit, dense: Edit | None) -> str:
-    run, full = result.sum("tokens_run"), result.sum("tokens_full")
-    text = f"{run} of {full} tokens ran ({run / full:.0%})"
+    run, full = round(result.sum("mean_tokens_run")), result.sum("tokens_full")
+    text = f"{run} of {full} tokens ran a step ({run / full:.0%})"
     if len(result.parts) > 1:
         text += f" in {len(result.parts)} regions"
     if dense is None:
