@@ -1,31 +1,39 @@
-"""Fixtures shared by all tests; what they lend is built in `contract.py`."""
+"""Fixtures shared by all tests; what they lend is built in `contract.py`.
+
+Heavy libraries are imported where they are needed: every process of a parallel run reads this file,
+also the one that only hands out the tests.
+"""
 
 import sys
 
 import pytest
-import torch
-from contract import Edit
-from diffusers.models import attention_dispatch
-from families import BY_NAME
-from toys import Outcome
 
-from hilotoken import cli
+KINDS = ("FluxFillPipeline", "FluxFillPipeline, AutoencoderTiny", "FluxInpaintPipeline")
 
-torch.set_num_threads(1)
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def the_backend_stays():
     """`set_attention_backend` chooses for the whole process: the next test shall not hear of it."""
-    registry = attention_dispatch._AttentionBackendRegistry
-    before = registry._active_backend
+    dispatch = sys.modules.get("diffusers.models.attention_dispatch")
+    registry = dispatch and dispatch._AttentionBackendRegistry
+    before = registry and registry._active_backend
     yield
-    registry.set_active_backend(before)
+    if registry:
+        registry.set_active_backend(before)
 
 
 @pytest.fixture
 def edit(request):
     """An edit of the table; its pipeline, lent to many tests, must come back as it was."""
+    from contract import Edit
+
     lent = Edit(*request.param)
     yield lent
     lent.check()
@@ -34,18 +42,20 @@ def edit(request):
 @pytest.fixture
 def pipe():
     """A real FluxFillPipeline with tiny random weights, lent too: alter only one of your own."""
-    lent = Edit(BY_NAME["FluxFillPipeline"])
-    yield lent.pipe
-    lent.check()
-
-
-KINDS = ("FluxFillPipeline", "FluxFillPipeline, AutoencoderTiny", "FluxInpaintPipeline")
+    yield from _lent(KINDS[0])
 
 
 @pytest.fixture(params=KINDS)
 def any_pipe(request):
     """The same, once with each kind of VAE, and a FluxInpaintPipeline."""
-    lent = Edit(BY_NAME[request.param])
+    yield from _lent(request.param)
+
+
+def _lent(name: str):
+    from contract import Edit
+    from families import BY_NAME
+
+    lent = Edit(BY_NAME[name])
     yield lent.pipe
     lent.check()
 
@@ -53,6 +63,9 @@ def any_pipe(request):
 @pytest.fixture
 def hilo(monkeypatch, capfd):
     """Runs the command as `hilo ARGUMENTS` does."""
+    from toys import Outcome
+
+    from hilotoken import cli
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["hilo", *map(str, arguments)])
