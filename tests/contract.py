@@ -265,16 +265,16 @@ def edits(rows: Iterable[Row], *cells: Lack) -> pytest.MarkDecorator:
     """Parametrizes a test by the fixture `edit`.
 
     A row is skipped, with the reason that the docs give, where its family lacks one of the cells
-    or that way of calling.
+    or that way of calling. Tests of one family run in one process, which has built its pipeline.
     """
-    halves = {torch.float32: "", torch.bfloat16: "-half"}
-    made = [
-        pytest.param(
-            row, id=f"{row[0].name}-{row[1]}{halves[row[2]]}", marks=skips(*row[:2], *cells)
-        )
-        for row in rows
-    ]
-    return pytest.mark.parametrize("edit", made, indirect=True)
+    return pytest.mark.parametrize("edit", [_param(row, cells) for row in rows], indirect=True)
+
+
+def _param(row: Row, cells: Iterable[Lack]) -> Any:
+    family, call, dtype = row
+    half = "-half" if dtype is torch.bfloat16 else ""
+    marks = [*skips(family, call, *cells), pytest.mark.xdist_group(family.name)]
+    return pytest.param(row, id=f"{family.name}-{call}{half}", marks=marks)
 
 
 def of_classes(names: Iterable[str], *cells: Lack) -> pytest.MarkDecorator:
