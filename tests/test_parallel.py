@@ -81,7 +81,7 @@ def whole_recipe(run: Path, photos: Path) -> None:
         options = TrainOptions(
             AutoencoderOptions(samples=16, batch=4, crop=32),
             ViewOptions(groups=2, photos=2, masks=1),
-            TransformerOptions(samples=16, batches=1),
+            TransformerOptions(samples=16, batches=1, blocks=2),
             RefineOptions(samples=16, batches=1),
             labels="kind",
         )

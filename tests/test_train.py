@@ -42,14 +42,14 @@ DISTANCE = Path("weights of LPIPS")  # read by `some_distance` in these tests
 OPTIONS = TrainOptions(
     AutoencoderOptions(samples=16, batch=4, crop=32, checkpoint_seconds=0),
     ViewOptions(groups=3, photos=2, masks=2),
-    TransformerOptions(samples=48, mosaic=0.5, checkpoint_seconds=0),
+    TransformerOptions(samples=48, mosaic=0.5, checkpoint_seconds=0, blocks=2),
     RefineOptions(samples=24, batches=1, mosaic=0.5, checkpoint_seconds=0),
     labels="kind",
 )
 SHORT = TrainOptions(
     AutoencoderOptions(samples=4, batch=4, crop=32),
     ViewOptions(groups=1, photos=2, masks=1),
-    TransformerOptions(samples=2, batches=1),
+    TransformerOptions(samples=2, batches=1, blocks=2),
     RefineOptions(samples=2, batches=1),
 )
 
@@ -461,7 +461,7 @@ def test_the_autoencoder_learns(tmp_path, monkeypatch):
 def test_the_transformer_learns(whole_run, tmp_path, monkeypatch):
     monkeypatch.setattr("hilotoken.train.log.EVERY_SECONDS", 0)
     made = LatentCache.open(whole_run / "views", OPTIONS.views, 8)
-    options = TransformerOptions(samples=160, batches=2, mosaic=0)
+    options = TransformerOptions(samples=160, batches=2, mosaic=0, blocks=2)
     train_transformer(made, latent_scale(made), tmp_path, options, CPU)
     losses = curve(tmp_path / "transformer.csv", "dense", "compressed")
     assert np.mean(losses[-12:]) < 0.8 * np.mean(losses[:4])

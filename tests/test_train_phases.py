@@ -21,7 +21,7 @@ from hilotoken.train.run import TrainOptions, export
 from hilotoken.train.transformer import TransformerOptions, train_transformer
 
 CPU = torch.device("cpu")
-PHASES = TransformerOptions(samples=6, batches=1, elastic=0, mosaic=0, phases=2)
+PHASES = TransformerOptions(samples=6, batches=1, elastic=0, mosaic=0, phases=2, blocks=2)
 
 
 @pytest.fixture(autouse=True)
