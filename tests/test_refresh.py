@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from families import BY_NAME
 
-from hilotoken import HiLo, Refresh
+from hilotoken import HiLo, Refresh, compress
 from hilotoken.methods.parse import described, method_from
-from hilotoken.methods.refresh import refresh_steps
+from hilotoken.methods.refresh import check_shown, refresh_steps
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,44 @@ def test_a_schedule_shifted_either_way_leaves_the_steps_as_they_are(mu):
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     scheduler.set_timesteps(8, mu=mu)
     assert refresh_steps(3, len(scheduler.sigmas) - 1) == {0, 3, 6}
+
+
+SHIFTED = (1.0, 0.96, 0.9, 0.84, 0.76, 0.65, 0.51, 0.31)  # FLUX's, mu 1.15
+
+
+@pytest.mark.parametrize(
+    ("chosen", "sigmas"),
+    [({0}, SHIFTED), ({0, 1}, SHIFTED), ({0}, (1.0, 0.0)), ({0, 1}, (1.0, 0.999, 0.5))],
+)
+def test_keys_of_noise_are_refused_where_the_photo_is_in_the_noise_alone(chosen, sigmas):
+    with pytest.raises(ValueError, match=f"steps .*{max(chosen)}.* keeps keys of noise"):
+        check_shown(chosen, sigmas)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "sigmas"), [({0, 2}, SHIFTED), ({0}, SHIFTED[3:]), ({0}, (1.0,)), ({0, 1}, (1, 1))]
+)
+def test_keys_of_a_noised_photo_are_not(chosen, sigmas):
+    check_shown(chosen, sigmas)
+
+
+@pytest.mark.parametrize("kind", ["Flux", "Chroma", "QwenImage", "StableDiffusion3", "ZImage"])
+def test_one_refresh_in_pure_noise_is_refused(kind):
+    family = BY_NAME[f"{kind}InpaintPipeline"]
+    fast = compress(family.make(torch.float32), HiLo(refresh=1, bucket=8))
+    with pytest.raises(ValueError, match=r"steps \[0\] keeps keys of noise: this pipeline shows"):
+        fast(**family.arguments())
+    fast(**family.arguments(strength=0.5, num_inference_steps=4))
+    assert fast.last_run.refreshed == (0,)
+    fast(**family.arguments(num_inference_steps=1))  # all of its steps are refreshes
+
+
+@pytest.mark.parametrize("name", ["FluxFillPipeline", "FluxKontextPipeline"])
+def test_where_the_photo_is_shown_one_refresh_will_do(name):
+    family = BY_NAME[name]
+    fast = compress(family.make(torch.float32), HiLo(refresh=1, bucket=8))
+    fast(**family.arguments())
+    assert fast.last_run.refreshed == (0,)
 
 
 @pytest.mark.parametrize("at", [3, (0, 3, 6), "auto"])

@@ -63,6 +63,24 @@ def refresh_steps(at: Any, steps: int) -> set[int]:
     return {-(-i * steps // count) for i in range(count)}
 
 
+def check_shown(chosen: set[int], sigmas: Sequence[float]) -> None:
+    """Refuse a schedule by which a model that sees its photo in x_t alone would never see it.
+
+    Args:
+        chosen: the steps at which context is computed
+        sigmas: the noise level of every step of the run
+
+    Raises:
+        ValueError: context is kept, and at each of those steps x_t is noise but for a twentieth.
+    """
+    if len(chosen) < len(sigmas) and min(sigmas[step] for step in chosen) > 0.95:
+        raise ValueError(
+            f"refresh at steps {sorted(chosen)} keeps keys of noise: this pipeline shows the model "
+            "its photo in x_t alone, which is hardly more by then; refresh more often, or at a "
+            "later step too, or lower strength"
+        )
+
+
 def refreshed(name: str, value: Any) -> Refresh | None:
     """None, a `Refresh`, or what one is made of in short, the steps: see `checks`."""
     if value is None or isinstance(value, Refresh):
