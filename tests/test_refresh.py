@@ -8,7 +8,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from families import BY_NAME
 
 from hilotoken import HiLo, Refresh, compress
-from hilotoken.methods.parse import described, method_from
+from hilotoken.methods.parse import as_words, method_from
 from hilotoken.methods.refresh import check_shown, refresh_steps
 
 
@@ -135,7 +135,7 @@ def test_one_set_of_keys_is_kept():
 def test_words_on_a_command_line(words, refresh):
     method = method_from("hilo", *words.split())
     assert method == HiLo(refresh=refresh)
-    assert method_from(*described(method).split()) == method
+    assert method_from(*as_words(method).split()) == method
 
 
 @pytest.mark.parametrize(
