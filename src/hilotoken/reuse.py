@@ -185,7 +185,7 @@ class Reuse:
         if self.refresh.at == "auto":
             return step == 0 or self._drifted(call)
         sigmas = self.run.pipe.scheduler.sigmas[self.run.clock.index - step : -1].tolist()
-        chosen = refresh_steps(self.refresh.at, len(sigmas))
+        chosen = refresh_steps(self.refresh.at, sigmas)
         if not self.family.shown_photo:
             check_shown(chosen, sigmas)
         return step in chosen
