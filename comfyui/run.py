@@ -93,7 +93,7 @@ class Run:
         """Whether context is to be computed at this step."""
         sigmas = call.options["sample_sigmas"][:-1]
         step = int((sigmas >= call.sigma_B[0] - 1e-6).sum()) - 1
-        return step in refresh_steps(self.method.refresh.at, len(sigmas))  # type: ignore[union-attr]
+        return step in refresh_steps(self.method.refresh.at, sigmas.tolist())  # type: ignore[union-attr]
 
     def say(self, reason: str) -> None:
         """Log once a run that a call stays dense, and why."""

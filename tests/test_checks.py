@@ -8,7 +8,7 @@ import torch
 
 from hilotoken import METHODS, HiLo, Refresh, plan_tokens
 from hilotoken.checks import block_numbers, number, said, share, whole
-from hilotoken.methods import Method, RandomKeep, ToMe, UDiTAttention
+from hilotoken.methods import SDTM, Method, RandomKeep, ToMe, UDiTAttention
 
 
 class Mute:
@@ -97,6 +97,19 @@ def test_the_largest_numbers_are_planned_with():
         assert planned(HiLo(**options)).tokens_run > 0
     sampled = HiLo(context="sampled", cell=2**16, seed=2**63 - 1, bucket=1)
     assert planned(sampled).tokens_run < 64
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ToMe(attention=False, feed_forward=True, weights=True), "weights=True is of keys"),
+        (lambda: SDTM(structure=0, weights=True), "weights is of the structure stage"),
+        (lambda: SDTM(structure=0, emphasis=2), "emphasis is of the structure stage"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_a_refusal_is_one_short_line():

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from toys import KINDS, Outcome, as_bytes, saved_model, saved_reader, write_mask, write_photo
 
-from hilotoken import METHODS, HiLo, cli
+from hilotoken import METHODS, PRESETS, HiLo, cli
 from hilotoken.cli import shared
 from hilotoken.photo import load_mask, load_photo
 
@@ -451,14 +451,13 @@ def test_methods_are_listed_with_their_options(hilo):
 
 
 def test_a_preset_is_a_method_with_all_its_options(edit, photo, monkeypatch):
-    few = HiLo(dilate=0, detail=0.05, bucket=8)
-    monkeypatch.setattr("hilotoken.methods.PRESETS", {"few": few}, raising=False)
+    monkeypatch.setitem(PRESETS, "few", HiLo(dilate=0, detail=0.05, bucket=8))
     by_name, by_options = (edit(photo, "--json", *words) for words in (("--preset", "few"), FEW))
     assert by_name.code == 0, by_name.err
     found = [json.loads(done.out)["tokens"] for done in (by_name, by_options)]
     assert found[0] == found[1]
     for words, said in (
-        (("--preset", "none"), "choose from ['few']"),
+        (("--preset", "none"), "choose from ['balanced', 'faithful', 'fast', 'few', 'paper']"),
         (("--preset", "few", *FEW), "omit --method and --set"),
     ):
         done = edit(photo, *words)

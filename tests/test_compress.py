@@ -197,9 +197,14 @@ def test_an_attention_mask_of_the_users_is_shortened_with_the_keys(pipe):
     assert not torch.equal(latents(every, **mask), latents(pipe))
 
 
-def test_a_negative_feather_is_refused(pipe):
-    with pytest.raises(ValueError, match="feather must be 0 pixels or more, got -1"):
-        compress(pipe, feather=-1)
+def test_wrong_arguments_are_refused(pipe):
+    for feather in (-1, 0.5, "1", None, True):
+        with pytest.raises(ValueError, match="feather must be a whole number of 0 or more"):
+            compress(pipe, feather=feather)
+    with pytest.raises(ValueError, match="match must be True or False, got 1"):
+        compress(pipe, match=1)
+    with pytest.raises(TypeError, match="HiLo with int inside"):
+        compress(pipe, inside=0)
 
 
 def test_photos_of_a_batch_are_each_composited_under_their_own_mask(pipe):

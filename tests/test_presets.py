@@ -6,7 +6,7 @@ from families import BY_NAME
 from tiny import arguments, latents, make_pipe
 
 from benchmarks.context.flops import FLUX_FILL
-from hilotoken import METHODS, PRESETS, HiLo, compress
+from hilotoken import METHODS, PRESETS, HiLo, compress, plan_tokens
 from hilotoken.methods import preset
 
 STEPS, SIDE = 8, 64
@@ -44,8 +44,17 @@ def test_a_name_is_a_preset_or_a_method():
     assert compress(pipe, "dense").method == METHODS["dense"]()
     with pytest.raises(ValueError, match=r"'quick'; choose from .*'fast'.*'hilo'"):
         compress(pipe, "quick")
-    with pytest.raises(TypeError, match=r"got 3: give HiLo\(\)"):
-        compress(pipe, 3)
+    for wrong in (3, HiLo, [], b"", torch.rand(9, 9)):
+        with pytest.raises(TypeError, match=r"got .*: give HiLo\(\)"):
+            compress(pipe, wrong)
+
+
+def test_a_plan_by_name_is_that_of_the_preset():
+    photo, mask = torch.rand(1, 3, 256, 256), torch.zeros(1, 1, 256, 256)
+    mask[..., 90:160, 70:150] = 1
+    for name, method in (PRESETS | {"hilo": HiLo()}).items():
+        plan, by_name = (plan_tokens(photo, mask, grid=(16, 16), method=m) for m in (method, name))
+        assert torch.equal(plan.keep_K, by_name.keep_K)
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "paper"])

@@ -1,40 +1,114 @@
 """Refreshes: what says when context is computed, and the steps that it comes to."""
 
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
+import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from families import BY_NAME
 
-from hilotoken import HiLo, Refresh
-from hilotoken.methods.parse import described, method_from
-from hilotoken.methods.refresh import refresh_steps
+from hilotoken import HiLo, Refresh, compress
+from hilotoken.methods.parse import as_words, method_from
+from hilotoken.methods.refresh import check_shown, refresh_steps
+
+
+def shifted(steps, mu=None, shift=1.0):
+    """Sigmas as a scheduler of diffusers makes them."""
+    dynamic = mu is not None
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=dynamic)
+    linear = [1 - k / steps for k in range(steps)]
+    scheduler.set_timesteps(sigmas=linear, mu=mu)
+    return scheduler.sigmas[:-1].tolist()
+
+
+SHIFTED = tuple(shifted(8, mu=1.15))  # FLUX's at 1024 px
+SCHEDULES = {
+    **{f"mu {mu:g}, 4": shifted(4, mu=mu) for mu in (-3, -1, 0, 1.15, 3.2)},
+    **{f"mu {mu:g}, 9": shifted(9, mu=mu) for mu in (-3, -1, 0, 1.15, 3.2)},
+    **{f"shift {shift:g}": shifted(8, shift=shift) for shift in (0.3, 3.0, 6.0)},
+    "to nothing": [1 - k / 7 for k in range(8)],
+    "late": [1.0, 0.99, 0.98, 0.97, 0.2],
+    "from the middle": shifted(8, mu=1.15)[3:],
+    "level": [1.0] * 6,
+}
+
+
+def drift(chosen, sigmas):
+    """What has fallen of sigma squared since the last refresh, over all steps."""
+    last = [max(j for j in chosen if j <= k) for k in range(len(sigmas))]
+    return sum(abs(sigmas[j] ** 2 - sigmas[k] ** 2) for k, j in enumerate(last))
+
+
+@pytest.mark.parametrize("sigmas", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_no_other_placement_drifts_less(sigmas, count):
+    found = refresh_steps(count, sigmas)
+    assert len(found) == min(count, len(sigmas))
+    others = combinations(range(1, len(sigmas)), len(found) - 1)
+    least = min(drift((0, *other), sigmas) for other in others)
+    assert 0 in found
+    assert drift(found, sigmas) <= least + 1e-9
+
+
+@pytest.mark.parametrize("steps", [4, 5, 10, 20, 28, 50])
+@pytest.mark.parametrize("mu", [-3, -1, 0, 1.15, 3.2])
+def test_every_step_may_be_chosen_and_one_more_never_drifts_more(steps, mu):
+    sigmas = shifted(steps, mu=mu)
+    placed = [refresh_steps(count, sigmas) for count in range(1, steps + 3)]
+    assert [len(found) for found in placed] == [min(n, steps) for n in range(1, steps + 3)]
+    drifts = [drift(found, sigmas) for found in placed]
+    assert drifts == sorted(drifts, reverse=True)
+    assert all(type(step) is int for found in placed for step in found)
 
 
 @pytest.mark.parametrize(
-    ("refresh", "expected"),
-    [(1, {0}), (2, {0, 4}), (3, {0, 3, 6}), (8, set(range(8))), (20, set(range(8))),
-     ((0, 2, 5), {0, 2, 5}), ((0, 30), {0})],
+    ("mu", "count", "expected"),
+    [(1.15, 3, {0, 3, 6}), (1.15, 2, {0, 5}), (0, 3, {0, 2, 5}), (0, 2, {0, 3}),
+     (-2.5, 3, {0, 1, 3}), (-2.5, 2, {0, 1})],
 )  # fmt: skip
-def test_a_count_is_spread_evenly_over_the_steps(refresh, expected):
-    assert refresh_steps(refresh, 8) == expected
+def test_the_best_of_those_measured_are_found(mu, count, expected):
+    assert refresh_steps(count, shifted(8, mu=mu)) == expected
 
 
-@pytest.mark.parametrize("steps", range(4, 51))
-@pytest.mark.parametrize("count", [1, 2, 3, 5, 60])
-def test_refreshes_are_as_many_as_asked_for_and_never_far_apart(steps, count):
-    found = sorted(refresh_steps(count, steps))
-    assert len(found) == min(count, steps)
-    assert found[0] == 0
-    apart = [b - a for a, b in zip(found, [*found[1:], steps], strict=True)]
-    assert max(apart) - min(apart) <= 1
+def test_steps_that_are_given_stay():
+    assert refresh_steps((0, 2, 5), [1.0] * 8) == {0, 2, 5}
+    assert refresh_steps((0, 30), [1.0] * 8) == {0}
 
 
-@pytest.mark.parametrize("mu", [-3.0, 1.15, 3.2])
-def test_a_schedule_shifted_either_way_leaves_the_steps_as_they_are(mu):
-    """Refreshes follow from how many steps a scheduler makes, not from its sigmas."""
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    scheduler.set_timesteps(8, mu=mu)
-    assert refresh_steps(3, len(scheduler.sigmas) - 1) == {0, 3, 6}
+@pytest.mark.parametrize(
+    ("chosen", "sigmas"),
+    [({0}, SHIFTED), ({0, 1}, SHIFTED), ({0}, (1.0, 0.0)), ({0, 1}, (1.0, 0.999, 0.5))],
+)
+def test_keys_of_noise_are_refused_where_the_photo_is_in_the_noise_alone(chosen, sigmas):
+    with pytest.raises(ValueError, match=f"steps .*{max(chosen)}.* keeps keys of noise"):
+        check_shown(chosen, sigmas)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "sigmas"), [({0, 2}, SHIFTED), ({0}, SHIFTED[3:]), ({0}, (1.0,)), ({0, 1}, (1, 1))]
+)
+def test_keys_of_a_noised_photo_are_not(chosen, sigmas):
+    check_shown(chosen, sigmas)
+
+
+@pytest.mark.parametrize("kind", ["Flux", "Chroma", "QwenImage", "StableDiffusion3", "ZImage"])
+def test_one_refresh_in_pure_noise_is_refused(kind):
+    family = BY_NAME[f"{kind}InpaintPipeline"]
+    fast = compress(family.make(torch.float32), HiLo(refresh=1, bucket=8))
+    with pytest.raises(ValueError, match=r"steps \[0\] keeps keys of noise: this pipeline shows"):
+        fast(**family.arguments())
+    fast(**family.arguments(strength=0.5, num_inference_steps=4))
+    assert fast.last_run.refreshed == (0,)
+    fast(**family.arguments(num_inference_steps=1))  # all of its steps are refreshes
+
+
+@pytest.mark.parametrize("name", ["FluxFillPipeline", "FluxKontextPipeline"])
+def test_where_the_photo_is_shown_one_refresh_will_do(name):
+    family = BY_NAME[name]
+    fast = compress(family.make(torch.float32), HiLo(refresh=1, bucket=8))
+    fast(**family.arguments())
+    assert fast.last_run.refreshed == (0,)
 
 
 @pytest.mark.parametrize("at", [3, (0, 3, 6), "auto"])
@@ -95,7 +169,7 @@ def test_one_set_of_keys_is_kept():
 def test_words_on_a_command_line(words, refresh):
     method = method_from("hilo", *words.split())
     assert method == HiLo(refresh=refresh)
-    assert method_from(*described(method).split()) == method
+    assert method_from(*as_words(method).split()) == method
 
 
 @pytest.mark.parametrize(

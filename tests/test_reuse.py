@@ -46,9 +46,9 @@ def test_a_reuse_step_is_dense_attention_to_context_of_the_refresh(edit, call, b
     family, pipe = edit.family, edit.pipe
     if call != "plain" and call not in family.calls:
         pytest.skip("no second prompt")
-    options = METHODS["all"] | {"refresh": Refresh((0,), blocks=blocks)}
+    options = METHODS["all"] | {"refresh": Refresh((0, 2), blocks=blocks)}
     found, record = run(family, pipe, call, **options)
-    assert record.refreshed == (0,)
+    assert record.refreshed == (0, 2)
     edit_N, full = record.plan.edit_N, record.sequence[0]
     context_T = torch.cat([~edit_N, torch.ones(full - TOKENS, dtype=torch.bool)])
     context_X = context_T.nonzero().flatten()
@@ -84,7 +84,7 @@ def test_a_reuse_step_is_dense_attention_to_context_of_the_refresh(edit, call, b
         expected = plain_steps(family, pipe, arguments(family, call))
     handle.remove()
     edit = edit_N.nonzero().flatten()
-    for step in (0, 1):  # after that the context's x_t is another, but so are its keys not
+    for step in (0, 1):  # at the next the context is computed anew
         a, b = found[step][0][:, edit], expected[step][0][:, edit]
         assert worst(a, b) <= 2e-6 * max(1, b.abs().max())
     everywhere = plain_steps(family, pipe, arguments(family, call))
@@ -110,7 +110,7 @@ def test_between_refreshes_context_follows_the_source_and_the_sequence_is_short(
 
     handle = hook.register_forward_pre_hook(watch, with_kwargs=True)
     options = {"dilate": 1, "detail": 0.3, "coarse": 0, "bucket": 1}
-    ends, record = run(family, pipe, refresh=(0,), **options)
+    ends, record = run(family, pipe, refresh=(0, 1), **options)
     handle.remove()
     assert lengths[-1] < lengths[0]
     context_N = ~record.plan.edit_N
@@ -182,7 +182,7 @@ def test_text_may_be_kept_with_the_context(name):
 def test_where_text_cannot_be_kept_it_is_said(name, message):
     family = BY_NAME[name]
     with pytest.raises(ValueError, match=rf"Refresh\(text=True\) {message}"):
-        run(family, family.make(torch.float32), refresh=Refresh(1, text=True))
+        run(family, family.make(torch.float32), refresh=Refresh(2, text=True))
 
 
 @pytest.mark.parametrize(("store", "share", "bound"), [("bfloat16", 0.5, 0.1), ("float8", 0.3, 1)])

@@ -102,10 +102,10 @@ def test_what_was_kept_under_one_plan_is_not_used_under_another():
         def replan(self, step: int, plan: TokenPlan) -> TokenPlan:
             return OTHERS if step == 2 else plan
 
-    fast = compress(pipe, Widening(dilate=1, detail=0.1, bucket=8, refresh=(0,)))
+    fast = compress(pipe, Widening(dilate=1, detail=0.1, bucket=8, refresh=(0, 3)))
     fast(**FLUX.arguments(num_inference_steps=4))
     refreshed = fast.last_run.refreshed
-    assert refreshed == (0, 2)
+    assert refreshed == (0, 2, 3)
 
 
 def test_a_plan_for_another_grid_is_refused():

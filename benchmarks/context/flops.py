@@ -54,7 +54,7 @@ class Shape:
         refresh = method.refresh
         if refresh is None:
             return len(sigmas) * whole
-        due = len(refresh_steps(refresh.at, len(sigmas)))
+        due = len(refresh_steps(refresh.at, sigmas))
         edited = plan.counts["edit"]
         context = round(getattr(method, "share", 1) * (plan.tokens_run - edited))
         kept = context + (self.text if refresh.text else 0)

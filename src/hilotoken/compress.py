@@ -8,6 +8,7 @@ is as it always was, so there is nothing to disable and two wrappers never meet.
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -28,13 +29,13 @@ from .arguments import (
 )
 from .attach import attached, vae_parts
 from .blocks.attach import placed
-from .checks import choice
+from .checks import choice, flag, whole
 from .composite import composite_images
 from .decode import WAYS
 from .grid import as_batch
 from .layout import layout_of
 from .method import Method
-from .methods import METHODS, PRESETS, HiLo, Within, preset
+from .methods import Within, as_method, preset
 from .methods.udit import check_phases
 from .plan import whole_plan
 from .record import Run, brief
@@ -71,17 +72,16 @@ def compress(
             crop of the latents decodes to the same pixels, as the autoencoder itself tells
 
     Raises:
-        TypeError: the pipeline is not one that can be compressed; the message lists those that can.
-        ValueError: feather is negative, decode none of the three, or the methods do not go
-            together.
+        TypeError: the pipeline is not one that can be compressed, and the message lists those that
+            can; or the method is none.
+        ValueError: an argument out of range, an unknown name, or methods that do not go together.
     """
     if type(pipe) is Compressed:
         raise TypeError("this pipeline is compressed already: compress the pipeline it wraps")
-    if feather < 0:
-        raise ValueError(f"feather must be 0 pixels or more, got {feather}")
+    feather, match = whole(0)("feather", feather), flag("match", match)
     choice(*WAYS)("decode", decode)
-    method = _method_of(pipe, method)
-    method = Within(method, inside) if inside else method
+    method = as_method(method, partial(_preset_for, pipe))
+    method = method if inside is None else Within(method, inside)
     if not (method.site == "blocks" and makes_from_text(pipe)):
         try:
             family_of(pipe)
@@ -98,22 +98,9 @@ def compress(
     return Compressed(pipe, method, feather, match, decode)
 
 
-def _method_of(pipe: Any, given: Any) -> Method:
-    """The method that is meant: itself, or by the name of a preset or of a method.
-
-    Raises:
-        TypeError, ValueError: neither.
-    """
-    if given is None or isinstance(given, Method):
-        return given or HiLo()
-    if not isinstance(given, str):
-        raise TypeError(f"method must be one of METHODS or a name, got {given!r}: give HiLo()")
-    if given in PRESETS:
-        family = family_of(pipe)
-        return preset(given, family.shown_photo, family.text_rests)
-    if given in METHODS:
-        return METHODS[given]()
-    raise ValueError(f"unknown method {given!r}; choose from {[*PRESETS, *METHODS]}")
+def _preset_for(pipe: Any, name: str) -> Method:
+    family = family_of(pipe)
+    return preset(name, family.shown_photo, family.text_rests)
 
 
 class Compressed:

@@ -66,7 +66,7 @@ def edit_photo(
     pipe: Any,
     photo: Photo | Image.Image | str | Path,
     mask: np.ndarray | Image.Image | str | Path,
-    method: Method | None = None,
+    method: Method | str | None = None,
     *,
     prompt: str = "",
     negative_prompt: str = "",
@@ -92,7 +92,7 @@ def edit_photo(
         pipe: any pipeline that `compress` takes
         photo: as `load_photo` reads it, a picture, or a file
         mask: bool [H, W], True where the photo is to change; or a picture or a file, white there
-        method: `HiLo()` unless given
+        method: `HiLo()` unless given; or a name, of `PRESETS` or `METHODS`
         prompt, negative_prompt, label, guidance, cfg, strength, references, control, steps, seed:
             see `Request`; `control` has the photo's size
         size: pixels of the working picture's longer side; unless given, the pipeline's own
@@ -154,7 +154,7 @@ def _edit_region(
     photo: Photo,
     mask: np.ndarray,
     region: Region,
-    method: Method | None,
+    method: Method | str | None,
     request: Request,
     match: bool,
 ) -> Part:

@@ -23,7 +23,7 @@ from .adapters.base import ShortCall
 from .attention import rerouted, weighted
 from .hooks import Call, any_compiled, compiling
 from .kv_store import in_blocks, restored, stored
-from .methods.refresh import Refresh, refresh_steps
+from .methods.refresh import Refresh, check_shown, refresh_steps
 
 Kept = tuple[Tensor, ...]  # keys and values of an attention module, as `kv_store.stored` keeps them
 
@@ -182,12 +182,13 @@ class Reuse:
     # When to refresh.
 
     def _due(self, step: int, call: Call) -> bool:
-        if step == 0:
-            return True
         if self.refresh.at == "auto":
-            return self._drifted(call)
-        steps = len(self.run.pipe.scheduler.sigmas) - 1 - (self.run.clock.index - step)
-        return step in refresh_steps(self.refresh.at, steps)
+            return step == 0 or self._drifted(call)
+        sigmas = self.run.pipe.scheduler.sigmas[self.run.clock.index - step : -1].tolist()
+        chosen = refresh_steps(self.refresh.at, sigmas)
+        if not self.family.shown_photo:
+            check_shown(chosen, sigmas)
+        return step in chosen
 
     def _drifted(self, call: Call) -> bool:
         """Whether the context's x_t has moved by more than the bound since it was last computed."""

@@ -217,6 +217,10 @@ class Merging(BlockMethod):
         settle(self, ratio=share(self.most), attention=flag, feed_forward=flag, reuse=whole(1))
         if not (self.attention or self.feed_forward):
             raise ValueError("attention and feed_forward are both False: nothing would be merged")
+        if self.weights and not self.attention:
+            raise ValueError(
+                "weights=True is of keys, and attention=False merges none: leave it out"
+            )
 
     @property
     def most(self) -> float:

@@ -160,12 +160,12 @@ def plan(
 
     import numpy as np
 
-    from ..methods import plan_tokens
+    from ..methods import as_method, plan_tokens
     from ..picture import token_map
     from ..region import choose_region
 
     name, chosen = chosen_method(method, options, preset)
-    if chosen.site != "sequence":
+    if as_method(chosen).site != "sequence":
         raise ValueError(f"{name} plans no tokens to draw; see what it does with `hilo compare`")
     region = choose_region(painted, size, context)
     before = region.take_photo(original)

@@ -185,7 +185,9 @@ def presets() -> dict[str, Any]:
 def chosen_method(
     method: str | None, options: list[str] | None, preset: str | None
 ) -> tuple[str, Any]:
-    """What shortens the run, and its name. Raises ValueError for what does not go together."""
+    """What shortens the run, and its name: of a preset the name alone, which `compress` makes the
+    method of that fits the pipeline. Raises ValueError for what does not go together.
+    """
     from ..methods.parse import method_from
 
     if preset is None:
@@ -194,7 +196,7 @@ def chosen_method(
         raise ValueError("--preset sets a method and all its options: omit --method and --set")
     if preset not in presets():
         raise ValueError(f"unknown preset {preset!r}; choose from {sorted(presets())}")
-    return preset, presets()[preset]
+    return preset, preset
 
 
 def print_json(found: dict[str, Any], written: Iterable[Path]) -> None:

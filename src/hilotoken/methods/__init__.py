@@ -4,6 +4,7 @@ A method has a site: it plans a sequence from photo and mask (HiLo), acts inside
 transformer (ToMe), or is a control that changes the whole call (Downsample): see `Method`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..blocks.method import BlockMethod
+from ..checks import said
 from ..grid import as_batch, check_mask, check_photo
 from ..method import Method
 from ..plan import TokenPlan
@@ -52,12 +54,33 @@ def build(name: str, **options: object) -> Any:
     return METHODS[name](**options)
 
 
+def as_method(given: Any, preset_of: Callable[[str], Method] = preset) -> Method:
+    """The method that is meant: itself, or one by name, of `PRESETS` or `METHODS`; None is HiLo().
+
+    Args:
+        given: a method, a name or None
+        preset_of: makes the preset of a name, which may depend on the pipeline
+
+    Raises:
+        TypeError: neither; ValueError: another name. The message lists the choices.
+    """
+    if given is None or isinstance(given, Method):
+        return given or HiLo()
+    if not isinstance(given, str):
+        raise TypeError(f"method must be one of METHODS or a name, got {said(given)}: give HiLo()")
+    if given in PRESETS:
+        return preset_of(given)
+    if given in METHODS:
+        return METHODS[given]()
+    raise ValueError(f"unknown method {said(given)}; choose from {[*PRESETS, *METHODS]}")
+
+
 def plan_tokens(
     photo: Tensor | np.ndarray | Image.Image,
     mask: Tensor | np.ndarray | Image.Image,
     *,
     grid: tuple[int, int],
-    method: Method | None = None,
+    method: Method | str | None = None,
 ) -> TokenPlan:
     """Plan a run without a pipeline.
 
@@ -65,7 +88,8 @@ def plan_tokens(
         photo: a picture, or float [B, 3, H, W] or [3, H, W] (tensor) or [H, W, 3] (array) in [0, 1]
         mask: its mask, same height and width; white (0.5 and above) is edited, as pipelines read it
         grid: rows and columns of the DiT's token grid
-        method: `HiLo()` unless given; one that plans no sequence runs every token
+        method: `HiLo()` unless given, or a name, of `PRESETS` or `METHODS`; one that plans no
+            sequence runs every token
 
     Raises:
         ValueError: shapes, ranges or sizes that do not fit; the message names them.
@@ -76,7 +100,7 @@ def plan_tokens(
     if photo_B3HW.shape[-2:] != mask_B1HW.shape[-2:]:
         (H, W), (h, w) = photo_B3HW.shape[-2:], mask_B1HW.shape[-2:]
         raise ValueError(f"the photo is {W}x{H} but the mask is {w}x{h}: resize one of them")
-    return (method or HiLo()).plan(photo_B3HW, (mask_B1HW >= 0.5).float(), grid)
+    return as_method(method).plan(photo_B3HW, (mask_B1HW >= 0.5).float(), grid)
 
 
 __all__ = [
@@ -101,6 +125,7 @@ __all__ = [
     "TokenPooling",
     "UDiTAttention",
     "Within",
+    "as_method",
     "build",
     "plan_tokens",
     "preset",

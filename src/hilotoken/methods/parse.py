@@ -29,7 +29,7 @@ def method_names(text: str) -> list[str]:
     return [" ".join(part.split()) for part in parts if part.strip()]
 
 
-def described(method: Method) -> str:
+def as_words(method: Method) -> str:
     """The method with the options that differ from its defaults, as `method_from` takes them."""
     names = {kind: name for name, kind in METHODS.items()}
     return " ".join([names[type(method)], *_words(method)])

@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
+
+import numpy as np
 
 from ..checks import SIDE, blocks, choice, flag, number, said, settle, unless_none, whole
 
@@ -50,17 +53,58 @@ class Refresh:
             )
 
 
-def refresh_steps(at: Any, steps: int) -> set[int]:
+def refresh_steps(at: Any, sigmas: Sequence[float]) -> set[int]:
     """The steps of a run at which context is computed, 0 the first.
 
-    A count is spread evenly over the steps, whatever their sigmas: a schedule is made so that each
-    step has as much to do, and at FLUX's (mu 1.15) (0, 3, 6) of 8 is nearer to dense than
-    (0, 5, 7), where the noise has fallen by thirds.
+    A count is placed so that the drift since the last refresh, summed over all steps, is least.
+    Drift is by how much sigma squared has fallen, the variance of the noise in the context's x_t.
+    At FLUX's shift (mu 1.15) that gives (0, 3, 6) of 8 steps, unshifted (0, 2, 5), and (0, 1, 3)
+    at the embedded model's, whose noise is nearly gone after the first step.
+
+    Args:
+        at: see `Refresh`, but for "auto"
+        sigmas: the noise level of every step of the run
     """
-    if not isinstance(at, int):
-        return {step for step in at if step < steps}
-    count = min(at, steps)
-    return {-(-i * steps // count) for i in range(count)}
+    if isinstance(at, int):
+        return set(_placed(min(at, len(sigmas)), tuple(sigmas)))
+    return {step for step in at if step < len(sigmas)}
+
+
+@lru_cache
+def _placed(count: int, sigmas: tuple[float, ...]) -> tuple[int, ...]:
+    """So many steps of least drift. Row j is a refresh at step j, column k the steps up to k."""
+    variance_k = np.square(sigmas)
+    drift_jk = np.abs(variance_k[:, None] - variance_k)
+    summed_jk = np.triu(drift_jk).cumsum(1)
+    summed_jk[np.tril_indices(len(sigmas), -1)] = np.inf
+    least_k, latest = summed_jk[0], []  # over placements of one refresh, then of one more each time
+    for _ in range(count - 1):
+        with_jk = np.append(np.inf, least_k[:-1])[:, None] + summed_jk
+        latest.append(with_jk.argmin(0))
+        least_k = with_jk.min(0)
+    chosen, last = [0], len(sigmas) - 1
+    for step_k in reversed(latest):
+        chosen.append(int(step_k[last]))
+        last = chosen[-1] - 1
+    return tuple(chosen)
+
+
+def check_shown(chosen: set[int], sigmas: Sequence[float]) -> None:
+    """Refuse a schedule by which a model that sees its photo in x_t alone would never see it.
+
+    Args:
+        chosen: the steps at which context is computed
+        sigmas: the noise level of every step of the run
+
+    Raises:
+        ValueError: context is kept, and at each of those steps x_t is noise but for a twentieth.
+    """
+    if len(chosen) < len(sigmas) and min(sigmas[step] for step in chosen) > 0.95:
+        raise ValueError(
+            f"refresh at steps {sorted(chosen)} keeps keys of noise: this pipeline shows the model "
+            "its photo in x_t alone, which is hardly more by then; refresh more often, or at a "
+            "later step too, or lower strength"
+        )
 
 
 def refreshed(name: str, value: Any) -> Refresh | None:

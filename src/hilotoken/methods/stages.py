@@ -57,6 +57,9 @@ class SDTM(BlockMethod):
             raise ValueError("cached needs protected steps to take outputs from: set protect")
         if self.emphasis == 0:
             raise ValueError("emphasis must be above 0, got 0: text would not be read at all")
+        for name, acts in (("emphasis", self.emphasis != 1), ("weights", self.weights)):
+            if acts and not self.structure:
+                raise ValueError(f"{name} is of the structure stage, and structure=0 leaves it out")
 
     @property
     def alike(self) -> bool:

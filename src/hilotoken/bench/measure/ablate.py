@@ -16,7 +16,7 @@ import numpy as np
 from ...compress import compress
 from ...data.cases import TOKEN, Case, cases_of
 from ...methods import Dense, HiLo, plan_tokens
-from ...methods.parse import described
+from ...methods.parse import as_words
 from ...metrics.lpips import LPIPS
 from ...metrics.regions import Distances, distances, see
 from ...plan import TokenPlan
@@ -227,7 +227,7 @@ def bench_ablate(
             group=group,
             variant=variant,
             default=variant == next(iter(KNOWN[group])),
-            options=described(method),
+            options=as_words(method),
             seed=case.seed,
             size=case.truth.shape[0],
             steps=steps,
