@@ -59,7 +59,10 @@ class Running:
         self.reuse: Reuse | None = None
         self.placement: Placement | None = None
         self.sequence = (0, 0)
-        self.opened, self.loan = opened, None
+        self.opened = opened
+        self.loan: Loan | None = None
+        if not (method.shortens or method.inner):  # the untouched pipeline, unless told otherwise
+            decode, encode = (way.replace("auto", "whole") for way in (decode, encode))
         self._decode = _region_decode(pipe, decode)
         self._encode = _region_encode(pipe, encode, opened)
         self._prompts = Prompts(pipe, opened.memory) if opened else None
