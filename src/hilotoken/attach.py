@@ -153,6 +153,9 @@ class Running:
         def stand_in(original: Any, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
             if self.source is None or self.mask_B1HW is None:  # not yet of the edit
                 return original(latents, *args, **kwargs)
+            sides = [n * self.family.latents_a_side for n in self.source.grid]
+            if list(latents.shape[-2:]) != sides:  # a preview that somebody makes on the way
+                return original(latents, *args, **kwargs)
             given = {"photo_B3HW": self.source.photo_B3HW, "mask_B1HW": self.mask_B1HW}
             return decode(original, latents, *args, **given, **kwargs)
 
