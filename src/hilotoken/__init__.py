@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .batch import edit_photos
+    from .check import check
     from .compress import Compressed, compress
     from .edit import edit_photo
     from .methods import METHODS, PRESETS, Dense, HiLo, Refresh, plan_tokens
@@ -34,6 +35,7 @@ __all__ = [
     "Run",
     "TokenPlan",
     "__version__",
+    "check",
     "compress",
     "edit_photo",
     "edit_photos",
@@ -43,6 +45,7 @@ __all__ = [
 
 _ROOMS = {
     "batch": ("edit_photos",),
+    "check": ("check",),
     "compress": ("Compressed", "compress"),
     "edit": ("edit_photo",),
     "methods": ("METHODS", "PRESETS", "Dense", "HiLo", "Refresh", "plan_tokens"),

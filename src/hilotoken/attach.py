@@ -59,7 +59,10 @@ class Running:
         self.reuse: Reuse | None = None
         self.placement: Placement | None = None
         self.sequence = (0, 0)
-        self.opened, self.loan = opened, None
+        self.opened = opened
+        self.loan: Loan | None = None
+        if not (method.shortens or method.inner):  # the untouched pipeline, unless told otherwise
+            decode, encode = (way.replace("auto", "whole") for way in (decode, encode))
         self._decode = _region_decode(pipe, decode)
         self._encode = _region_encode(pipe, encode, opened)
         self._prompts = Prompts(pipe, opened.memory) if opened else None
@@ -149,6 +152,9 @@ class Running:
 
         def stand_in(original: Any, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
             if self.source is None or self.mask_B1HW is None:  # not yet of the edit
+                return original(latents, *args, **kwargs)
+            sides = [n * self.family.latents_a_side for n in self.source.grid]
+            if list(latents.shape[-2:]) != sides:  # a preview that somebody makes on the way
                 return original(latents, *args, **kwargs)
             given = {"photo_B3HW": self.source.photo_B3HW, "mask_B1HW": self.mask_B1HW}
             return decode(original, latents, *args, **given, **kwargs)

@@ -72,7 +72,8 @@ def compress(
         feather: pixels over which the edit is blended in, inside the mask
         match: lead the edit's colours to the photo's along the mask's border, see `match_border`
         decode: "region" decodes what the mask needs alone, "whole" all; "auto" a region where a
-            crop of the latents decodes to the same pixels, as the autoencoder itself tells
+            crop of the latents decodes to the same pixels, as the autoencoder itself tells, and
+            the whole by `Dense()`, which compresses nothing
         encode: the same for what is encoded: of a picture that is the photo but for the mask, or
             but for an edit, "region" encodes the difference alone; to rounding the same latents
 

@@ -2,7 +2,7 @@
 
     with fast.open(photo) as session:
         first = session.edit(mask, prompt="a red door", seed=1).images[0]
-        others = session.variations(mask, 3, prompt="a red door")
+        others = [one.images[0] for one in session.variations(mask, 3, prompt="a red door")]
         session.accept(first)
         second = session.edit(another_mask, prompt="a lamp").images[0]
 
@@ -10,7 +10,7 @@ What is kept is found by its content, so it is used wherever it fits and nowhere
 their latents, prompts and their embeddings, and, where asked for, the context's keys and values.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -92,8 +92,10 @@ class Session:
         lending = Lending(self.memory, device=self._device) if self.reuse_context else None
         return self._edit(mask, seed, arguments, lending)
 
-    def variations(self, mask: Any, count: int, *, seed: int = 0, **arguments: Any) -> list[Any]:
-        """Several results under one mask, of the seeds from `seed` on: the outputs, in order.
+    def variations(
+        self, mask: Any, count: int, *, seed: int = 0, **arguments: Any
+    ) -> Iterator[Any]:
+        """Several results under one mask, of the seeds from `seed` on, each as it is done.
 
         The first is an edit like any other. By a method that refreshes, the others run the edit
         tokens alone: they take the context of the first, so all share the noise of its context.
@@ -102,15 +104,18 @@ class Session:
             ValueError: a count below 1; and see `edit`.
         """
         count, seed = whole(1)("count", count), whole(0, SEED - count)("seed", seed)
+        self._check_open()
+        return self._variations(mask, range(seed, seed + count), arguments)
+
+    def _variations(self, mask: Any, seeds: range, arguments: dict[str, Any]) -> Iterator[Any]:
         room = self.memory
         if not self.reuse_context:
             room = Memory((self.memory.limit or 0) - self.bytes)
-        outputs = []
-        for number in range(count):
-            first = number == 0
-            lending = Lending(room, noise=first, keep=first and count > 1, device=self._device)
-            outputs.append(self._edit(mask, seed + number, arguments, lending))
-        return outputs
+        for seed in seeds:
+            first = seed == seeds[0]
+            lends = first and len(seeds) > 1
+            lending = Lending(room, noise=first, keep=lends, device=self._device)
+            yield self._edit(mask, seed, arguments, lending)
 
     def accept(self, image: Any) -> None:
         """Make a result the photo: the next edit starts from it, and encodes the change alone.
