@@ -49,15 +49,15 @@ class Lending:
     """Where the edits of a session lend to each other.
 
     memory: of contexts
-    noise:  whether a token must have had the same noise; among variations it has not
     keep:   whether an edit's own context is kept for others
     device: where contexts wait, if not where they were made
+    variations: the memory is of one photo and one mask alone, and the noise may be another
     """
 
     memory: Memory
-    noise: bool = True
     keep: bool = True
     device: str | None = None
+    variations: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,12 +165,9 @@ class Loan:
         place = names_S.new_full((size,), -1)
         place[names_X] = torch.arange(len(names_X), device=names_S.device)
         at_S = place[names_S]
+        if self.lending.variations:
+            return at_S
         now, then = rows_BSD, rows_BXD[:, at_S.clamp_min(0)]
-        if not self.lending.noise:  # of the target's tokens all but x_t counts
-            source = self.short.source.latents_BNC.shape[-1]
-            seen_D = torch.arange(now.shape[-1], device=now.device) >= source
-            seen_SD = seen_D | (names_S >= 2 * self.short.plan.tokens_full)[:, None]
-            now, then = now * seen_SD, then * seen_SD
         spread = rows_BSD.square().mean().sqrt()
         moved_S = (now - then).square().mean(-1).sqrt().amax(0)
         return at_S.where(moved_S <= SAME * spread, -1)
