@@ -9,6 +9,7 @@ computed, N tokens of the target's grid, C channels of x_t, D of a token and its
 """
 
 import itertools
+import warnings
 from dataclasses import dataclass, field
 
 import torch
@@ -122,9 +123,15 @@ class Loan:
             return
         copied = {module: tuple(self._put(x) for x in parts) for module, parts in kept.items()}
         self._own.refreshes[at] = words, copied
-        limit = self.lending.memory.limit
-        if limit is not None and bytes_of(self._own) > limit:
+        size, limit = bytes_of(self._own), self.lending.memory.limit
+        if limit is not None and size > limit:
             self._own = None
+            warnings.warn(
+                f"the context takes {size / 2**20:.0f} MiB and more, and a memory of "
+                f"{limit / 2**20:.0f} MiB is left: it is not kept for other edits; open the photo "
+                "with more memory, or refresh in eight bits",
+                stacklevel=2,
+            )
 
     def settle(self) -> None:
         """The run ended well: what it kept is for others now."""

@@ -23,7 +23,7 @@ from .lending import Lending, Opened
 from .memory import Memory
 from .record import Run, brief
 
-MEMORY = 4 * 2**30  # bytes
+MEMORY = 8 * 2**30  # bytes: FLUX.1's whole context takes 2 GiB a refresh at 1024 px
 
 
 class Session:
