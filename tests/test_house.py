@@ -29,7 +29,7 @@ FLOORS: Floors = (  # from the ground up
     ("compress",),
     ("bench", "bench.results", "edit", "train"),
     ("batch", "bench.measure", "compare", "serve"),
-    ("app", "bench.show", "cluster"),
+    ("app", "bench.show", "check", "cluster"),
     ("__init__",),
     ("cli",),
 )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .batch import edit_photos
+    from .check import check
     from .compress import Compressed, compress
     from .edit import edit_photo
     from .methods import METHODS, PRESETS, Dense, HiLo, Refresh, plan_tokens
@@ -38,6 +39,7 @@ __all__ = [
     "Stage",
     "TokenPlan",
     "__version__",
+    "check",
     "compress",
     "edit_photo",
     "edit_photos",
@@ -47,6 +49,7 @@ __all__ = [
 
 _ROOMS = {
     "batch": ("edit_photos",),
+    "check": ("check",),
     "compress": ("Compressed", "compress"),
     "edit": ("edit_photo",),
     "methods": ("METHODS", "PRESETS", "Dense", "HiLo", "Refresh", "plan_tokens"),
