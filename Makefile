@@ -25,7 +25,7 @@ check: $(VENV)/test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# The nodes for ComfyUI, on a ComfyUI of its own: docs/comfyui.md.
+# The nodes for ComfyUI, on a ComfyUI of its own: docs/tutorials/comfyui.md.
 test-comfy: $(COMFY)/ready
 	PYTHONPATH=src OMP_NUM_THREADS=1 $(COMFY)/bin/python -m pytest comfyui/tests -n 2 --dist loadfile
 

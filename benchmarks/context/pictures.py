@@ -51,11 +51,11 @@ class Pictures:
 
 
 def draw(kind: str, count: int, generator: Generator, grid: int = GRID) -> Pictures:
-    """`count` pictures of a kind, one of DRAWN.
+    """`count` pictures of a kind, one of KINDS.
 
     Training begins with smaller ones, down to 8 tokens a side, where there is room for one ring.
     """
-    return DRAWN[kind](_Canvas(count, generator, grid))
+    return KINDS[kind](_Canvas(count, generator, grid))
 
 
 class _Canvas:
@@ -237,6 +237,35 @@ def repeat(on: _Canvas) -> Pictures:
     return on.done(torch.stack(tell, 1))
 
 
+def line(on: _Canvas) -> Pictures:
+    """A thick line across, down or aslant on plain ground, broken off around the mask."""
+    on.ground_B = torch.zeros_like(on.ground_B)
+    ground = on.colour(on.B, 3)
+    ink = on.colour(on.B, 3)
+    ink = torch.where((ink - ground).abs().sum(1, keepdim=True) < 1.5, -0.8 * ground.sign(), ink)
+    middle = torch.randint(PATCH, 2 * PATCH + 1, (2, on.B), generator=on.generator)
+    y_BH, x_BW = (
+        torch.arange(on.side) - (PATCH * at + by)[:, None]
+        for at, by in zip((on.top_B, on.left_B), middle, strict=True)
+    )
+    y_BH1, x_B1W = y_BH[:, :, None].expand(-1, -1, on.side), x_BW[:, None]
+    ways = [y_BH1.abs() <= 2, (x_B1W + 0 * y_BH1).abs() <= 2]
+    ways += [(y_BH1 - x_B1W).abs() <= 3, (y_BH1 + x_B1W).abs() <= 3]
+    way_B = torch.randint(0, len(ways), (on.B,), generator=on.generator)
+    drawn_BHW = torch.stack(ways, 1)[torch.arange(on.B), way_B]
+    # A slanted line near a corner shows nowhere.
+    far_Bhw = _touched(drawn_BHW) & ~on.edit_Bhw
+    drawn_BHW = torch.where(far_Bhw.flatten(1).any(1)[:, None, None], drawn_BHW, ways[0])
+    around_Bhw = on.edit_Bhw & ~on.mask_Bhw
+    on.image_B3HW = ground[..., None, None].expand_as(on.image_B3HW)
+    on.fill((drawn_BHW & ~enlarge(around_Bhw))[:, None], ink[..., None, None])
+    return on.done(_touched(drawn_BHW)[:, None])
+
+
+def _touched(drawn_BHW: Tensor) -> Tensor:
+    """Tokens that hold any of the pixels."""
+    return F.max_pool2d(drawn_BHW.float(), PATCH) > 0
+
+
 Kind = Callable[[_Canvas], Pictures]
-KINDS: dict[str, Kind] = {kind.__name__: kind for kind in (spot, legend)}  # trained on
-DRAWN: dict[str, Kind] = KINDS | {kind.__name__: kind for kind in (row, twin, repeat)}
+KINDS: dict[str, Kind] = {k.__name__: k for k in (spot, legend, row, twin, repeat, line)}

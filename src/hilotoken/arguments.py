@@ -28,6 +28,22 @@ def takes_mask(pipe: Any) -> bool:
     return "mask_image" in _parameters(pipe)
 
 
+def photo_name(pipe: Any) -> str:
+    """What the pipeline calls the photo.
+
+    Raises TypeError if it takes none.
+    """
+    for name in PHOTOS:
+        if name in _parameters(pipe):
+            return name
+    raise TypeError(f"{type(pipe).__name__} takes no photo: there is none to open")
+
+
+def mask_name(pipe: Any) -> str:
+    """What the pipeline, or else `compress`, calls the mask."""
+    return next((name for name in MASKS if name in _parameters(pipe)), "mask_image")
+
+
 def _parameters(pipe: Any) -> set[str]:
     """Of the call, those that a subclass takes by **kwargs and hands on included."""
     calls = [vars(cls)["__call__"] for cls in type(pipe).__mro__ if "__call__" in vars(cls)]

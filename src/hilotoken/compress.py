@@ -35,11 +35,13 @@ from .composite import composite_images
 from .decode import WAYS
 from .grid import as_batch
 from .layout import layout_of
+from .lending import Opened
 from .method import Method
 from .methods import Within, as_method, preset
 from .methods.udit import check_phases
 from .plan import whole_plan
 from .record import Run, brief
+from .session import MEMORY, Session
 from .timing import Stopwatch
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ def compress(
     feather: int = 0,
     match: bool = False,
     decode: str = "auto",
+    encode: str = "auto",
 ) -> "Compressed":
     """A callable that stands in for the pipeline and runs it compressed.
 
@@ -70,7 +73,10 @@ def compress(
         feather: pixels over which the edit is blended in, inside the mask
         match: lead the edit's colours to the photo's along the mask's border, see `match_border`
         decode: "region" decodes what the mask needs alone, "whole" all; "auto" a region where a
-            crop of the latents decodes to the same pixels, as the autoencoder itself tells
+            crop of the latents decodes to the same pixels, as the autoencoder itself tells, and
+            the whole by `Dense()`, which compresses nothing
+        encode: the same for what is encoded: of a picture that is the photo but for the mask, or
+            but for an edit, "region" encodes the difference alone; to rounding the same latents
 
     Raises:
         TypeError: the pipeline is not one that can be compressed, and the message lists those that
@@ -81,6 +87,7 @@ def compress(
         raise TypeError("this pipeline is compressed already: compress the pipeline it wraps")
     feather, match = whole(0)("feather", feather), flag("match", match)
     choice(*WAYS)("decode", decode)
+    choice(*WAYS)("encode", encode)
     method = as_method(method, partial(_preset_for, pipe))
     method = method if inside is None else Within(method, inside)
     if not (method.site == "blocks" and makes_from_text(pipe)):
@@ -96,7 +103,7 @@ def compress(
     if method.inner:
         layout_of(pipe.transformer)
     check_phases(pipe.transformer, method)
-    return Compressed(pipe, method, feather, match, decode)
+    return Compressed(pipe, method, feather, match, decode, encode)
 
 
 def _preset_for(pipe: Any, name: str) -> Method:
@@ -107,12 +114,15 @@ def _preset_for(pipe: Any, name: str) -> Method:
 class Compressed:
     """See `compress`. `last_run` holds the record of the last call that ended well."""
 
-    _OWN = frozenset({"pipe", "method", "feather", "match", "decode", "last_run"})
+    _OWN = frozenset({"pipe", "method", "feather", "match", "decode", "encode", "last_run"})
     pipe: Any  # pipelines have no call in common that a type could state
 
-    def __init__(self, pipe: Any, method: Any, feather: int, match: bool, decode: str) -> None:
+    def __init__(
+        self, pipe: Any, method: Any, feather: int, match: bool, decode: str, encode: str
+    ) -> None:
         self.pipe, self.method = pipe, method
-        self.feather, self.match, self.decode = feather, match, decode
+        self.feather, self.match = feather, match
+        self.decode, self.encode = decode, encode
         self.last_run: Run | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -135,7 +145,7 @@ class Compressed:
         return f"<{type(self.pipe).__name__} compressed by {brief(self.method)}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        own = self.pipe, self.method, self.feather, self.match, self.decode
+        own = self.pipe, self.method, self.feather, self.match, self.decode, self.encode
         return Compressed, own, {"last_run": self.last_run}
 
     def to(self, *args: Any, **kwargs: Any) -> "Compressed":
@@ -145,18 +155,34 @@ class Compressed:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The pipeline's own arguments and output."""
+        return self._call(args, kwargs)
+
+    def open(
+        self,
+        photo: Any,
+        *,
+        memory: int = MEMORY,
+        reuse_context: bool = False,
+        offload: bool = False,
+    ) -> Session:
+        """Open a photo, to edit it several times: see `Session`."""
+        return Session(self, self._call, photo, memory, reuse_context, offload)
+
+    def _call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], opened: Opened | None = None
+    ) -> Any:
         method = self.method
         if method.site == "call":
 
             def edit(by: Method, given: dict[str, Any]) -> tuple[Any, Run]:
-                return self._edit(by, (), given)
+                return self._edit(by, (), given, opened)
 
             given = named(self.pipe, args, kwargs)
             output, run = method.run(edit, self.pipe, given, self.feather)
         elif method.site == "blocks" and makes_from_text(self.pipe):
             output, run = self._generate(method, args, kwargs)
         else:
-            output, run = self._edit(method, args, kwargs)
+            output, run = self._edit(method, args, kwargs, opened)
         self.last_run = replace(run, method=method)
         return output
 
@@ -186,7 +212,11 @@ class Compressed:
         )
 
     def _edit(
-        self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        method: Method,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        opened: Opened | None,
     ) -> tuple[Any, Run]:
         """Under a mask, by what the pipeline makes of photo and mask."""
         given = named(self.pipe, args, kwargs)
@@ -204,7 +234,8 @@ class Compressed:
         cropped = check_crop(self.pipe, given)
         args, kwargs = with_plain_masks(self.pipe, args, kwargs)
         started = time.perf_counter()
-        with attached(self.pipe, method, mask_image, self.decode) as run:
+        ways = self.decode, self.encode
+        with attached(self.pipe, method, mask_image, *ways, opened) as run:
             output = self.pipe(*args, **kwargs)
         if cropped:  # the pipeline has pasted it back: the whole photo, at its own size
             output = self._composite(output, as_batch(image, 3).float(), read_mask(mask_image))

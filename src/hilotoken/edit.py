@@ -1,6 +1,7 @@
 """Edit a photo of any size by any supported pipeline; only masked pixels are put back."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ import numpy as np
 from PIL import Image
 
 from .adapters import family_of
-from .composite import feather_weight, match_border
-from .compress import compress
+from .composite import feather_weight
+from .compress import Compressed, compress
 from .methods import Method
 from .photo import Photo, load_mask, load_photo
+from .progress import Stage, Told, following
 from .record import Run
 from .region import CONTEXT, Region, choose_regions
 from .request import Request, arguments_for, working_size
@@ -82,6 +84,7 @@ def edit_photo(
     context: float = CONTEXT,
     feather: int = 0,
     match: bool = True,
+    progress: Told | None = None,
 ) -> Edit:
     """Edit the masked part of a photo; every other sample of it stays as it was, bit for bit.
 
@@ -99,6 +102,8 @@ def edit_photo(
         context: share of the mask's longer side that is shown to the pipeline on each side of it
         feather: pixels of the photo over which the edit is blended in, inside the mask
         match: lead the edit's colours to the photo's along the mask's border, see `match_border`
+        progress: called with a `Stage` at every stage and after every step; what it raises breaks
+            the edit off there, and the pipeline is as it was
 
     Raises:
         ValueError: an empty mask, a mask of another size, an option out of range or one that this
@@ -121,8 +126,13 @@ def edit_photo(
     token = family_of(pipe).token_pixels
     regions = choose_regions(painted, working_size(pipe, size), context, token)
     parts, edited = [], photo
-    for region in regions:
-        part = _edit_region(pipe, photo, painted, region, method, request, match)
+    fast = compress(pipe, method, match=match)
+    for number, region in enumerate(regions):
+        with ExitStack() as stack:
+            if progress:
+                stage = Stage("encode", number, len(regions))
+                stack.enter_context(following(pipe, region, stage, progress))
+            part = _edit_region(fast, photo, painted, region, request)
         edited = _paste(edited, painted, part, feather)
         parts.append(part)
     return Edit(edited, tuple(parts))
@@ -150,22 +160,13 @@ def _as_mask(mask: np.ndarray | Image.Image | str | Path, photo: Photo) -> np.nd
 
 
 def _edit_region(
-    pipe: Any,
-    photo: Photo,
-    mask: np.ndarray,
-    region: Region,
-    method: Method | str | None,
-    request: Request,
-    match: bool,
+    fast: Compressed, photo: Photo, mask: np.ndarray, region: Region, request: Request
 ) -> Part:
     before, small = region.take_photo(photo), region.take_mask(mask)
     if request.control is not None:
         request = replace(request, control=region.take(request.control))
-    fast = compress(pipe, method)
-    output: Any = fast(**arguments_for(pipe, request, before, small))
+    output: Any = fast(**arguments_for(fast.pipe, request, before, small))
     after = output.images[0].convert("RGB").resize(before.size, Image.Resampling.LANCZOS)
-    if match:
-        after = Image.fromarray(match_border(np.asarray(before), np.asarray(after), small))
     assert fast.last_run is not None
     return Part(region, before, small, after, fast.last_run)
 
