@@ -144,10 +144,12 @@ def selections(case: Case) -> dict[str, tuple[Any, int]]:
         "whole, 1 ring, once": replace(WHOLE, dilate=1, refresh=once),
         "detail 40 %, once": replace(NOTHING, detail=0.4, refresh=once),
         "paper, twice": replace(paper, refresh=twice),
+        "detail, twice": HiLo(coarse=0, bucket=1, refresh=twice),
         "sampled 2, twice": replace(sampled, refresh=twice),
         "sampled 2, twice, no weights": replace(sampled, weights=False, refresh=twice),
         "sampled 3, twice": replace(sampled, cell=3, refresh=twice),
         "detail and sampled 3, twice": HiLo(context="sampled", cell=3, bucket=1, refresh=twice),
+        "detail and sampled 3, once": HiLo(context="sampled", cell=3, bucket=1, refresh=once),
         "sampled 2, 1 ring, twice": replace(sampled, dilate=1, refresh=twice),
         "foveated, twice": foveated(1.0, bucket=1, refresh=twice),
     }
