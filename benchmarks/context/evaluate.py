@@ -8,7 +8,6 @@ N grid tokens, C channels of x_t.
 """
 
 import argparse
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,7 +32,7 @@ from .selections import Attended, Needed, Pyramid, Spread, experimental, foveate
 
 STEPS = 8
 SIGMAS = (1.0, 0.8, 0.6, 0.4, 0.2)
-HELD_OUT, BATCH = 400, 24  # pictures a kind, and in one call
+HELD_OUT, BATCH = 400, 20  # pictures a kind, and under one mask
 LEARNED = [kind for kind in KINDS if kind != "repeat"]  # which no model here solves
 SOLVED = 20.0  # dB in the mask, of a range of 2
 NOTHING = HiLo(detail=0.0, coarse=0, bucket=1)
@@ -75,11 +74,17 @@ class Case:
 
 
 def held_out(kind: str, count: int) -> list[Case]:
-    """Pictures that no training draws: their generator's seed is beyond those of any step."""
-    generator = Generator().manual_seed(10**12 + list(KINDS).index(kind))
-    drawn = draw(kind, HELD_OUT, generator)
-    parts = [{k: v[i : i + 1] for k, v in vars(drawn).items()} for i in range(count)]
-    return [Case(kind, i, Pictures(**part)) for i, part in enumerate(parts)]
+    """Pictures that no training draws: their generators' seeds are beyond those of any step.
+
+    Every BATCH of them lie under one mask, so that one call can fill them.
+    """
+    cases: list[Case] = []
+    while len(cases) < count:
+        seed = 10**12 + 1000 * list(KINDS).index(kind) + len(cases)
+        drawn = draw(kind, BATCH, Generator().manual_seed(seed), one_mask=True)
+        parts = [{k: v[i : i + 1] for k, v in vars(drawn).items()} for i in range(BATCH)]
+        cases += [Case(kind, len(cases) + i, Pictures(**part)) for i, part in enumerate(parts)]
+    return cases[:count]
 
 
 def arguments(cases: Sequence[Case], model: ContextModel) -> dict[str, Any]:
@@ -139,10 +144,12 @@ def selections(case: Case) -> dict[str, tuple[Any, int]]:
         "whole, 1 ring, once": replace(WHOLE, dilate=1, refresh=once),
         "detail 40 %, once": replace(NOTHING, detail=0.4, refresh=once),
         "paper, twice": replace(paper, refresh=twice),
+        "detail, twice": HiLo(coarse=0, bucket=1, refresh=twice),
         "sampled 2, twice": replace(sampled, refresh=twice),
         "sampled 2, twice, no weights": replace(sampled, weights=False, refresh=twice),
         "sampled 3, twice": replace(sampled, cell=3, refresh=twice),
         "detail and sampled 3, twice": HiLo(context="sampled", cell=3, bucket=1, refresh=twice),
+        "detail and sampled 3, once": HiLo(context="sampled", cell=3, bucket=1, refresh=once),
         "sampled 2, 1 ring, twice": replace(sampled, dilate=1, refresh=twice),
         "foveated, twice": foveated(1.0, bucket=1, refresh=twice),
     }
@@ -280,9 +287,12 @@ def _measure(given: argparse.Namespace, out: Path) -> None:
     torch.set_num_threads(1)
     bench = Bench(given.model)
     done = {(r["kind"], int(r["number"]), r["selection"]) for r in read(out)}
-    cases = [case for kind in LEARNED for case in held_out(kind, given.pictures)]
+    kinds = [held_out(kind, given.pictures) for kind in LEARNED]
+    starts = range(0, given.pictures, BATCH)
+    # Kinds by turns, so that what is broken off is still a sample of all.
+    groups = [cases[start : start + BATCH] for start in starts for cases in kinds]
     with experimental():
-        for group in tqdm(_by_mask(cases), unit="mask"):
+        for group in tqdm(groups, unit="mask"):
             dense_BNC = bench.fill(group, Dense())[0]
             for name, (method, _) in selections(group[0]).items():
                 limit = given.looked if looks(method) else given.pictures
@@ -299,14 +309,6 @@ def _measure(given: argparse.Namespace, out: Path) -> None:
                         some = [group[i] for i in left]
                         for row in bench.rows(some, name, dense_BNC[left], velocities=quick):
                             append(out, row)
-
-
-def _by_mask(cases: list[Case]) -> list[list[Case]]:
-    """Pictures of all kinds that share a mask, at most BATCH of them; those of low number first."""
-    groups: dict[tuple[int, ...], list[Case]] = defaultdict(list)
-    for case in sorted(cases, key=lambda case: case.number):
-        groups[case.hidden].append(case)
-    return [mine[i : i + BATCH] for mine in groups.values() for i in range(0, len(mine), BATCH)]
 
 
 if __name__ == "__main__":

@@ -136,9 +136,10 @@ def selections(model: str) -> str:
 
 
 def grounds(model: str) -> str:
-    """What each selection solves on plain, smooth and textured grounds, all kinds together."""
+    """What each selection solves on each ground; lines, on plain ground alone, left out."""
     lines = []
-    for (name,), mine in by(rows_of(model), "selection").items():
+    rows = [row for row in rows_of(model) if row["kind"] != "line"]
+    for (name,), mine in by(rows, "selection").items():
         parts = by(mine, "ground")
         lines.append([name, *(share(parts[(ground,)]) for ground in GROUNDS)])
     return markdown(["selection", *(f"{ground}, solved %" for ground in GROUNDS)], lines)

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from .methods import METHODS, PRESETS, Dense, HiLo, Refresh, plan_tokens
     from .model import load_model
     from .plan import TokenPlan
+    from .progress import Stage
     from .record import Run
+    from .session import Session
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,6 +35,8 @@ __all__ = [
     "HiLo",
     "Refresh",
     "Run",
+    "Session",
+    "Stage",
     "TokenPlan",
     "__version__",
     "check",
@@ -51,7 +55,9 @@ _ROOMS = {
     "methods": ("METHODS", "PRESETS", "Dense", "HiLo", "Refresh", "plan_tokens"),
     "model": ("load_model",),
     "plan": ("TokenPlan",),
+    "progress": ("Stage",),
     "record": ("Run",),
+    "session": ("Session",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

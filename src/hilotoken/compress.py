@@ -19,6 +19,7 @@ from .arguments import (
     PHOTOS,
     check_crop,
     check_pixels,
+    exact_mask,
     exact_photo,
     first_of,
     makes_from_text,
@@ -242,7 +243,10 @@ class Compressed:
             assert run.source is not None  # else the first step refused
             assert run.mask_B1HW is not None
             photo_B3HW = exact_photo(image, run.source.photo_B3HW)
-            output = self._composite(output, photo_B3HW, run.mask_B1HW)
+            mask_B1HW = run.mask_B1HW
+            if not takes_mask(self.pipe):
+                mask_B1HW = exact_mask(mask_image, mask_B1HW)
+            output = self._composite(output, photo_B3HW, mask_B1HW)
         return output, run.record(method, time.perf_counter() - started)
 
     def _composite(self, output: Any, photo_B3HW: Tensor, mask_B1HW: Tensor) -> Any:

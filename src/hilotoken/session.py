@@ -23,7 +23,7 @@ from .lending import Lending, Opened
 from .memory import Memory
 from .record import Run, brief
 
-MEMORY = 4 * 2**30  # bytes
+MEMORY = 8 * 2**30  # bytes: FLUX.1's whole context takes 2 GiB a refresh at 1024 px
 
 
 class Session:
@@ -108,14 +108,10 @@ class Session:
         return self._variations(mask, range(seed, seed + count), arguments)
 
     def _variations(self, mask: Any, seeds: range, arguments: dict[str, Any]) -> Iterator[Any]:
-        room = self.memory
-        if not self.reuse_context:
-            room = Memory((self.memory.limit or 0) - self.bytes)
+        room = Memory((self.memory.limit or 0) - self.bytes)
         for seed in seeds:
-            first = seed == seeds[0]
-            lends = first and len(seeds) > 1
-            lending = Lending(room, noise=first, keep=lends, device=self._device)
-            yield self._edit(mask, seed, arguments, lending)
+            lends = seed == seeds[0] and len(seeds) > 1
+            yield self._edit(mask, seed, arguments, Lending(room, lends, self._device, True))
 
     def accept(self, image: Any) -> None:
         """Make a result the photo: the next edit starts from it, and encodes the change alone.

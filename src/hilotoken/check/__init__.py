@@ -97,13 +97,17 @@ def check(
     chosen = methods_to_check(methods or {}, steps)
     arguments = _arguments(pipe, asked, subjects[0])
     arguments(steps)  # what the pipeline does not take is said now
+    perceptual = load_lpips(Path(lpips)) if lpips else None
     around = environment(pipe)
     name = name or str(pipe.config.get("_name_or_path") or type(pipe).__name__)
     settings = _settings(pipe, name, asked, side, rounds, chosen, around) | {
         "edits": [key_of(case) for case in subjects], "lpips": bool(lpips)
     }  # fmt: skip
     journal = Journal(Path(folder) if folder else None, settings)
-    tell = _Teller(progress, PROMISES, subjects, journal, len(chosen), rounds)
+    left = _left(subjects, journal)
+    warm_ups = len({_warmth(pipe, case) for case in left})
+    runs = len(chosen) * (warm_ups + rounds * len(left))
+    tell = _Teller(progress, runs + (0 if journal.promises else PROMISES))
     if not journal.promises:
         presets = [method for method in chosen.values() if isinstance(method, str)]
         promises = []
@@ -111,7 +115,6 @@ def check(
             promises.append(promise)
             tell(promise.name)
         journal.keep_promises(promises)
-    perceptual = load_lpips(Path(lpips)) if lpips else None
     bench = Bench(pipe, asked, chosen, rounds, perceptual, tell)
     _measure(bench, subjects, journal, fewest, needs_control(pipe))
     ordered = {key_of(case): journal.measured[key_of(case)] for case in subjects}
@@ -123,16 +126,23 @@ def check(
 def _measure(
     bench: Bench, subjects: Sequence[Case], journal: Journal, fewest: int, controlled: bool
 ) -> None:
-    """Every case that is not there yet, the first of each class after a warm-up."""
+    """Every case that is not there yet, the first after a warm-up."""
     warm: set[str] = set()
-    for case in subjects:
-        if key_of(case) in journal.measured:
-            continue
+    for case in _left(subjects, journal):
         control = control_of(case) if controlled else None
-        if case.mask_class not in warm:
+        if (kind := _warmth(bench.pipe, case)) not in warm:
             bench.warm_up(case, control, fewest)
-            warm.add(case.mask_class)
+            warm.add(kind)
         journal.keep(case, bench.measure(case, control), bench.refused)
+
+
+def _left(subjects: Sequence[Case], journal: Journal) -> list[Case]:
+    return [case for case in subjects if key_of(case) not in journal.measured]
+
+
+def _warmth(pipe: Any, case: Case) -> str:
+    """What a warm-up is good for: on a GPU a class of masks, whose lengths are alike."""
+    return case.mask_class if pipe._execution_device.type != "cpu" else "all"
 
 
 def _arguments(pipe: Any, asked: dict[str, Any], case: Case) -> Callable[[int], dict[str, Any]]:
@@ -170,21 +180,8 @@ def _settings(
 class _Teller:
     """Counts runs for `progress`."""
 
-    def __init__(
-        self,
-        progress: Progress | None,
-        promises: int,
-        subjects: Sequence[Case],
-        journal: Journal,
-        methods: int,
-        rounds: int,
-    ) -> None:
-        left = [case for case in subjects if key_of(case) not in journal.measured]
-        classes = len({case.mask_class for case in left})
-        self.progress, self.done = progress, 0
-        self.total = (0 if journal.promises else promises) + methods * (
-            classes + rounds * len(left)
-        )
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.done, self.total = progress, 0, total
 
     def __call__(self, text: str) -> None:
         self.done += 1

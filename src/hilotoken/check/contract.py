@@ -6,7 +6,7 @@ mean square of a difference over that of what it is taken from.
 B batch, N tokens of the grid, T image tokens of a call, K tokens that run, S keys, C channels.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ class Promise:
 
 
 def contract(
-    pipe: Any, arguments: Arguments, fewest: int, methods: list[Method | str]
+    pipe: Any, arguments: Arguments, fewest: int, methods: Sequence[Method | str]
 ) -> Iterator[Promise]:
     """Hold a pipeline to what compression promises, by a few edits of `fewest` steps.
 
@@ -195,7 +195,9 @@ def _outside(pipe: Any, given: dict[str, Any]) -> Promise:
     return Promise(name, not outside.any(), found)
 
 
-def _compiled(pipe: Any, arguments: Arguments, fewest: int, methods: list[Method | str]) -> Promise:
+def _compiled(
+    pipe: Any, arguments: Arguments, fewest: int, methods: Sequence[Method | str]
+) -> Promise:
     """No graph is compiled for a third mask, once two went by."""
     name = "no graph is compiled anew for another mask"
     if not any_compiled(pipe.transformer):
