@@ -68,6 +68,8 @@ class Running:
         self._prompts = Prompts(pipe, opened.memory) if opened else None
         self._call: Call = {}  # the one under way, whole
         self._inside = ExitStack()  # what is put inside the transformer for `short`
+        self._cache = ExitStack()  # what names the branch of guidance to a step cache of diffusers
+        self._cached = bool(getattr(self.transformer, "is_cache_enabled", False))
 
     def use(self, plan: TokenPlan) -> None:
         """Run by this plan from the next call on, whatever ran before.
@@ -80,6 +82,8 @@ class Running:
         if plan.grid != self.source.grid:
             raise ValueError(f"the plan is for a grid of {plan.grid}, the run's {self.source.grid}")
         before = self.short.inside if self.short else None
+        if self._cached and self.short:  # what was kept is of another length
+            self.transformer._reset_stateful_cache()  # pyright: ignore[reportCallIssue]
         self.plan = plan
         short: ShortCall = self.family.short.of(
             self.family, plan, self.source, self.mask_B1HW, self._call
@@ -203,16 +207,18 @@ class Running:
         """The call, shorter."""
         self._call = call = bind_call(module, args, kwargs)
         self.clock.tick()
+        if self.short and self.clock.branch == 0:
+            self._replan()
+        self._name_branch()
         if self.short is None:
             return None
-        if self.clock.branch == 0:
-            self._replan()
         if self.reuse:
             call = self.reuse.before(call)
         return (), self.short.shorten(call, self.clock.sigma)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Call, output: Any) -> Any:
         """The answer, whole again."""
+        self._cache.close()
         if self.short is None:
             return None
         velocity = self.short.restore(output[0], self._call, self.clock.sigma)
@@ -225,6 +231,13 @@ class Running:
             return (velocity, *output[1:])
         output.sample = velocity
         return output
+
+    def _name_branch(self) -> None:
+        """Open a context for a step cache of diffusers: many pipelines do not, and it needs one."""
+        if self._cached:
+            self._cache.close()
+            name = f"branch {self.clock.branch}"
+            self._cache.enter_context(self.transformer.cache_context(name))  # pyright: ignore[reportCallIssue]
 
     def _replan(self) -> None:
         assert self.plan is not None
@@ -258,6 +271,7 @@ def attached(
         stack.enter_context(hooked(transformer, run.before, run.after))
         stack.enter_context(run.watch.watch("dit", transformer))
         stack.callback(run._inside.close)
+        stack.callback(run._cache.close)
 
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: Call) -> None:
             run.begin(module, args, kwargs, seen)
