@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .batch import edit_photos
     from .compress import Compressed, compress
     from .edit import edit_photo
-    from .methods import METHODS, PRESETS, Dense, HiLo, Refresh, plan_tokens
+    from .methods import METHODS, PRESETS, Dense, Find, HiLo, Refresh, plan_tokens
     from .model import load_model
     from .plan import TokenPlan
     from .record import Run
@@ -29,6 +29,7 @@ __all__ = [
     "PRESETS",
     "Compressed",
     "Dense",
+    "Find",
     "HiLo",
     "Refresh",
     "Run",
@@ -45,7 +46,7 @@ _ROOMS = {
     "batch": ("edit_photos",),
     "compress": ("Compressed", "compress"),
     "edit": ("edit_photo",),
-    "methods": ("METHODS", "PRESETS", "Dense", "HiLo", "Refresh", "plan_tokens"),
+    "methods": ("METHODS", "PRESETS", "Dense", "Find", "HiLo", "Refresh", "plan_tokens"),
     "model": ("load_model",),
     "plan": ("TokenPlan",),
     "record": ("Run",),

@@ -29,13 +29,14 @@ from .arguments import (
 )
 from .attach import attached, vae_parts
 from .blocks.attach import placed
-from .checks import choice, flag, whole
+from .checks import choice, flag, unless_none, whole
 from .composite import composite_images
 from .decode import WAYS
 from .grid import as_batch
 from .layout import layout_of
 from .method import Method
-from .methods import Within, as_method, preset
+from .methods import Dense, Within, as_method, preset
+from .methods.find import Find
 from .methods.udit import check_phases
 from .plan import whole_plan
 from .record import Run, brief
@@ -53,6 +54,7 @@ def compress(
     feather: int = 0,
     match: bool = False,
     decode: str = "auto",
+    keep: str | None = None,
 ) -> "Compressed":
     """A callable that stands in for the pipeline and runs it compressed.
 
@@ -70,6 +72,9 @@ def compress(
         match: lead the edit's colours to the photo's along the mask's border, see `match_border`
         decode: "region" decodes what the mask needs alone, "whole" all; "auto" a region where a
             crop of the latents decodes to the same pixels, as the autoencoder itself tells
+        keep: "found": no mask is given; what the run changed is found when it ends, and all else is
+            the photo's own pixels. Every token runs. To find it early, which saves most of the
+            steps, give `HiLo(find=True)` instead
 
     Raises:
         TypeError: the pipeline is not one that can be compressed, and the message lists those that
@@ -80,7 +85,8 @@ def compress(
         raise TypeError("this pipeline is compressed already: compress the pipeline it wraps")
     feather, match = whole(0)("feather", feather), flag("match", match)
     choice(*WAYS)("decode", decode)
-    method = as_method(method, partial(_preset_for, pipe))
+    unless_none(choice("found"))("keep", keep)
+    method = Dense() if keep and method is None else as_method(method, partial(_preset_for, pipe))
     method = method if inside is None else Within(method, inside)
     if not (method.site == "blocks" and makes_from_text(pipe)):
         try:
@@ -95,7 +101,23 @@ def compress(
     if method.inner:
         layout_of(pipe.transformer)
     check_phases(pipe.transformer, method)
-    return Compressed(pipe, method, feather, match, decode)
+    if keep or method.find:
+        _check_finds(pipe, method, keep)
+    return Compressed(pipe, method, feather, match, decode, keep)
+
+
+def _check_finds(pipe: Any, method: Method, keep: str | None) -> None:
+    """Raise ValueError where no region can be found, or needs a mask in the first place."""
+    if keep and (method.shortens or method.site == "call"):
+        raise ValueError(
+            f"keep={keep!r} finds what changed once every token ran, and {brief(method)} runs a "
+            "part by a mask: leave one out, or give HiLo(find=True)"
+        )
+    if makes_from_text(pipe) or not family_of(pipe).shown_photo:
+        raise ValueError(
+            f"{type(pipe).__name__} is not shown the photo beside the noise, and changes all of "
+            "it: a region is found of instruction editing, such as FluxKontextPipeline"
+        )
 
 
 def _preset_for(pipe: Any, name: str) -> Method:
@@ -106,11 +128,19 @@ def _preset_for(pipe: Any, name: str) -> Method:
 class Compressed:
     """See `compress`. `last_run` holds the record of the last call that ended well."""
 
-    _OWN = frozenset({"pipe", "method", "feather", "match", "decode", "last_run"})
+    _OWN = frozenset({"pipe", "method", "feather", "match", "decode", "keep", "last_run"})
     pipe: Any  # pipelines have no call in common that a type could state
 
-    def __init__(self, pipe: Any, method: Any, feather: int, match: bool, decode: str) -> None:
-        self.pipe, self.method = pipe, method
+    def __init__(
+        self,
+        pipe: Any,
+        method: Any,
+        feather: int,
+        match: bool,
+        decode: str,
+        keep: str | None = None,
+    ) -> None:
+        self.pipe, self.method, self.keep = pipe, method, keep
         self.feather, self.match, self.decode = feather, match, decode
         self.last_run: Run | None = None
 
@@ -134,7 +164,7 @@ class Compressed:
         return f"<{type(self.pipe).__name__} compressed by {brief(self.method)}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        own = self.pipe, self.method, self.feather, self.match, self.decode
+        own = self.pipe, self.method, self.feather, self.match, self.decode, self.keep
         return Compressed, own, {"last_run": self.last_run}
 
     def to(self, *args: Any, **kwargs: Any) -> "Compressed":
@@ -187,23 +217,29 @@ class Compressed:
     def _edit(
         self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Run]:
-        """Under a mask, by what the pipeline makes of photo and mask."""
+        """Under a mask, given or found, by what the pipeline makes of photo and mask."""
         given = named(self.pipe, args, kwargs)
         if not takes_mask(self.pipe):
             kwargs = {name: value for name, value in kwargs.items() if name != "mask_image"}
         image, mask_image = first_of(given, PHOTOS), first_of(given, MASKS)
-        if mask_image is None:
+        find = method.find or (Find() if self.keep else None)
+        if find and mask_image is not None:
+            raise ValueError(
+                "mask_image was given, and the region is to be found: leave out the mask, or give "
+                "a method without find and no keep"
+            )
+        if mask_image is None and not find:
             raise ValueError(
                 "mask_image was not given: there is nothing to compress by; give one, white where "
                 "the photo is to be edited, or call the pipeline itself"
             )
         check_pixels("image", image, lowest=-1)  # which pipelines take as [-1, 1]
-        if not read_mask(mask_image).any():
+        if not find and not read_mask(mask_image).any():
             raise ValueError("mask_image has nothing in it: paint white where the photo may change")
         cropped = check_crop(self.pipe, given)
         args, kwargs = with_plain_masks(self.pipe, args, kwargs)
         started = time.perf_counter()
-        with attached(self.pipe, method, mask_image, self.decode) as run:
+        with attached(self.pipe, method, mask_image, self.decode, find) as run:
             output = self.pipe(*args, **kwargs)
         if cropped:  # the pipeline has pasted it back: the whole photo, at its own size
             output = self._composite(output, as_batch(image, 3).float(), read_mask(mask_image))

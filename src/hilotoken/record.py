@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+from torch import Tensor
+
 from .plan import TokenPlan
 
 
@@ -19,6 +21,10 @@ class Run:
     kept_bytes: memory that its keys and values took
     blocks_run: share of the blocks that ran, where a step cache skips some
     decoded: share of the latents that were decoded, where a region is enough
+    mask:    [B, 1, H, W] in the pipeline's pixels: whose pixels are the run's; the mask that was
+             given, or the region found. None where the whole picture is made
+    reasons: where the region was to be found: why every token ran, and why none of the photo was
+             put back
     """
 
     plan: TokenPlan
@@ -34,6 +40,8 @@ class Run:
     kept_bytes: int = 0
     blocks_run: float = 1.0
     decoded: float = 1.0
+    mask: Tensor | None = None
+    reasons: tuple[str, ...] = ()
 
     @property
     def tokens_full(self) -> int:
@@ -83,6 +91,8 @@ class Run:
             "kept_bytes": self.kept_bytes,
             "blocks_run": self.blocks_run,
             "decoded": self.decoded,
+            "masked": None if self.mask is None else (self.mask > 0).float().mean().item(),
+            "reasons": list(self.reasons),
         }
 
     def __str__(self) -> str:
@@ -94,7 +104,7 @@ class Run:
         if self.blocks_run < 1:
             inside.append(f"blocks {self.blocks_run:.0%}")
         seconds = f"DiT {self.dit_seconds:.2f} s, VAE {self.vae_seconds:.2f} s"
-        parts = [share, steps, *inside, seconds, f"in all {self.total_seconds:.2f} s"]
+        parts = [share, steps, *inside, *self.reasons, seconds, f"in all {self.total_seconds:.2f} s"]
         return f"{brief(self.method)}: {'; '.join(parts)}"
 
     def __repr__(self) -> str:

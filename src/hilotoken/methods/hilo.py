@@ -16,6 +16,7 @@ from ..grid import dilate, touch
 from ..method import Method
 from ..plan import POSITIONS, REFERENCES, TokenPlan, cells_of
 from ..scores import SCORES, ScoreSpec, check_score, score
+from .find import Find, as_find
 from .refresh import Refresh, refreshed
 
 CONTEXTS = ("frequency", "sampled")
@@ -50,6 +51,9 @@ class HiLo(Method):
                 FLUX.2) is shortened by the same plan; "whole": it is not
     refresh:    context computed seldom, its keys and values kept between: a `Refresh`, or in short
                 its `at`: a count of steps, the steps themselves, or "auto". None: at every step
+    find:       no mask is given: the region is found during the run, see `Find`; True, or a number
+                of dense steps, for short. The whole context runs then, twice unless `refresh` says
+                otherwise, counted from the last dense step
     bucket:     the length is rounded up to a multiple of this with the next-best detail tokens
     seed:       of the random choices
 
@@ -73,6 +77,7 @@ class HiLo(Method):
     )
     bucket: int = 64
     seed: int = 0
+    find: Find | int | None = field(default=None, metadata={"options": Find})
 
     def __post_init__(self) -> None:
         settle(
@@ -91,7 +96,10 @@ class HiLo(Method):
             refresh=refreshed,
             bucket=whole(1),
             seed=whole(0, SEED),
+            find=as_find,
         )
+        if self.find is not None:
+            self._find_by_the_whole()
         if self.coarse == 1:
             raise ValueError("coarse=1 would copy every token: use 2 or more, or 0 for none")
         sampled = self.context == "sampled"
@@ -106,6 +114,18 @@ class HiLo(Method):
     def _unless_given(self, name: str, value: object) -> None:
         if getattr(self, name) is None:
             object.__setattr__(self, name, value)
+
+    def _find_by_the_whole(self) -> None:
+        """A region is found, and tokens join it, where all of them are looked at."""
+        whole_context = {"detail": 1.0, "coarse": 0, "context": "frequency", "score": "laplacian"}
+        for name, value in whole_context.items():
+            self._unless_given(name, value)
+            if (given := getattr(self, name)) != value:
+                raise ValueError(
+                    f"{name}={given!r} chooses context, and find looks at all of it: leave out one "
+                    "of the two"
+                )
+        self._unless_given("refresh", Refresh(2))
 
     def _check_effects(self, sampled: bool) -> None:
         """Refuse options that do nothing, or cannot do what they say, beside the others."""
