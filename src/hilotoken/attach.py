@@ -123,9 +123,10 @@ class Running:
 
     def _refreshed(self) -> tuple[int, ...] | None:
         """The steps at which context ran; None for all."""
-        if self.reuse is None or (self.search and self.short is None and not self.reuse.refreshed):
+        if self.reuse is None:
             return None
-        return tuple(sorted({*self.dense, *self.reuse.refreshed}))
+        steps = sorted({*self.dense, *self.reuse.refreshed})
+        return None if self.search and len(steps) > self.clock.step else tuple(steps)
 
     def around_vae(self) -> AbstractContextManager[None]:
         """What decodes the region that the mask needs, where a crop decodes as the whole does."""

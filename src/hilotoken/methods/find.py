@@ -40,7 +40,7 @@ class Find:
     strong:  times the background's score at which a token has changed for certain
     weak:    times the background's score at which one has that touches such a token
     close:   tokens by which gaps are closed
-    grow:    tokens by which the region is grown
+    grow:    tokens by which the region is grown, as the mask is by `HiLo.dilate`
     most:    share of the grid: a larger region is not worth the risk, and stays dense
     recheck: look again whenever context is refreshed: tokens may join then, none leaves
     last:    so many steps at the end run every token again
@@ -55,7 +55,7 @@ class Find:
     strong: float = 3.0
     weak: float = 1.8
     close: int = 1
-    grow: int = 1
+    grow: int = 2
     most: float = 0.6
     recheck: bool = True
     last: int = 0
@@ -98,11 +98,12 @@ def as_find(name: str, value: Any) -> Find | None:
     if value is False:
         return None
     try:
-        return Find(whole(1)(name, value))
+        dense = whole(1)(name, value)
     except ValueError:
         raise ValueError(
             f"{name} must be True, a number of dense steps or a Find, got {said(value)}"
         ) from None
+    return Find(dense)
 
 
 # One look: an estimate of the clean picture against the photo.
