@@ -96,7 +96,8 @@ class Run:
         }
 
     def __str__(self) -> str:
-        share = f"{self.tokens_run} of {self.tokens_full} tokens ({self.keep_ratio:.0%})"
+        run = self.mean_tokens_run
+        share = f"{run:.0f} of {self.tokens_full} tokens a step ({run / self.tokens_full:.0%})"
         steps = f"{self.steps} step{'s' if self.steps != 1 else ''}"
         if self.refreshed is not None:
             steps += f", context at {', '.join(map(str, self.refreshed))}"

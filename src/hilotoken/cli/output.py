@@ -102,7 +102,10 @@ def table(result: Edit, dense: Edit | None, method: str, load_seconds: float) ->
         if edit is None:
             continue
         parts = ("dit_seconds", "vae_seconds", "rest_seconds", "total_seconds")
-        cells = [str(edit.sum("tokens_run")), *(f"{edit.sum(part):.2f}" for part in parts)]
+        cells = [
+            str(round(edit.sum("mean_tokens_run"))),
+            *(f"{edit.sum(part):.2f}" for part in parts),
+        ]
         if dense:
             timed = ("dit_seconds", "total_seconds")
             cells += [f"{dense.sum(part) / edit.sum(part):.2f}x" for part in timed]

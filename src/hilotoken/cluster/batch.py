@@ -29,12 +29,13 @@ class Editor:
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         found = {"index": item["id"], "error": ""}
-        figures = {"tokens_run": 0, "tokens_full": 0, "seconds": 0.0}
+        figures = {"tokens_run": 0.0, "tokens_full": 0, "seconds": 0.0}
         try:
             edit = edit_row(self.pipe, self.rows[item["id"]], self.options)
         except (ValueError, TypeError, OSError) as error:
             return found | figures | {"error": " ".join(str(error).split())}
-        figures = {name: edit.sum(name) for name in ("tokens_run", "tokens_full")}
+        figures = {"tokens_run": edit.sum("mean_tokens_run")}
+        figures["tokens_full"] = edit.sum("tokens_full")
         return found | figures | {"seconds": edit.sum("total_seconds")}
 
 

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from ..method import Method
-from . import METHODS, build
+from . import METHODS, PRESETS, build
 from .within import Within
 
 
@@ -21,6 +21,14 @@ def method_from(name: str, *options: str) -> Method:
             raise ValueError("after + comes the method that acts inside, such as todo")
         return Within(method_from(name, *options[:split]), method_from(*options[split + 1 :]))
     return _one(name, options)
+
+
+def read_method(words: str) -> Method | str:
+    """What `compress` takes of a method and its options between spaces, or of a preset's name.
+
+    A preset stays a name: what method it is depends on the pipeline. Raises as `method_from`.
+    """
+    return words if words in PRESETS else method_from(*words.split() or [""])
 
 
 def method_names(text: str) -> list[str]:

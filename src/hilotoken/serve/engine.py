@@ -22,7 +22,7 @@ from torch import Tensor
 from .. import photo as photo_room
 from ..adapters import family_of
 from ..edit import Edit, edit_photo
-from ..methods.parse import method_from
+from ..methods.parse import read_method
 from ..photo import Photo, PhotoError, load_photo, save_photo
 from ..plan import TokenPlan
 from ..region import CONTEXT, Region, choose_regions
@@ -39,8 +39,9 @@ class Preset:
 
 
 PRESETS = {
-    "fast": Preset("hilo dilate=1 detail=0.05", 4, "fewest tokens"),
-    "balanced": Preset("hilo", 8, "the tokens that matter"),
+    "fast": Preset("fast", 8, "fewest tokens"),
+    "balanced": Preset("balanced", 8, "all around it looked at once"),
+    "faithful": Preset("faithful", 8, "nearest to dense"),
     "dense": Preset("dense", 8, "every token"),
 }
 
@@ -72,7 +73,7 @@ class Task:
 
     mask_mode: what in the mask is edited, as `photo.read_mask` has it: "alpha", what is at least
                half transparent; "white", what is at least half white
-    method:    a method and its options as words, such as "hilo detail=0.2"
+    method:    a preset's name, or a method and its options as words, such as "hilo detail=0.2"
     count:     pictures wanted; the i-th has the seed `seed + i`
     partials:  previews wanted of each
     output:    "png", "jpeg", "webp"; or "patch": an RGBA PNG of the mask's bounding box alone
@@ -120,7 +121,8 @@ class Preview:
 class Picture:
     """A finished picture and the figures of its run.
 
-    box: left, top, width, height of the mask's bounding box in the photo, which patches cover
+    box:   left, top, width, height of the mask's bounding box in the photo, which patches cover
+    plans: of a patch, the tokens that ran in each region: see `drawn_plan`
     """
 
     image: int
@@ -129,7 +131,7 @@ class Picture:
     size: tuple[int, int]
     box: tuple[int, int, int, int]
     figures: dict[str, Any] = field(default_factory=dict)
-    plan: dict[str, Any] = field(default_factory=dict)
+    plans: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def run_task(pipe: Any, task: Task, report: Report) -> None:
     for patch in task.patches:
         photo = _apply(photo, patch)
     mask = read_mask(task, photo)
-    method = _refusing("method", partial(method_from, *task.method.split() or [""]))
+    method = _refusing("method", partial(read_method, task.method))
     regions = _regions(pipe, task, mask)
     edit = partial(
         edit_photo, pipe, photo, mask, method,
@@ -333,13 +335,15 @@ def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _picture(task: Task, edit: Edit, mask: np.ndarray, image: int, seed: int) -> Picture:
-    figures = {name: edit.sum(name) for name in ("tokens_run", "tokens_full")}
+    figures = {"tokens_run": round(edit.sum("mean_tokens_run"))}  # a step: some run seldom
+    figures["tokens_full"] = edit.sum("tokens_full")
     for name in ("dit_seconds", "vae_seconds", "total_seconds"):
         figures[name] = round(edit.sum(name), 4)
     figures["steps"] = edit.run.steps
-    plan = drawn_plan(edit.run.plan, edit.region) if task.output == "patch" else {}
+    parts = edit.parts if task.output == "patch" else ()
+    plans = [drawn_plan(part.run.plan, part.region) for part in parts]
     data = _encode(edit.photo, mask, task)
-    return Picture(image, data, seed, edit.photo.size, bounding_box(mask), figures, plan)
+    return Picture(image, data, seed, edit.photo.size, bounding_box(mask), figures, plans)
 
 
 def drawn_plan(plan: TokenPlan, region: Region) -> dict[str, Any]:
