@@ -118,6 +118,7 @@ class Running:
             self.reuse.bytes if self.reuse else 0,
             decoded=self._decode.decoded if self._decode else 1.0,
             mask=self.mask_B1HW,
+            searched=self.search is not None,
             reasons=self.search.reasons if self.search else (),
         )
 
@@ -263,7 +264,7 @@ class Running:
         if search and every and search.due(step):
             with self.watch.time("plan"):
                 x0 = sample.float() - self.clock.sigma * velocity.float()
-                search.see(step, x0 if x0.ndim == 3 else self.family.pack(x0))
+                search.see(step, self.clock.sigma, x0 if x0.ndim == 3 else self.family.pack(x0))
             assert self.mask_B1HW is not None
             shown_11hw = search.shown_hw[None, None].to(self.mask_B1HW)
             self.mask_B1HW = F.interpolate(shown_11hw, self.mask_B1HW.shape[-2:])

@@ -5,6 +5,7 @@ For the length of one call: capture the source, plan, attach hooks to the object
 is as it always was, so there is nothing to disable and two wrappers never meet.
 """
 
+import inspect
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -112,6 +113,11 @@ def _check_finds(pipe: Any, method: Method, keep: str | None) -> None:
         raise ValueError(
             f"keep={keep!r} finds what changed once every token ran, and {brief(method)} runs a "
             "part by a mask: leave one out, or give HiLo(find=True)"
+        )
+    if "mask_image" in inspect.signature(pipe.__call__).parameters:
+        raise ValueError(
+            f"{type(pipe).__name__} is given a mask, so there is none to find: leave out find and "
+            "keep, or take a pipeline that edits by instruction"
         )
     if makes_from_text(pipe) or not family_of(pipe).shown_photo:
         raise ValueError(
@@ -231,7 +237,8 @@ class Compressed:
         if mask_image is None and not find:
             raise ValueError(
                 "mask_image was not given: there is nothing to compress by; give one, white where "
-                "the photo is to be edited, or call the pipeline itself"
+                "the photo is to be edited; HiLo(find=True) and keep='found' do without, and the "
+                "pipeline itself"
             )
         check_pixels("image", image, lowest=-1)  # which pipelines take as [-1, 1]
         if not find and not read_mask(mask_image).any():

@@ -23,8 +23,8 @@ class Run:
     decoded: share of the latents that were decoded, where a region is enough
     mask:    [B, 1, H, W] in the pipeline's pixels: whose pixels are the run's; the mask that was
              given, or the region found. None where the whole picture is made
-    reasons: where the region was to be found: why every token ran, and why none of the photo was
-             put back
+    searched: whether the region was to be found
+    reasons: then, why every token ran, and why none of the photo was put back
     """
 
     plan: TokenPlan
@@ -41,6 +41,7 @@ class Run:
     blocks_run: float = 1.0
     decoded: float = 1.0
     mask: Tensor | None = None
+    searched: bool = False
     reasons: tuple[str, ...] = ()
 
     @property
@@ -92,6 +93,7 @@ class Run:
             "blocks_run": self.blocks_run,
             "decoded": self.decoded,
             "masked": None if self.mask is None else (self.mask > 0).float().mean().item(),
+            "searched": self.searched,
             "reasons": list(self.reasons),
         }
 
@@ -105,7 +107,14 @@ class Run:
         if self.blocks_run < 1:
             inside.append(f"blocks {self.blocks_run:.0%}")
         seconds = f"DiT {self.dit_seconds:.2f} s, VAE {self.vae_seconds:.2f} s"
-        parts = [share, steps, *inside, *self.reasons, seconds, f"in all {self.total_seconds:.2f} s"]
+        parts = [
+            share,
+            steps,
+            *inside,
+            *self.reasons,
+            seconds,
+            f"in all {self.total_seconds:.2f} s",
+        ]
         return f"{brief(self.method)}: {'; '.join(parts)}"
 
     def __repr__(self) -> str:

@@ -23,8 +23,10 @@ from ..grid import dilate
 
 FLOOR = 0.02  # of the photo's own spread: what rounding and an autoencoder's noise may come to
 FLAT = 0.1  # of the spread squared: a token with less contrast has no direction
-DRIFT = 0.35  # of a channel's spread, the mean of them all: more is another colour
-STYLE = 0.6  # of the spread: tokens that are "unchanged" differ by more in another style
+# More is another colour, or another style, of the whole picture: at the end, and in pure noise.
+DRIFT = 0.15, 0.5  # of a channel's spread, the mean of them all
+STYLE = 0.25, 0.6  # of the spread, what the tokens that change least change by
+SEEN = 0.15  # of the spread: a change that is seen
 DOUBT = 0.03  # share of the grid that may lie between changed and not, away from all that changed
 SURE = 1.5  # times that a shifted match must beat the one in place
 LATEST = 0.5  # share of the steps after which it is no longer looked for
@@ -118,7 +120,12 @@ class Look:
 
 
 def look(
-    x0_BNC: Tensor, source_BNC: Tensor, grid: tuple[int, int], fold: int, find: Find
+    x0_BNC: Tensor,
+    source_BNC: Tensor,
+    grid: tuple[int, int],
+    fold: int,
+    sigma: float,
+    find: Find,
 ) -> Look:
     """The region in which an estimate differs from the photo; of a batch, the union.
 
@@ -126,26 +133,31 @@ def look(
         x0_BNC: the estimate of the clean latents, packed into tokens
         source_BNC: the photo's latents
         fold: latents a side of a token
+        sigma: the noise level that it was made at
     """
     region_hw = torch.zeros(grid, dtype=torch.bool)
     for x0_NC, source_NC in zip(x0_BNC.float(), source_BNC.float(), strict=True):
         change_NC, drift = without_drift(x0_NC - source_NC, source_NC)
         if not change_NC.isfinite().all():
             return Look(region_hw, "the estimate is not finite")
-        if drift > DRIFT:
+        if drift > between(DRIFT, sigma):
             return Look(region_hw, f"the colours of the whole picture change, by {drift:.2f}")
         if moved(x0_NC, source_NC, grid, fold):
             return Look(region_hw, "the whole picture is shifted or zoomed")
-        own_hw, reason = changed(scores(change_NC, source_NC).view(grid).cpu(), find)
+        score_hw = scores(change_NC, source_NC).view(grid).cpu()
+        own_hw, reason = changed(score_hw, between(STYLE, sigma), find)
         if reason:
             return Look(region_hw, reason)
         region_hw |= own_hw
-    if region_hw.any():
-        region_hw = closed(region_hw, find.close)
-        region_hw = dilate(region_hw[None], find.grow)[0]
+    region_hw = closed(region_hw, find.close)
     if (covered := region_hw.float().mean().item()) > find.most:
         return Look(region_hw, f"the region covers {covered:.0%}, more than {find.most:.0%}")
     return Look(region_hw)
+
+
+def between(limits: tuple[float, float], sigma: float) -> float:
+    """A limit for estimates at this noise level: of the end, and of pure noise."""
+    return limits[0] + (limits[1] - limits[0]) * min(1.0, sigma)
 
 
 def without_drift(change_NC: Tensor, source_NC: Tensor) -> tuple[Tensor, float]:
@@ -156,7 +168,9 @@ def without_drift(change_NC: Tensor, source_NC: Tensor) -> tuple[Tensor, float]:
     is that shift.
     """
     drift_C = change_NC.median(0).values
-    relative_C = drift_C / source_NC.std(0, correction=0).clamp_min(1e-6 + FLOOR * spread(source_NC))
+    relative_C = drift_C / source_NC.std(0, correction=0).clamp_min(
+        1e-6 + FLOOR * spread(source_NC)
+    )
     return change_NC - drift_C, relative_C.square().mean().sqrt().item()
 
 
@@ -199,22 +213,25 @@ def background(log_N: Tensor) -> tuple[float, float]:
         low = grown
 
 
-def changed(score_hw: Tensor, find: Find) -> tuple[Tensor, str]:
+def changed(score_hw: Tensor, style: float, find: Find) -> tuple[Tensor, str]:
     """The tokens that have changed, bool [h, w], and why they cannot be told from the rest.
 
-    A token is certain at `strong` times the background and six of its deviations; those at `weak`
-    times and four are taken where they touch one that is (hysteresis, Canny 1986): a thin edge
-    survives, and a lone doubtful token does not count.
+    A token is certain at `strong` times the background and 4.5 of its deviations; those at `weak`
+    times and 3 are taken where they touch one that is (hysteresis, Canny 1986): a thin edge
+    survives, and a lone doubtful token does not count. Many that are seen and lone are a doubt.
+
+    Args:
+        style: the background's score from which on the whole picture has changed
     """
     log_hw = (score_hw + FLOOR).log()
     level, deviation = background(log_hw)
-    if math.exp(level) - FLOOR > STYLE:
+    if math.exp(level) - FLOOR > style:
         reason = f"even what changes least changes by {math.exp(level) - FLOOR:.2f}: another style"
         return torch.zeros_like(score_hw, dtype=torch.bool), reason
-    strong_hw = log_hw > level + max(math.log(find.strong), 6 * deviation)
-    weak_hw = log_hw > level + max(math.log(find.weak), 4 * deviation)
+    strong_hw = log_hw > level + max(math.log(find.strong), 4.5 * deviation)
+    weak_hw = log_hw > level + max(math.log(find.weak), 3 * deviation)
     region_hw = connected(strong_hw, weak_hw)
-    doubt = (weak_hw & ~region_hw).float().mean().item()
+    doubt = (weak_hw & ~region_hw & (score_hw > SEEN)).float().mean().item()
     reason = f"{doubt:.0%} of the picture lies between changed and not" if doubt > DOUBT else ""
     return region_hw, reason
 
@@ -232,6 +249,11 @@ def connected(strong_hw: Tensor, weak_hw: Tensor) -> Tensor:
 def closed(region_hw: Tensor, radius: int) -> Tensor:
     """The region with gaps up to twice the radius closed (dilated, then eroded): bool [h, w]."""
     return ~dilate(~dilate(region_hw[None], radius), radius)[0]
+
+
+def grown(region_hw: Tensor, find: Find) -> Tensor:
+    """The region with the rings around it that run and are shown too: bool [h, w]."""
+    return dilate(region_hw[None], find.grow)[0]
 
 
 def moved(x0_NC: Tensor, source_NC: Tensor, grid: tuple[int, int], fold: int) -> bool:
@@ -256,9 +278,12 @@ def unfolded(x_NC: Tensor, grid: tuple[int, int], fold: int) -> Tensor:
 
 def _off(one_Chw: Tensor, other_Chw: Tensor) -> bool:
     """Whether two pictures match better shifted than in place."""
-    window_hw = torch.outer(*(torch.hann_window(n, device=one_Chw.device) for n in one_Chw.shape[1:]))
+    window_hw = torch.outer(
+        *(torch.hann_window(n, device=one_Chw.device) for n in one_Chw.shape[1:])
+    )
     spectra = [
-        torch.fft.rfft2((x - x.mean((1, 2), keepdim=True)) * window_hw) for x in (one_Chw, other_Chw)
+        torch.fft.rfft2((x - x.mean((1, 2), keepdim=True)) * window_hw)
+        for x in (one_Chw, other_Chw)
     ]
     cross = (spectra[0] * spectra[1].conj()).sum(0)
     match_hw = torch.fft.irfft2(cross / cross.abs().clamp_min(1e-12), s=one_Chw.shape[1:])
@@ -271,7 +296,7 @@ def _off(one_Chw: Tensor, other_Chw: Tensor) -> bool:
 class Search:
     """What a run knows of its region: nothing at first, then a region that may grow.
 
-    region_hw: the region found, bool [h, w]; None while every token runs
+    region_hw: the region found, grown, bool [h, w]; None while every token runs
     reason:    why every token runs, or ran; empty once a region is found
 
     Args:
@@ -300,6 +325,7 @@ class Search:
             self.early, self.reason = False, f"{steps} steps, fewer than {find.fewest}"
         self.region_hw: Tensor | None = None
         self.end: Look | None = None  # of a run that every token ran to the end
+        self._changed_hw = torch.zeros(grid, dtype=torch.bool)  # the region before it is grown
         self._looks: list[Look] = []
 
     @property
@@ -323,44 +349,35 @@ class Search:
             return self.find.recheck and step < self.steps - 1
         return step == self.steps - 1 or (self.early and step >= self.first - self.find.looks)
 
-    def see(self, step: int, x0_BNC: Tensor) -> None:
-        """Look at the estimate of a step at which every token ran."""
+    def see(self, step: int, sigma: float, x0_BNC: Tensor) -> None:
+        """Look at the estimate of a step, at this noise level, at which every token ran."""
         source_BNC = self.source_BNC.repeat(len(x0_BNC) // len(self.source_BNC), 1, 1)
-        now = look(x0_BNC, source_BNC, self.grid, self.fold, self.find)
+        now = look(x0_BNC, source_BNC, self.grid, self.fold, sigma, self.find)
         if self.region_hw is not None:
-            self._join(step, now)
+            self._take(step, [Look(self._changed_hw), now])
+            self.early = self.region_hw is not None
         elif step == self.steps - 1:
             self.end = now
         else:
             self._looks = [*self._looks, now][-self.find.looks :]
             if step >= self.first - 1:
-                self._settle(step)
+                self._take(step, self._looks)
+            self.early = step + 1 < LATEST * self.steps
 
-    def _settle(self, step: int) -> None:
-        """Found, if all of the last looks can be trusted and there is something."""
-        if step + 1 >= LATEST * self.steps:
-            self.early = False
-        self.reason = next((f"step {step}: {x.reason}" for x in self._looks if x.reason), "")
-        if self.reason:
-            return
-        region_hw = torch.stack([x.region_hw for x in self._looks]).any(0)
-        if (covered := region_hw.float().mean().item()) > self.find.most:
-            self.reason = f"step {step}: the region covers {covered:.0%}"
-        elif region_hw.any():
-            self.region_hw = region_hw
-        else:
-            self.reason = f"step {step}: nothing has changed yet"
-
-    def _join(self, step: int, now: Look) -> None:
-        """Tokens join; where the look cannot be trusted, all do from here on."""
-        assert self.region_hw is not None
-        region_hw = self.region_hw | now.region_hw
-        covered = region_hw.float().mean().item()
-        reason = now.reason or ("the region grew" if covered > self.find.most else "")
+    def _take(self, step: int, looks: list[Look]) -> None:
+        """The union of looks, if all can be trusted and there is something; else every token."""
+        changed_hw = torch.stack([one.region_hw for one in looks]).any(0)
+        covered = changed_hw.float().mean().item()
+        reason = next((one.reason for one in looks if one.reason), "")
+        if not reason and not covered:
+            reason = "nothing has changed yet"
+        if not reason and covered > self.find.most:
+            reason = f"the region covers {covered:.0%}, more than {self.find.most:.0%}"
         if reason:
-            self.reason, self.early, self.region_hw = f"step {step}: {reason}", False, None
-        elif not torch.equal(region_hw, self.region_hw):
-            self.region_hw = region_hw
+            self.reason, self.region_hw = f"step {step}: {reason}", None
+        elif self.region_hw is None or not torch.equal(changed_hw, self._changed_hw):
+            self.reason, self._changed_hw = "", changed_hw
+            self.region_hw = grown(changed_hw, self.find)
 
     @property
     def shown_hw(self) -> Tensor:
@@ -368,7 +385,7 @@ class Search:
         if self.region_hw is not None:
             return self.region_hw
         if self.end is not None and not self.end.reason:
-            return self.end.region_hw
+            return grown(self.end.region_hw, self.find)
         return torch.ones(self.grid, dtype=torch.bool)
 
     @property

@@ -59,7 +59,8 @@ class KnownEdit:
     kind:       one of `KINDS`
     source_1NC: the photo's latents
     target_1NC: what they become
-    from_sigma: the noise level below which the change shows
+    late_N:     the tokens whose change shows late, bool [N]
+    from_sigma: the noise level below which it does
     haze:       error of the estimate where the picture is all noise, over the photo's spread
     seed:       of that error
     """
@@ -67,6 +68,7 @@ class KnownEdit:
     kind: str
     source_1NC: Tensor
     target_1NC: Tensor
+    late_N: Tensor
     from_sigma: float
     haze: float
     seed: int
@@ -75,7 +77,8 @@ class KnownEdit:
         """The clean tokens as they are seen at a noise level: hazy at first, exact at the end."""
         random = torch.Generator().manual_seed(self.seed + round(1e6 * sigma))
         error_1NC = torch.randn(self.source_1NC.shape, generator=random) * self.source_1NC.std()
-        seen_1NC = self.target_1NC if sigma < self.from_sigma else self.source_1NC
+        hidden_N1 = (self.late_N & (sigma >= self.from_sigma))[:, None]
+        seen_1NC = self.source_1NC.where(hidden_N1, self.target_1NC)
         return seen_1NC + self.haze * sigma**2 * error_1NC
 
     @property
@@ -93,14 +96,16 @@ def known_edit(source_1NC: Tensor, grid: tuple[int, int], fold: int, seed: int) 
     random = torch.Generator().manual_seed(seed)
     kind = KINDS[seed % len(KINDS)]
     where_hw = _place(kind, grid, random)
+    late_hw = _place("patch", grid, random) & (kind == "late")
+    where_hw |= late_hw
     noise_1NC = torch.randn(source_1NC.shape, generator=random) * source_1NC.std()
     size = _between(0.5, 2.0, random)
     if kind in LOCAL:
         target_1NC = source_1NC + size * noise_1NC * where_hw.flatten()[None, :, None]
     else:
         target_1NC = _everywhere(kind, source_1NC, grid, fold, size, noise_1NC)
-    from_sigma = _between(0.7, 0.9, random) if kind == "late" else 2.0
-    return KnownEdit(kind, source_1NC, target_1NC, from_sigma, _between(0.0, 0.1, random), seed)
+    from_sigma, haze = _between(0.6, 0.95, random), _between(0.0, 0.2, random)
+    return KnownEdit(kind, source_1NC, target_1NC, late_hw.flatten(), from_sigma, haze, seed)
 
 
 def _everywhere(
