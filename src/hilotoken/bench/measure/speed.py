@@ -6,7 +6,7 @@ arithmetic is all that costs; how much of it the clock saw is the realised share
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +21,7 @@ from ...methods import Dense, Method
 from ...record import Run
 from .arch import Subject
 from .flops import count_flops
+from .steer import edited_under, source_of, steered
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,8 @@ def bench_speed(
 ) -> Iterator[SpeedRow]:
     """Edit noise under a disc for each case, after one step of every method to count and warm up.
 
+    A method that finds its region is given no mask; the edit is led to change the disc.
+
     Speed depends on lengths alone, so neither photo nor weights matter to it.
     """
     everything = {"dense": Dense(), **methods}
@@ -173,17 +176,18 @@ def _warm_up(subject: Subject, case: Case, method: Method, steps: int) -> float:
 
 def _edit(subject: Subject, case: Case, method: Method, steps: int) -> _Edit:
     pixels = np.random.default_rng(0).integers(0, 256, (case.size, case.size, 3), np.uint8)
-    mask = disc(case.size, case.share).astype(np.uint8) * 255
+    mask, photo = disc(case.size, case.share), Image.fromarray(pixels)
+    given = {} if method.find else {"mask_image": Image.fromarray(mask.astype(np.uint8) * 255)}
     fast, model = compress(subject.pipe, method), subject.pipe.transformer
     on_gpu = model.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(model.device)
-    with _processor_time(model) as spent:
+    with _led(subject, method, photo, mask), _processor_time(model) as spent:
         fast(
             **subject.arguments,
             **subject.square(case.size),
-            image=Image.fromarray(pixels),
-            mask_image=Image.fromarray(mask),
+            **given,
+            image=photo,
             num_inference_steps=steps,
             generator=torch.Generator().manual_seed(0),
         )
@@ -194,6 +198,18 @@ def _edit(subject: Subject, case: Case, method: Method, steps: int) -> _Edit:
     elif model.device.type == "cpu":
         edit.processor = sum(spent)
     return edit
+
+
+def _led(
+    subject: Subject, method: Method, photo: Image.Image, mask: np.ndarray
+) -> AbstractContextManager[None]:
+    """A method that finds its region is led to one: what random weights change has none."""
+    if not method.find:
+        return nullcontext()
+    source_1NC = source_of(subject.pipe, photo, torch.Generator().manual_seed(0))
+    grid = photo.height // 16, photo.width // 16
+    target_1NC = edited_under(source_1NC, mask, grid, method.find.grow)
+    return steered(subject.pipe, lambda sigma: target_1NC, source_1NC)
 
 
 @contextmanager

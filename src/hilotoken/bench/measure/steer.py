@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
+from ...grid import dilate, touch
 from ...hooks import StepClock, hooked
 
 Estimate = Callable[[float], Tensor]  # the clean tokens [1, N, C] that the model sees at a sigma
@@ -45,6 +48,21 @@ def steered(pipe: Any, estimate: Estimate, source_BNC: Tensor) -> Iterator[None]
 
     with hooked(pipe.transformer, note), hooked(pipe.transformer, None, lead, first=True):
         yield
+
+
+def source_of(pipe: Any, photo: Image.Image, noise: torch.Generator) -> Tensor:
+    """The latents of a FLUX.1 Kontext photo of whole tokens, as its pipeline makes them."""
+    pixels = pipe.image_processor.preprocess(photo, photo.height, photo.width)
+    latents = pipe._encode_vae_image(pixels.to(pipe.vae.device, pipe.vae.dtype), noise)
+    return pipe._pack_latents(latents, *latents.shape)
+
+
+def edited_under(source_1NC: Tensor, mask: np.ndarray, grid: tuple[int, int], grow: int) -> Tensor:
+    """The photo's latents changed so that, grown, the region that is found is about the mask."""
+    touched_1hw = touch(torch.from_numpy(mask)[None, None].float(), grid)
+    inner_N1 = ~dilate(~touched_1hw, grow)[0].flatten()[:, None]
+    noise_1NC = torch.randn(source_1NC.shape, generator=torch.Generator().manual_seed(0))
+    return source_1NC + source_1NC.std() * (noise_1NC * inner_N1).to(source_1NC)
 
 
 LOCAL = ("patch", "line", "two", "late")  # the region is to be found
