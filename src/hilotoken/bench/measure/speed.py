@@ -144,14 +144,14 @@ def bench_speed(
         for repeat in range(repeats):
             dense = None
             for name, method in everything.items():
-                edit = _edit(subject, case, method, steps)
-                edit.flops = flops[name] * edit.calls
-                dense = dense or edit
-                yield _row(subject, case, name, repeat, edit, dense, warm)
+                done = edit(subject, case, method, steps)
+                done.flops = flops[name] * done.calls
+                dense = dense or done
+                yield _row(subject, case, name, repeat, done, dense, warm)
 
 
 @dataclass
-class _Edit:
+class Timed:
     """One edit.
 
     calls, flops: of its DiT; processor: its seconds, on a CPU; peak: memory in GiB, on a GPU
@@ -167,14 +167,15 @@ class _Edit:
 
 def _warm_up(subject: Subject, case: Case, method: Method, steps: int) -> float:
     """FLOPs of a call of the DiT: of one step's, or the mean where the steps differ."""
-    run = partial(_edit, subject, case, method, steps=1 if method.alike else steps)
+    run = partial(edit, subject, case, method, steps=1 if method.alike else steps)
     flops = count_flops(run, subject.pipe.transformer)
     if subject.compiled:  # not warm yet: while counted, all runs eagerly
         run()
     return flops
 
 
-def _edit(subject: Subject, case: Case, method: Method, steps: int) -> _Edit:
+def edit(subject: Subject, case: Case, method: Method, steps: int) -> Timed:
+    """One edit of noise under the case's disc."""
     pixels = np.random.default_rng(0).integers(0, 256, (case.size, case.size, 3), np.uint8)
     mask, photo = disc(case.size, case.share), Image.fromarray(pixels)
     given = {} if method.find else {"mask_image": Image.fromarray(mask.astype(np.uint8) * 255)}
@@ -192,12 +193,12 @@ def _edit(subject: Subject, case: Case, method: Method, steps: int) -> _Edit:
             generator=torch.Generator().manual_seed(0),
         )
     assert fast.last_run is not None
-    edit = _Edit(fast.last_run, steps, len(spent) // 2)
+    done = Timed(fast.last_run, steps, len(spent) // 2)
     if on_gpu:
-        edit.peak = torch.cuda.max_memory_allocated(model.device) / 2**30
+        done.peak = torch.cuda.max_memory_allocated(model.device) / 2**30
     elif model.device.type == "cpu":
-        edit.processor = sum(spent)
-    return edit
+        done.processor = sum(spent)
+    return done
 
 
 def _led(
@@ -228,7 +229,7 @@ def _processor_time(module: nn.Module) -> Iterator[list[float]]:
 
 
 def _row(
-    subject: Subject, case: Case, name: str, repeat: int, edit: _Edit, dense: _Edit, warm: int
+    subject: Subject, case: Case, name: str, repeat: int, edit: Timed, dense: Timed, warm: int
 ) -> SpeedRow:
     run = edit.run
     fewer = dense.flops / edit.flops
