@@ -87,10 +87,15 @@ def photo(seed: int) -> Image.Image:
     return Image.fromarray(np.mean([np.asarray(one) for one in layers], 0).astype(np.uint8))
 
 
+def square(image: Image.Image) -> dict[str, Any]:
+    """The arguments that ask for the photo at its own size."""
+    size = {"height": SIZE, "width": SIZE, "max_area": SIZE**2, "_auto_resize": False}
+    return {"image": image} | size
+
+
 def row(pipe: Any, arguments: dict[str, Any], seed: int) -> FuzzRow:
-    given = arguments | {"image": photo(seed), "num_inference_steps": STEPS}
-    given |= {"height": SIZE, "width": SIZE, "max_area": SIZE**2, "_auto_resize": False}
-    given |= {"output_type": "latent"}
+    given = arguments | square(photo(seed))
+    given |= {"num_inference_steps": STEPS, "output_type": "latent"}
 
     def noise() -> torch.Generator:
         return torch.Generator().manual_seed(seed)
