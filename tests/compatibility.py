@@ -1,6 +1,6 @@
 """The compatibility page, written from the tables that the tests run over.
 
-python tests/compatibility.py > docs/compatibility.md
+python tests/compatibility.py > docs/reference/compatibility.md
 """
 
 import sys

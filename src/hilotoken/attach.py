@@ -1,7 +1,7 @@
 """One compressed call: what is put around a pipeline's transformer for the length of it."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from .adapters.base import ShortCall
 from .blocks.attach import Placement, placed
 from .capture import Seen, captured
 from .decode import RegionDecode, decode_margin
+from .encode import Encoding, Prompts, encode_reach
 from .hooks import (
     Call,
     StepClock,
@@ -23,6 +24,8 @@ from .hooks import (
     hooked,
     shadowed,
 )
+from .lending import Loan, Opened
+from .memory import Memory
 from .method import Method
 from .methods.find import Find, Search
 from .plan import TokenPlan
@@ -47,6 +50,8 @@ class Running:
         method: Method,
         mask_image: Any,
         decode: str = "whole",
+        encode: str = "whole",
+        opened: Opened | None = None,
         find: Find | None = None,
     ) -> None:
         self.pipe, self.method, self.mask_image, self.find = pipe, method, mask_image, find
@@ -60,10 +65,16 @@ class Running:
         self.reuse: Reuse | None = None
         self.placement: Placement | None = None
         self.sequence = (0, 0)
+        self.opened = opened
+        self.loan: Loan | None = None
+        if not (method.shortens or method.inner):  # the untouched pipeline, unless told otherwise
+            decode, encode = (way.replace("auto", "whole") for way in (decode, encode))
         self.search: Search | None = None
         self._region_hw: Tensor | None = None  # that the plan in force was made by
         self.dense: list[int] = []  # the steps of a search at which every token runs
         self._decode = _region_decode(pipe, decode)
+        self._encode = _region_encode(pipe, encode, opened)
+        self._prompts = Prompts(pipe, opened.memory) if opened else None
         self._call: Call = {}  # the one under way, whole
         self._inside = ExitStack()  # what is put inside the transformer for `short`
 
@@ -117,6 +128,8 @@ class Running:
             self._refreshed(),
             self.reuse.bytes if self.reuse else 0,
             decoded=self._decode.decoded if self._decode else 1.0,
+            encoded=self._encode.share if self._encode else 1.0,
+            reused=self._reused(),
             mask=self.mask_B1HW,
             searched=self.search is not None,
             reasons=self.search.reasons if self.search else (),
@@ -129,19 +142,46 @@ class Running:
         steps = sorted({*self.dense, *self.reuse.refreshed})
         return None if self.search and len(steps) > self.clock.step else tuple(steps)
 
-    def around_vae(self) -> AbstractContextManager[None]:
-        """What decodes the region that the mask needs, where a crop decodes as the whole does."""
+    def _reused(self) -> dict[str, float]:
+        """Of what a session keeps, the shares that this run took from it."""
+        if self._prompts is None or self._encode is None:
+            return {}
+        loan, prompts = self.loan, self._prompts
+        return {
+            "latents": 1 - self._encode.share,
+            "prompts": prompts.found / max(1, prompts.asked),
+            "context": loan.lent / max(1, loan.asked) if loan else 0.0,
+        }
+
+    @contextmanager
+    def around_encoders(self) -> Iterator[None]:
+        """What is decoded and encoded in a region, or taken from a session."""
+        with ExitStack() as stack:
+            for thing, name, stand_in in (
+                (self.pipe.vae, "decode", self._decoding()),
+                (self.pipe.vae, "encode", self._encode),
+                (self.pipe, "encode_prompt", self._prompts),
+            ):
+                if stand_in and hasattr(thing, name):
+                    stack.enter_context(shadowed(thing, name, stand_in))
+            yield
+
+    def _decoding(self) -> Callable[..., Any] | None:
+        """Decodes the region that the mask needs, where a crop decodes as the whole does."""
         decode = self._decode
         if decode is None:
-            return nullcontext()
+            return None
 
         def stand_in(original: Any, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
             if self.source is None or self.mask_B1HW is None:  # not yet of the edit
                 return original(latents, *args, **kwargs)
+            sides = [n * self.family.latents_a_side for n in self.source.grid]
+            if list(latents.shape[-2:]) != sides:  # a preview that somebody makes on the way
+                return original(latents, *args, **kwargs)
             given = {"photo_B3HW": self.source.photo_B3HW, "mask_B1HW": self.mask_B1HW}
             return decode(original, latents, *args, **given, **kwargs)
 
-        return shadowed(self.pipe.vae, "decode", stand_in)
+        return stand_in
 
     # Around every call of the transformer.
 
@@ -171,7 +211,8 @@ class Running:
         self.use(plan)
         assert self.short is not None
         if self.method.refresh is not None:
-            self.reuse = Reuse(self, self.method.refresh, self.short)
+            self.loan = self._borrow()
+            self.reuse = Reuse(self, self.method.refresh, self.short, self.loan)
             self._put_inside()
         if self.search:
             self._rest()
@@ -186,6 +227,15 @@ class Running:
         with self.watch.time("plan"):
             photo_B3HW = (self.source.photo_B3HW / 2 + 0.5).clamp(0, 1)
             return self.method.plan(photo_B3HW, mask_B1HW, self.source.grid)
+
+    def _borrow(self) -> Loan | None:
+        """What a session lends of the context."""
+        lending, refresh = self.opened and self.opened.lending, self.method.refresh
+        if not lending or refresh.blocks != "all" or any_compiled(self.transformer):
+            return None
+        assert self.short is not None
+        key = repr(refresh), self.clock.index, *self.pipe.scheduler.sigmas.tolist()
+        return Loan(lending, self.short, self._call, self.clock.sigma, key)
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Call) -> Any:
         """The call, shorter."""
@@ -273,16 +323,28 @@ class Running:
 
 @contextmanager
 def attached(
-    pipe: Any, method: Method, mask_image: Any, decode: str = "whole", find: Find | None = None
+    pipe: Any,
+    method: Method,
+    mask_image: Any,
+    decode: str = "whole",
+    encode: str = "whole",
+    opened: Opened | None = None,
+    find: Find | None = None,
 ) -> Iterator[Running]:
-    """Capture, plan and hook for the length of this context; nothing is left behind."""
-    transformer, run = pipe.transformer, Running(pipe, method, mask_image, decode, find)
+    """Capture, plan and hook for the length of this context; nothing is left behind.
+
+    decode, encode: see `compress`
+    opened: what a session brings, and is left in it where the run ends well
+    find: how the region is found, where there is no mask
+    """
+    transformer = pipe.transformer
+    run = Running(pipe, method, mask_image, decode, encode, opened, find)
     with ExitStack() as stack:
         seen = stack.enter_context(captured(pipe))
         if getattr(transformer, "is_cache_enabled", False):
             transformer._reset_stateful_cache()  # a run broken off may have left another length's
         stack.enter_context(run.watch.watch("vae", *vae_parts(pipe)))
-        stack.enter_context(run.around_vae())
+        stack.enter_context(run.around_encoders())
         if find:
             stack.enter_context(shadowed(pipe.scheduler, "step", run.stepped))
         # Innermost of all hooks: the user's own see whole sequences, going in and coming out.
@@ -300,6 +362,30 @@ def attached(
                 placed(transformer, method.inner, pipe.scheduler, plan)
             )
         yield run
+    if run.loan:
+        run.loan.settle()
+
+
+def _region_encode(pipe: Any, encode: str, opened: Opened | None) -> Encoding | None:
+    """How to encode what is new; None where all is encoded.
+
+    Raises:
+        ValueError: "region" for an autoencoder whose crops encode to other latents.
+    """
+    reach = None if encode == "whole" else encode_reach(pipe.vae)
+    if reach is None and encode == "region":
+        raise ValueError(
+            _LOOKS.format("encode", type(pipe.vae).__name__, "encodes to other latents")
+        )
+    if reach is None and opened is None:
+        return None
+    return Encoding(pipe.vae, opened.memory if opened else Memory(), reach)
+
+
+_LOOKS = (
+    "{}='region': {} looks at the whole picture, by its norms or its attention, and a crop {}: "
+    "use 'auto' or 'whole'"
+)
 
 
 def _region_decode(pipe: Any, decode: str) -> RegionDecode | None:
@@ -313,8 +399,7 @@ def _region_decode(pipe: Any, decode: str) -> RegionDecode | None:
         return RegionDecode(pipe.vae, margin)
     if decode == "region":
         raise ValueError(
-            f"decode='region': {type(pipe.vae).__name__} looks at the whole picture, by its norms "
-            "or its attention, and a crop decodes to other pixels: use 'auto' or 'whole'"
+            _LOOKS.format("decode", type(pipe.vae).__name__, "decodes to other pixels")
         )
     return None
 

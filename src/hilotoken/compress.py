@@ -20,6 +20,7 @@ from .arguments import (
     PHOTOS,
     check_crop,
     check_pixels,
+    exact_mask,
     exact_photo,
     first_of,
     makes_from_text,
@@ -35,12 +36,14 @@ from .composite import composite_images
 from .decode import WAYS
 from .grid import as_batch
 from .layout import layout_of
+from .lending import Opened
 from .method import Method
 from .methods import Dense, Within, as_method, preset
 from .methods.find import Find
 from .methods.udit import check_phases
 from .plan import whole_plan
 from .record import Run, brief
+from .session import MEMORY, Session
 from .timing import Stopwatch
 
 if TYPE_CHECKING:
@@ -55,6 +58,7 @@ def compress(
     feather: int = 0,
     match: bool = False,
     decode: str = "auto",
+    encode: str = "auto",
     keep: str | None = None,
 ) -> "Compressed":
     """A callable that stands in for the pipeline and runs it compressed.
@@ -72,7 +76,10 @@ def compress(
         feather: pixels over which the edit is blended in, inside the mask
         match: lead the edit's colours to the photo's along the mask's border, see `match_border`
         decode: "region" decodes what the mask needs alone, "whole" all; "auto" a region where a
-            crop of the latents decodes to the same pixels, as the autoencoder itself tells
+            crop of the latents decodes to the same pixels, as the autoencoder itself tells, and
+            the whole by `Dense()`, which compresses nothing
+        encode: the same for what is encoded: of a picture that is the photo but for the mask, or
+            but for an edit, "region" encodes the difference alone; to rounding the same latents
         keep: "found": no mask is given; what the run changed is found when it ends, and all else is
             the photo's own pixels. Every token runs. To find it early, which saves most of the
             steps, give `HiLo(find=True)` instead
@@ -86,6 +93,7 @@ def compress(
         raise TypeError("this pipeline is compressed already: compress the pipeline it wraps")
     feather, match = whole(0)("feather", feather), flag("match", match)
     choice(*WAYS)("decode", decode)
+    choice(*WAYS)("encode", encode)
     unless_none(choice("found"))("keep", keep)
     method = Dense() if keep and method is None else as_method(method, partial(_preset_for, pipe))
     method = method if inside is None else Within(method, inside)
@@ -104,7 +112,7 @@ def compress(
     check_phases(pipe.transformer, method)
     if keep or method.find:
         _check_finds(pipe, method, keep)
-    return Compressed(pipe, method, feather, match, decode, keep)
+    return Compressed(pipe, method, feather, match, decode, encode, keep)
 
 
 def _check_finds(pipe: Any, method: Method, keep: str | None) -> None:
@@ -134,7 +142,7 @@ def _preset_for(pipe: Any, name: str) -> Method:
 class Compressed:
     """See `compress`. `last_run` holds the record of the last call that ended well."""
 
-    _OWN = frozenset({"pipe", "method", "feather", "match", "decode", "keep", "last_run"})
+    _OWN = frozenset({"pipe", "method", "feather", "match", "decode", "encode", "keep", "last_run"})
     pipe: Any  # pipelines have no call in common that a type could state
 
     def __init__(
@@ -144,10 +152,12 @@ class Compressed:
         feather: int,
         match: bool,
         decode: str,
+        encode: str,
         keep: str | None = None,
     ) -> None:
         self.pipe, self.method, self.keep = pipe, method, keep
-        self.feather, self.match, self.decode = feather, match, decode
+        self.feather, self.match = feather, match
+        self.decode, self.encode = decode, encode
         self.last_run: Run | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -170,7 +180,8 @@ class Compressed:
         return f"<{type(self.pipe).__name__} compressed by {brief(self.method)}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        own = self.pipe, self.method, self.feather, self.match, self.decode, self.keep
+        own = self.pipe, self.method, self.feather, self.match
+        own += self.decode, self.encode, self.keep
         return Compressed, own, {"last_run": self.last_run}
 
     def to(self, *args: Any, **kwargs: Any) -> "Compressed":
@@ -180,18 +191,39 @@ class Compressed:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The pipeline's own arguments and output."""
+        return self._call(args, kwargs)
+
+    def open(
+        self,
+        photo: Any,
+        *,
+        memory: int = MEMORY,
+        reuse_context: bool = False,
+        offload: bool = False,
+    ) -> Session:
+        """Open a photo, to edit it several times: see `Session`."""
+        if self.keep or self.method.find:
+            raise ValueError(
+                "a session edits under masks, and this finds its own region: leave out find and "
+                "keep, or call it for each edit"
+            )
+        return Session(self, self._call, photo, memory, reuse_context, offload)
+
+    def _call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], opened: Opened | None = None
+    ) -> Any:
         method = self.method
         if method.site == "call":
 
             def edit(by: Method, given: dict[str, Any]) -> tuple[Any, Run]:
-                return self._edit(by, (), given)
+                return self._edit(by, (), given, opened)
 
             given = named(self.pipe, args, kwargs)
             output, run = method.run(edit, self.pipe, given, self.feather)
         elif method.site == "blocks" and makes_from_text(self.pipe):
             output, run = self._generate(method, args, kwargs)
         else:
-            output, run = self._edit(method, args, kwargs)
+            output, run = self._edit(method, args, kwargs, opened)
         self.last_run = replace(run, method=method)
         return output
 
@@ -221,7 +253,11 @@ class Compressed:
         )
 
     def _edit(
-        self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        method: Method,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        opened: Opened | None,
     ) -> tuple[Any, Run]:
         """Under a mask, given or found, by what the pipeline makes of photo and mask."""
         given = named(self.pipe, args, kwargs)
@@ -246,7 +282,8 @@ class Compressed:
         cropped = check_crop(self.pipe, given)
         args, kwargs = with_plain_masks(self.pipe, args, kwargs)
         started = time.perf_counter()
-        with attached(self.pipe, method, mask_image, self.decode, find) as run:
+        ways = self.decode, self.encode
+        with attached(self.pipe, method, mask_image, *ways, opened, find) as run:
             output = self.pipe(*args, **kwargs)
         if cropped:  # the pipeline has pasted it back: the whole photo, at its own size
             output = self._composite(output, as_batch(image, 3).float(), read_mask(mask_image))
@@ -254,7 +291,10 @@ class Compressed:
             assert run.source is not None  # else the first step refused
             assert run.mask_B1HW is not None
             photo_B3HW = exact_photo(image, run.source.photo_B3HW)
-            output = self._composite(output, photo_B3HW, run.mask_B1HW)
+            mask_B1HW = run.mask_B1HW
+            if not find and not takes_mask(self.pipe):
+                mask_B1HW = exact_mask(mask_image, mask_B1HW)
+            output = self._composite(output, photo_B3HW, mask_B1HW)
         return output, run.record(method, time.perf_counter() - started)
 
     def _composite(self, output: Any, photo_B3HW: Tensor, mask_B1HW: Tensor) -> Any:

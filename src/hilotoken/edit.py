@@ -1,6 +1,7 @@
 """Edit a photo of any size by any supported pipeline; only masked pixels are put back."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ import numpy as np
 from PIL import Image
 
 from .adapters import family_of
-from .composite import feather_weight, match_border
-from .compress import compress
+from .composite import feather_weight
+from .compress import Compressed, compress
 from .methods import HiLo, Method
 from .photo import Photo, load_mask, load_photo
+from .progress import Stage, Told, following
 from .record import Run
 from .region import CONTEXT, Region, choose_region, choose_regions
 from .request import Request, arguments_for, working_size
@@ -83,6 +85,7 @@ def edit_photo(
     feather: int = 0,
     match: bool = True,
     keep: str | None = None,
+    progress: Told | None = None,
 ) -> Edit:
     """Edit the masked part of a photo; every other sample of it stays as it was, bit for bit.
 
@@ -104,6 +107,8 @@ def edit_photo(
         feather: pixels of the photo over which the edit is blended in, inside the mask
         match: lead the edit's colours to the photo's along the mask's border, see `match_border`
         keep: "found": see `compress`; without a mask
+        progress: called with a `Stage` at every stage and after every step; what it raises breaks
+            the edit off there, and the pipeline is as it was
 
     Raises:
         ValueError: an empty mask, a mask of another size, an option out of range or one that this
@@ -125,15 +130,20 @@ def edit_photo(
     )  # fmt: skip
     token, side = family_of(pipe).token_pixels, working_size(pipe, size)
     if painted is None:
-        region = choose_region(np.ones(photo.pixels.shape[:2], bool), side, token=token)
+        regions = [choose_region(np.ones(photo.pixels.shape[:2], bool), side, token=token)]
         method = method or (None if keep else HiLo(find=True))
-        part = _edit_region(pipe, photo, None, region, method, request, match, keep)
-        return Edit(_paste(photo, _found(photo, part), part, feather), (part,))
-    regions = choose_regions(painted, side, context, token)
+    else:
+        regions = choose_regions(painted, side, context, token)
     parts, edited = [], photo
-    for region in regions:
-        part = _edit_region(pipe, photo, painted, region, method, request, match, keep)
-        edited = _paste(edited, painted, part, feather)
+    fast = compress(pipe, method, match=match, keep=keep)
+    for number, region in enumerate(regions):
+        with ExitStack() as stack:
+            if progress:
+                stage = Stage("encode", number, len(regions))
+                stack.enter_context(following(pipe, region, stage, progress))
+            part = _edit_region(fast, photo, painted, region, request)
+        shown = _found(photo, part) if painted is None else painted
+        edited = _paste(edited, shown, part, feather)
         parts.append(part)
     return Edit(edited, tuple(parts))
 
@@ -160,29 +170,19 @@ def _as_mask(mask: np.ndarray | Image.Image | str | Path, photo: Photo) -> np.nd
 
 
 def _edit_region(
-    pipe: Any,
-    photo: Photo,
-    mask: np.ndarray | None,
-    region: Region,
-    method: Method | str | None,
-    request: Request,
-    match: bool,
-    keep: str | None,
+    fast: Compressed, photo: Photo, mask: np.ndarray | None, region: Region, request: Request
 ) -> Part:
     before = region.take_photo(photo)
     small = None if mask is None else region.take_mask(mask)
     if request.control is not None:
         request = replace(request, control=region.take(request.control))
-    fast = compress(pipe, method, keep=keep)
-    output: Any = fast(**arguments_for(pipe, request, before, small))
+    output: Any = fast(**arguments_for(fast.pipe, request, before, small))
     after = output.images[0].convert("RGB").resize(before.size, Image.Resampling.LANCZOS)
     assert fast.last_run is not None
     if small is None:  # found, in the pipeline's own pixels
         assert fast.last_run.mask is not None
         found_HW = fast.last_run.mask[0, 0].cpu().numpy() > 0
         small = np.asarray(Image.fromarray(found_HW).resize(before.size))
-    if match:
-        after = Image.fromarray(match_border(np.asarray(before), np.asarray(after), small))
     return Part(region, before, small, after, fast.last_run)
 
 

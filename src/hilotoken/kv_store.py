@@ -44,13 +44,7 @@ def restored(parts: tuple[Tensor, ...], like: Tensor) -> Tensor:
     return x_BXHD if len(parts) == 1 else (x_BXHD * parts[1]).to(like.dtype)
 
 
-def rows_of(parts: tuple[Tensor, ...], rows: Tensor) -> tuple[Tensor, ...]:
-    """These tokens of what `stored` took, of keys and of values; scales are for all tokens."""
-    tokens = parts[0].shape[1]
-    return tuple(part if part.shape[1] != tokens else _rows_of(part, rows) for part in parts)
-
-
-def _rows_of(x_BXHD: Tensor, rows: Tensor) -> Tensor:
-    if x_BXHD.dtype != EIGHT_BITS:
-        return x_BXHD.index_select(1, rows)
-    return x_BXHD.view(torch.uint8).index_select(1, rows).view(EIGHT_BITS)
+def taken(kept: tuple[Tensor, ...], rows: Tensor) -> tuple[Tensor, ...]:
+    """These rows of what `stored` made of keys, and then of values; scales are of all rows."""
+    half = len(kept) // 2
+    return tuple(x if i % half else x.index_select(1, rows) for i, x in enumerate(kept))

@@ -21,6 +21,9 @@ class Run:
     kept_bytes: memory that its keys and values took
     blocks_run: share of the blocks that ran, where a step cache skips some
     decoded: share of the latents that were decoded, where a region is enough
+    encoded: share of the latents that were encoded, where the rest was known
+    reused:  in a session, what was taken from it: shares of the "latents" encoded, of the
+             "prompts", and of the "context" at refreshes
     mask:    [B, 1, H, W] in the pipeline's pixels: whose pixels are the run's; the mask that was
              given, or the region found. None where the whole picture is made
     searched: whether the region was to be found
@@ -40,6 +43,8 @@ class Run:
     kept_bytes: int = 0
     blocks_run: float = 1.0
     decoded: float = 1.0
+    encoded: float = 1.0
+    reused: dict[str, float] = field(default_factory=dict)
     mask: Tensor | None = None
     searched: bool = False
     reasons: tuple[str, ...] = ()
@@ -61,8 +66,9 @@ class Run:
         """Tokens of the grid that ran, over steps and blocks: fewer where some are reused."""
         if self.refreshed is None:
             return self.blocks_run * self.tokens_run
-        share = len(self.refreshed) / max(1, self.steps)
-        return share * self.tokens_run + (1 - share) * self.counts["edit"]
+        edit, lent = self.counts["edit"], self.reused.get("context", 0.0)
+        share = len(self.refreshed) / max(1, self.steps) * (1 - lent)
+        return share * self.tokens_run + (1 - share) * edit
 
     @property
     def counts(self) -> dict[str, int]:
@@ -92,6 +98,8 @@ class Run:
             "kept_bytes": self.kept_bytes,
             "blocks_run": self.blocks_run,
             "decoded": self.decoded,
+            "encoded": self.encoded,
+            "reused": dict(self.reused),
             "masked": None if self.mask is None else (self.mask > 0).float().mean().item(),
             "searched": self.searched,
             "reasons": list(self.reasons),

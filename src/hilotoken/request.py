@@ -78,6 +78,17 @@ def working_size(pipe: Any, size: int | None) -> int:
     return size or int(getattr(pipe, "default_sample_size", 128) * pipe.vae_scale_factor)
 
 
+def own_steps(pipe: Any) -> int:
+    """Denoising steps that the pipeline takes where nobody says how many."""
+    default = _parameters(pipe)["num_inference_steps"].default
+    return int(getattr(pipe, "default_steps", default))
+
+
+def needs_control(pipe: Any) -> bool:
+    """Whether the pipeline takes a control picture beside the photo."""
+    return {"image", "control_image"} <= _parameters(pipe).keys()
+
+
 def fewest_steps(pipe: Any, request: Request) -> int:
     """The fewest steps of which the strength leaves one to run."""
     own = _parameters(pipe).get("strength")
@@ -176,7 +187,7 @@ def _pictures(
         given[mask_name] = Image.fromarray(mask.astype(np.uint8) * 255)
     if request.references:
         _add_references(pipe, known, request.references, given)
-    if photo_name == "image" and "control_image" in known:
+    if needs_control(pipe):
         if request.control is None:
             raise ValueError(f"{type(pipe).__name__} needs a control picture: give control")
         given["control_image"] = request.control

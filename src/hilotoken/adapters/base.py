@@ -76,18 +76,26 @@ class ShortCall:
 
     def edit_alone(self) -> "ShortCall":
         """The same with the edit tokens alone: no context, no coarse tokens, no references."""
+        return self.part(self.plan.edit_N, references=False)
+
+    def part(self, runs_N: Tensor, references: bool = True) -> "ShortCall":
+        """The same with those of its native tokens alone that are in `runs_N`.
+
+        references: whether they run too that the plan shortens, at the same places
+        """
         plan, device = self.plan, self.plan.keep_K.device
-        keep_K = plan.keep_K[plan.edit_N[plan.keep_K]]
-        alone = replace(
+        runs_K = runs_N[plan.keep_K]
+        fewer = replace(
             plan,
-            keep_K=keep_K,
+            keep_K=plan.keep_K[runs_K],
             cells_M=torch.arange(0, device=device),
-            count_S=torch.ones(len(keep_K), dtype=torch.float32, device=device),
+            count_S=plan.count_S[: len(runs_K)][runs_K],
             weighted=False,
         )
-        target, *references = self.spans
-        spans = [target, *(Span(s.stop, s.stop, (0, 0), False) for s in references)]
-        return type(self)(self.family, alone, self.source, spans, self.beside_BND)
+        none = lambda span: Span(span.stop, span.stop, (0, 0), False)  # noqa: E731
+        target, *others = self.spans
+        spans = [target, *(s if references and s.short else none(s) for s in others)]
+        return type(self)(self.family, fewer, self.source, spans, self.beside_BND)
 
     # What a plan comes to, for each token of the short sequence.
 
@@ -142,9 +150,14 @@ class ShortCall:
         """The call with only the tokens that run."""
         tokens_BTD = self.family.tokens(call)
         self.check_length(tokens_BTD.shape[1])
-        short_BSD = torch.cat([self._short(tokens_BTD, span, sigma) for span in self.spans], 1)
+        short_BSD = self.tokens(call, sigma)
         self.ran = short_BSD.shape[1]
         return call | {"hidden_states": short_BSD} | self.placed(call)
+
+    def tokens(self, call: Call, sigma: float) -> Tensor:
+        """The tokens that run, [B, S, D]."""
+        tokens_BTD = self.family.tokens(call)
+        return torch.cat([self._short(tokens_BTD, span, sigma) for span in self.spans], 1)
 
     def placed(self, call: Call) -> Call:
         """The arguments that say where tokens sit."""

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from ..edit import Edit
     from ..method import Method as AnyMethod
     from ..photo import Mask, Photo
+    from ..progress import Told
 
 
 def edit(
@@ -268,6 +270,20 @@ def _dense(run: "Runner", chosen: "AnyMethod", steps: int | None) -> "Edit":
     return run(Dense(), steps, "dense")
 
 
+@contextmanager
+def stages(label: str) -> Iterator["Told"]:
+    """A bar over a whole edit, with its stage named, on terminals."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(label, total=1.0)
+        yield lambda stage: bar.update(
+            task, completed=stage.share, description=f"{label}: {stage.name}"
+        )
+
+
 class Runner:
     """Edits one photo by one pipeline, by any method in so many steps, with a bar on terminals."""
 
@@ -277,11 +293,14 @@ class Runner:
     def __call__(self, method: "AnyMethod", steps: int | None, label: str) -> "Edit":
         from ..edit import edit_photo
 
-        self.pipe.set_progress_bar_config(desc=f"{label:>8}", disable=None)  # None: on terminals
         request = dict(self.request)
         if self.mask is None and not method.find:  # a dense edit too puts back what did not change
             request["keep"] = "found"
-        return edit_photo(self.pipe, self.photo, self.mask, method, steps=steps, **request)
+        self.pipe.set_progress_bar_config(disable=True)
+        with stages(label) as told:
+            return edit_photo(
+                self.pipe, self.photo, self.mask, method, steps=steps, progress=told, **request
+            )
 
     def warm_up(self, method: "AnyMethod") -> None:
         """A step, or as many as the strength needs to leave one."""

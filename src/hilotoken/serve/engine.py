@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -25,6 +23,7 @@ from ..edit import Edit, edit_photo
 from ..methods.parse import read_method
 from ..photo import Photo, PhotoError, load_photo, save_photo
 from ..plan import TokenPlan
+from ..progress import each_step, preview
 from ..region import CONTEXT, Region, choose_regions
 from ..request import working_size
 
@@ -220,8 +219,6 @@ class _Follower:
         self.done = 0
         wanted, steps = min(task.partials, task.steps - 1), task.steps
         self.shown = [round((i + 1) * steps / (wanted + 1)) for i in range(wanted)]
-        if not hasattr(pipe, "_unpack_latents"):
-            self.shown = []  # latents of another layout than FLUX's
 
     def __call__(self, clean: Tensor) -> None:
         self.done += 1
@@ -229,46 +226,12 @@ class _Follower:
         self.report(Progress(min(self.image * self.steps + self.done, all_steps), all_steps))
         if self.done in self.shown:
             small = preview(self.pipe, clean, self.region)
+            if small is None:  # latents of another layout than FLUX's
+                return
             shown = _paste(self.photo, self.mask, self.region, small)
             data = _encode(shown, self.mask, self.task)
             index = self.shown.index(self.done)
             self.report(Preview(self.image, index, data, bounding_box(self.mask)))
-
-
-@contextmanager
-def each_step(scheduler: Any, told: Callable[[Tensor], None]) -> Iterator[None]:
-    """For this context, `told` hears after every step of what the model takes the picture for.
-
-    A flow-matching sampler moves along v from x_t: the clean latents it expects are x_t - sigma v.
-    """
-    original = scheduler.step
-
-    def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        result = original(model_output, timestep, sample, *args, **kwargs)
-        sigma = float(scheduler.sigmas[scheduler.step_index - 1])
-        told(sample - sigma * model_output)
-        return result
-
-    scheduler.step = step
-    try:
-        yield
-    finally:
-        del scheduler.step
-
-
-def preview(pipe: Any, clean_BNC: Tensor, region: Region) -> Image.Image:
-    """Expected latents as a picture of half the working size, for a quarter of the decoder's work.
-
-    clean_BNC: packed latents of the FLUX layout; of a batch, the first
-    """
-    latents = pipe._unpack_latents(
-        clean_BNC[:1], region.height, region.width, pipe.vae_scale_factor
-    )
-    config = pipe.vae.config
-    latents = F.avg_pool2d(latents, 2) / config.scaling_factor + (config.shift_factor or 0.0)
-    with torch.no_grad():
-        picture = pipe.vae.decode(latents.to(pipe.vae.dtype), return_dict=False)[0]
-    return pipe.image_processor.postprocess(picture.float(), output_type="pil")[0]
 
 
 def read_mask(task: Task, photo: Photo) -> np.ndarray:

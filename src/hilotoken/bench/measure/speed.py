@@ -44,6 +44,8 @@ class SpeedRow:
     plan_share:   planning, over the DiT's time of a dense edit
     processor_seconds, processor_speedup: of the DiT, on all cores of a CPU together: what other
                   work on the machine disturbs less than the clock; empty on a GPU
+    edit_processor_seconds, edit_processor_speedup: the same of the whole edit
+    decoded, encoded: share of the latents that were, where a region is enough
     peak_gib:     most memory allocated on the GPU, weights included; empty on a CPU
     dit_tflops:   of the DiT in this edit, counted
     flop_ratio:   dense over this, counted
@@ -81,6 +83,10 @@ class SpeedRow:
     speedup: float
     processor_seconds: float | None
     processor_speedup: float | None
+    edit_processor_seconds: float | None
+    edit_processor_speedup: float | None
+    decoded: float
+    encoded: float
     warm_graphs: int
     new_graphs: int
 
@@ -119,7 +125,7 @@ def disc(size: int, share: float) -> np.ndarray:
 
 def bench_speed(
     subject: Subject,
-    methods: Mapping[str, Method],
+    methods: Mapping[str, Method | str],
     cases: Sequence[Case],
     *,
     steps: int,
@@ -130,8 +136,13 @@ def bench_speed(
     A method that finds its region is given no mask; the edit is led to change the disc.
 
     Speed depends on lengths alone, so neither photo nor weights matter to it.
+
+    Args:
+        methods: by the name that their rows have; a name alone, as of a preset, is as `compress`
+            takes it
     """
-    everything = {"dense": Dense(), **methods}
+    named = {"dense": Dense(), **methods}
+    everything = {name: compress(subject.pipe, method).method for name, method in named.items()}
     dense_flops: dict[int, float] = {}  # by size: a dense edit is the same under every mask
     warm = None
     for case in cases:
@@ -154,13 +165,16 @@ def bench_speed(
 class Timed:
     """One edit.
 
-    calls, flops: of its DiT; processor: its seconds, on a CPU; peak: memory in GiB, on a GPU
+    calls, flops: of its DiT
+    processor, whole: seconds of the DiT and of the edit, on a CPU
+    peak: memory in GiB, on a GPU
     """
 
     run: Run
     steps: int
     calls: int
     processor: float | None = None
+    whole: float | None = None
     peak: float | None = None
     flops: float = 0.0
 
@@ -183,6 +197,7 @@ def edit(subject: Subject, case: Case, method: Method, steps: int) -> Timed:
     on_gpu = model.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(model.device)
+    started = time.process_time()
     with _led(subject, method, photo, mask), _processor_time(model) as spent:
         fast(
             **subject.arguments,
@@ -192,12 +207,13 @@ def edit(subject: Subject, case: Case, method: Method, steps: int) -> Timed:
             num_inference_steps=steps,
             generator=torch.Generator().manual_seed(0),
         )
+    whole = time.process_time() - started
     assert fast.last_run is not None
     done = Timed(fast.last_run, steps, len(spent) // 2)
     if on_gpu:
         done.peak = torch.cuda.max_memory_allocated(model.device) / 2**30
     elif model.device.type == "cpu":
-        done.processor = sum(spent)
+        done.processor, done.whole = sum(spent), whole
     return done
 
 
@@ -264,6 +280,10 @@ def _row(
         speedup=dense.run.total_seconds / run.total_seconds,
         processor_seconds=edit.processor,
         processor_speedup=edit.processor and (dense.processor or 0) / edit.processor,
+        edit_processor_seconds=edit.whole,
+        edit_processor_speedup=edit.whole and (dense.whole or 0) / edit.whole,
+        decoded=run.decoded,
+        encoded=run.encoded,
         warm_graphs=warm,
         new_graphs=graphs() - warm,
     )
