@@ -23,7 +23,7 @@ from torch import Tensor
 from .adapters.base import ShortCall
 from .attention import rerouted, weighted
 from .hooks import Call, any_compiled, compiling
-from .kv_store import in_blocks, restored, stored
+from .kv_store import in_blocks, restored, stored, taken
 from .lending import Loan
 from .methods.refresh import Refresh, check_shown, refresh_steps
 
@@ -42,6 +42,7 @@ class Reuse:
     """Two short calls of one run, in turn: the whole plan at a refresh, its edit alone between.
 
     refreshed: the steps that were refreshes
+    start:     the step from which they are counted
 
     Raises:
         ValueError: what the family or the pipeline cannot do with it.
@@ -65,6 +66,7 @@ class Reuse:
         self.compiled = any_compiled(transformer)
         self.branches: dict[int, Branch] = {}
         self.refreshed: list[int] = []
+        self.start = 0
         self.refreshing, self.due = True, True
         self.kept: dict[int, Kept] = {}  # of the branch under way
         self.lent: dict[int, Kept] | None = None  # of the refresh under way, by another edit
@@ -73,17 +75,39 @@ class Reuse:
             self.loan, self.context_X = loan, loan.context_X
             self.counts_X = self.counts_S[self.context_X]
 
-    def take(self, whole: ShortCall) -> None:
-        """Another plan: what was kept under the one before is of no use."""
+    def take(self, whole: ShortCall, carry: bool = False) -> None:
+        """Another plan: what was kept under the one before is of no use, unless it is carried over.
+
+        Args:
+            carry: keep the keys and values of what is context still, where that is all the context
+        """
+        before_X = (
+            self.whole.places_S[self.context_X]
+            if carry and self.branches and not self.loan
+            else None
+        )
         self.whole, self.alone = whole, whole.edit_alone()
         self.weighted = whole.weighted
         self.context_X = (~whole.edited_S).nonzero().flatten()
         self.counts_S = whole.counts_S  # its length, as a tensor's, is no constant to a compiler
         self.counts_X = self.counts_S[self.context_X]
         _of_any_length((self.counts_S, self.counts_X, self.context_X))
-        self.branches.clear()
+        if before_X is None or not self._carry(before_X, whole.places_S[self.context_X]):
+            self.branches.clear()
         self.loan: Loan | None = None
         self.seen_BXC: Tensor | None = None  # the context at the last refresh, for "auto"
+
+    def _carry(self, before_X: Tensor, now_X: Tensor) -> bool:
+        """Keep the rows of a context that only became smaller; False where it did not."""
+        left_X = torch.isin(before_X, now_X).nonzero().flatten()
+        if (before_X < 0).any() or not 0 < len(left_X) == len(now_X):
+            return False
+        for branch in self.branches.values():
+            for module, kept in branch.kept.items():
+                text = kept[0].shape[1] - len(before_X)
+                rows = torch.cat([torch.arange(text, device=left_X.device), text + left_X])
+                branch.kept[module] = taken(kept, rows)
+        return True
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -230,12 +254,13 @@ class Reuse:
 
     def _due(self, step: int, call: Call) -> bool:
         if self.refresh.at == "auto":
-            return step == 0 or self._drifted(call)
-        sigmas = self.run.pipe.scheduler.sigmas[self.run.clock.index - step : -1].tolist()
+            return step == self.start or self._drifted(call)
+        first = self.run.clock.index - (step - self.start)
+        sigmas = self.run.pipe.scheduler.sigmas[first:-1].tolist()
         chosen = refresh_steps(self.refresh.at, sigmas)
         if not self.family.shown_photo:
             check_shown(chosen, sigmas)
-        return step in chosen
+        return step - self.start in chosen
 
     def _drifted(self, call: Call) -> bool:
         """Whether the context's x_t has moved by more than the bound since it was last computed."""
