@@ -188,7 +188,7 @@ class Compressed:
         self, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Run]:
         """From text alone: nothing is captured, nothing put back."""
-        watch, started = Stopwatch(), time.perf_counter()
+        watch, started = Stopwatch(self.pipe._execution_device), time.perf_counter()
         with ExitStack() as stack:
             stack.enter_context(watch.watch("vae", *vae_parts(self.pipe)))
             stack.enter_context(watch.watch("dit", self.pipe.transformer))
@@ -197,14 +197,15 @@ class Compressed:
             )
             output = self.pipe(*args, **kwargs)
         assert placement.tokens is not None  # else the pipeline would have failed
+        seconds = watch.seconds  # waits for the device, so that the total is whole
         return output, Run(
             whole_plan(placement.tokens.grid),
             method,
             placement.clock.step + 1,
             (placement.length, placement.length),
             0.0,
-            watch.seconds.get("dit", 0.0),
-            watch.seconds.get("vae", 0.0),
+            seconds.get("dit", 0.0),
+            seconds.get("vae", 0.0),
             time.perf_counter() - started,
             placement.kept,
         )
@@ -242,7 +243,7 @@ class Compressed:
             assert run.mask_B1HW is not None
             photo_B3HW = exact_photo(image, run.source.photo_B3HW)
             output = self._composite(output, photo_B3HW, run.mask_B1HW)
-        return output, run.record(method, time.perf_counter() - started)
+        return output, run.record(method, started)
 
     def _composite(self, output: Any, photo_B3HW: Tensor, mask_B1HW: Tensor) -> Any:
         mixed = composite_images(output[0], photo_B3HW, mask_B1HW, self.feather, self.match)
