@@ -1,5 +1,6 @@
 """One compressed call: what is put around a pipeline's transformer for the length of it."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -57,7 +58,8 @@ class Running:
         self.pipe, self.method, self.mask_image, self.find = pipe, method, mask_image, find
         self.transformer: nn.Module = pipe.transformer
         self.family = family_of(pipe)
-        self.watch, self.clock = Stopwatch(), StepClock(pipe.scheduler)
+        self.watch = Stopwatch(pipe._execution_device)
+        self.clock = StepClock(pipe.scheduler)
         self.source: Source | None = None
         self.mask_B1HW: Tensor | None = None
         self.plan: TokenPlan | None = None
@@ -115,10 +117,10 @@ class Running:
         for stand_in in stand_ins:
             self._inside.enter_context(stand_in)
 
-    def record(self, method: Any, total_seconds: float) -> Run:
-        """What `last_run` says of it, once it has ended."""
+    def record(self, method: Any, started: float) -> Run:
+        """What `last_run` says of it, once it has ended, of when the host's clock began."""
         assert self.plan is not None  # else the first step refused
-        seconds = self.watch.seconds
+        seconds = self.watch.seconds  # waits for the device, so that the total is whole
         return Run(
             self.plan,
             method,
@@ -127,7 +129,7 @@ class Running:
             seconds.get("plan", 0.0),
             seconds.get("dit", 0.0),
             seconds.get("vae", 0.0),
-            total_seconds,
+            time.perf_counter() - started,
             self.placement.kept if self.placement else {},
             self._refreshed(),
             self.reuse.bytes if self.reuse else 0,

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adapters.base import ShortCall
-from .attention import rerouted, weighted
+from .attention import Weighted, rerouted
 from .hooks import Call, any_compiled, compiling
 from .kv_store import in_blocks, restored, stored, taken
 from .lending import Loan
@@ -92,6 +93,9 @@ class Reuse:
         self.counts_S = whole.counts_S  # its length, as a tensor's, is no constant to a compiler
         self.counts_X = self.counts_S[self.context_X]
         _of_any_length((self.counts_S, self.counts_X, self.context_X))
+        plan = whole.plan
+        self.context_K = plan.keep_K[~plan.edit_N[plan.keep_K]]
+        self._keys: dict[tuple[int, int, bool], Weighted] = {}
         if before_X is None or not self._carry(before_X, whole.places_S[self.context_X]):
             self.branches.clear()
         self.loan: Loan | None = None
@@ -207,8 +211,17 @@ class Reuse:
             kw["attn_mask"] = torch.cat([mask, extra], -1)
         if not self.weighted:
             return original(query, key, value, **kw)
-        counts = self._counts(own, kept_key.shape[1])
-        return weighted(counts)(module, query, key, value, original, **kw)
+        keys = self._weighted(own, kept_key.shape[1])
+        return keys(module, query, key, value, original, **kw)
+
+    def _weighted(self, own: int, kept: int) -> Weighted:
+        """Made once for all attentions that have as many keys of either kind."""
+        if compiling():
+            return Weighted(self._counts(own, kept))
+        wanted = own, kept, self.refreshing
+        if wanted not in self._keys:
+            self._keys[wanted] = Weighted(self._counts(own, kept))
+        return self._keys[wanted]
 
     def _counts(self, own: int, kept: int) -> Tensor:
         """How many tokens each key stands for: those that run, text of any, and what was kept."""
@@ -255,18 +268,22 @@ class Reuse:
     def _due(self, step: int, call: Call) -> bool:
         if self.refresh.at == "auto":
             return step == self.start or self._drifted(call)
-        first = self.run.clock.index - (step - self.start)
-        sigmas = self.run.pipe.scheduler.sigmas[first:-1].tolist()
+        return step - self.start in self.steps
+
+    @cached_property
+    def steps(self) -> set[int]:
+        """Those at which context is computed, counted from `start`; asked for at the first."""
+        sigmas = self.run.clock.sigmas[self.start :]
         chosen = refresh_steps(self.refresh.at, sigmas)
         if not self.family.shown_photo:
             check_shown(chosen, sigmas)
-        return step - self.start in chosen
+        return chosen
 
     def _drifted(self, call: Call) -> bool:
         """Whether the context's x_t has moved by more than the bound since it was last computed."""
-        plan, source = self.whole.plan, self.whole.source
+        source = self.whole.source
         x_BNC = self.whole.x_t(call, source.latents_BNC.shape[-1]).float()
-        now_BXC = x_BNC.index_select(1, plan.keep_K[~plan.edit_N[plan.keep_K]])
+        now_BXC = x_BNC.index_select(1, self.context_K)
         if self.seen_BXC is None or self.seen_BXC.shape != now_BXC.shape:
             self.seen_BXC = now_BXC
             return False
