@@ -44,6 +44,7 @@ html_extra_path = ["root"]  # index.html of the root leads to docs/
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
+html_show_copyright = False
 html_theme_options = {"source_repository": "", "top_of_page_buttons": []}
 
 

@@ -132,7 +132,7 @@ def _data(picture: Image.Image) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(held.getvalue()).decode()}"
 
 
-_LEGEND = re.compile(r"(\w+): +(\S.*)")
+_LEGEND = re.compile(r"(\w+(?:, \w+)*): +(\S.*)")
 
 
 def docstring(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
@@ -140,12 +140,12 @@ def docstring(app: Any, what: str, name: str, value: Any, options: Any, lines: l
     made: list[str] = []
     inside = False
     for line in lines:
-        match = _LEGEND.fullmatch(line)
-        if match:
-            made += ["", f"`{match.group(1)}`", f"    {match.group(2)}"]
+        if match := _LEGEND.fullmatch(line):
+            names = ", ".join(f"`{name}`" for name in match.group(1).split(", "))
+            made += ["", names, f"    {match.group(2)}"]
         elif inside and line.startswith(" "):
             made.append(f"    {line.strip()}")
         else:
-            made.append(line)
+            made += [""] * inside + [line]
         inside = bool(match) or (inside and line.startswith(" "))
     lines[:] = made
