@@ -10,7 +10,7 @@ from .verdict import LOST, Spread, Summary
 
 WIDTH, HEIGHT = 640, 300  # of the plot, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 40  # around it
-LINE = 13  # from one name to the next
+LINE = 17  # from one name to the next
 CEILING = 60.0  # dB: what is nearer is drawn there
 STEPS = [digit * 10.0**power for power in range(-2, 6) for digit in (1, 2, 5)]
 
