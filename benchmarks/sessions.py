@@ -47,6 +47,8 @@ class SessionRow:
 
     part:    "second", the edit after one under another mask; or "variations", of three
     way:     how it was made; a variation's number is behind it
+    seconds: of the process on all cores, which other work on the machine disturbs less than the clock
+    dit, vae: shares of it, by the clock
     psnr_dense: dB in the mask, to dense from the same noise; empty for dense
     psnr_alone: the same, to the same edit from nothing; empty for that
     lent:    share of the context at refreshes that was lent
@@ -58,8 +60,8 @@ class SessionRow:
     part: str
     way: str
     seconds: float
-    dit_seconds: float
-    vae_seconds: float
+    dit: float
+    vae: float
     tflops: float
     encoded: float
     lent: float
@@ -88,9 +90,9 @@ class Bench:
     ) -> tuple[SessionRow, np.ndarray]:
         """An edit's row and its picture."""
         made: list[Any] = []
-        started = time.perf_counter()
+        started = time.process_time()
         flops = flops_by_pass(lambda: made.append(edit()), self.pipe.transformer)
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         picture, run = np.asarray(made[0]), fast.last_run
         near = [
             None if to is None else round(psnr(picture, to, self.case.mask), 3)
@@ -98,7 +100,8 @@ class Bench:
         ]
         return SessionRow(
             self.case.name, self.case.mask_class, self.preset, part, way, seconds,
-            run.dit_seconds, run.vae_seconds, sum(flops) / 1e12, run.encoded,
+            run.dit_seconds / run.total_seconds, run.vae_seconds / run.total_seconds,
+            sum(flops) / 1e12, run.encoded,
             run.reused.get("context", 0.0), *near,
         ), picture  # fmt: skip
 
@@ -141,13 +144,11 @@ def variations(pipe: Any, case: Case, preset: str) -> Iterator[SessionRow]:
             yield bench.timed("variations", f"shared {number}", fast, edit, truth, alone)[0]
 
 
-def rows(pipe: Any, file: Path) -> Iterator[SessionRow]:
-    """Of a photograph: a second edit for each class of masks, variations under the first."""
-    cases = list(cases_of(file, 256))
-    for preset in PRESETS:
-        for first, case in zip(cases[-1:] + cases, cases, strict=False):
-            yield from second(pipe, first, case, preset)
-        yield from variations(pipe, cases[0], preset)
+def rows(pipe: Any, file: Path, preset: str) -> Iterator[SessionRow]:
+    """Of a photograph: an edit under a medium mask after one under a small; variations of it."""
+    small, medium, _ = cases_of(file, 256)
+    yield from second(pipe, small, medium, preset)
+    yield from variations(pipe, medium, preset)
 
 
 def _read(path: Path) -> list[dict[str, str]]:
@@ -167,14 +168,14 @@ def _mean(rows: list[dict[str, str]], name: str) -> str:
 
 
 def table(path: Path = RESULTS) -> str:
-    """The second edit under each class of masks, and what variations cost and keep."""
-    found, lines = _read(path), []
-    for preset in PRESETS:
-        for way, said in SECOND.items():
-            for mask_class in ("small", "medium", "large"):
-                mine = [r for r in _of(found, preset, way) if r["mask_class"] == mask_class]
-                lines.append([preset, said, mask_class, *_cells(mine)])
-    heads = ["preset", "the second edit", "mask", "seconds", "DiT, GFLOPs", "encoded", "lent"]
+    """What the second edit costs and keeps in every way, and what variations do."""
+    found = _read(path)
+    lines = [
+        [preset, said, *_cells(_of(found, preset, way))]
+        for preset in PRESETS
+        for way, said in SECOND.items()
+    ]
+    heads = ["preset", "the second edit", "CPU s", "DiT, GFLOPs", "encoded", "lent"]
     heads += ["dB to dense", "dB to the same from nothing"]
     return markdown(heads, lines) + "\n" + _variations_table(found)
 
@@ -219,7 +220,10 @@ def plot(path: Path = RESULTS, output: Path | None = None) -> None:
             heights, bottoms = [], []
             for way in SECOND:
                 mine = _of(found, preset, way)
-                spent = {p: fmean(float(r[f"{p}_seconds"]) for r in mine) for p in ("dit", "vae")}
+                spent = {
+                    p: fmean(float(r[p]) * float(r["seconds"]) for r in mine)
+                    for p in ("dit", "vae")
+                }
                 spent["rest"] = fmean(float(r["seconds"]) for r in mine) - sum(spent.values())
                 order = list(spent)
                 heights.append(spent[part])
@@ -227,7 +231,7 @@ def plot(path: Path = RESULTS, output: Path | None = None) -> None:
             axis.barh(list(SECOND.values()), heights, left=bottoms, color=colour, label=part)
         axis.invert_yaxis()
         axis.set_title(preset)
-        axis.set_xlabel("seconds of the second edit, 256 px")
+        axis.set_xlabel("CPU seconds of the second edit, 256 px")
     axes[-1].legend(["DiT", "autoencoder", "rest"], frameon=False)
     figure.savefig(output or Path("docs/images/sessions.svg"))
 
@@ -249,10 +253,12 @@ def main(
     torch.set_num_threads(1)
     pipe = load_model()
     pipe.set_progress_bar_config(disable=True)
-    done = {row["photo"] for row in _read(output)} if output.is_file() else set()
+    found = _read(output) if output.is_file() else []
+    done = {(row["photo"], row["preset"]) for row in found}
     files = by_hash([entry.file for entry in read_manifest(photos)])[:limit]
-    for file in tqdm([f for f in files if f.name not in done], unit="photo", file=sys.stderr):
-        append_rows(output, list(rows(pipe, file)))
+    left = [(f, preset) for f in files for preset in PRESETS if (f.name, preset) not in done]
+    for file, preset in tqdm(left, unit="photo and preset", file=sys.stderr):
+        append_rows(output, list(rows(pipe, file, preset)))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .check import check
     from .compress import Compressed, compress
     from .edit import edit_photo
-    from .methods import METHODS, PRESETS, Dense, HiLo, Refresh, plan_tokens
+    from .methods import METHODS, PRESETS, Dense, Find, HiLo, Refresh, plan_tokens
     from .model import load_model
     from .plan import TokenPlan
     from .progress import Stage
@@ -32,6 +32,7 @@ __all__ = [
     "PRESETS",
     "Compressed",
     "Dense",
+    "Find",
     "HiLo",
     "Refresh",
     "Run",
@@ -52,7 +53,7 @@ _ROOMS = {
     "check": ("check",),
     "compress": ("Compressed", "compress"),
     "edit": ("edit_photo",),
-    "methods": ("METHODS", "PRESETS", "Dense", "HiLo", "Refresh", "plan_tokens"),
+    "methods": ("METHODS", "PRESETS", "Dense", "Find", "HiLo", "Refresh", "plan_tokens"),
     "model": ("load_model",),
     "plan": ("TokenPlan",),
     "progress": ("Stage",),

@@ -1,9 +1,13 @@
 """One compressed call: what is put around a pipeline's transformer for the length of it."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapters import family_of
@@ -24,6 +28,7 @@ from .hooks import (
 from .lending import Loan, Opened
 from .memory import Memory
 from .method import Method
+from .methods.find import Find, Search
 from .plan import TokenPlan
 from .record import Run
 from .reuse import Reuse
@@ -37,6 +42,7 @@ class Running:
     short:    the short call that runs next; None where every token runs
     plan:     the plan in force; assign another by `use`
     sequence: image tokens of a call, references included: all of them, and those that ran
+    search:   of a run without a mask, what it knows of the region that changes
     """
 
     def __init__(
@@ -47,11 +53,13 @@ class Running:
         decode: str = "whole",
         encode: str = "whole",
         opened: Opened | None = None,
+        find: Find | None = None,
     ) -> None:
-        self.pipe, self.method, self.mask_image = pipe, method, mask_image
+        self.pipe, self.method, self.mask_image, self.find = pipe, method, mask_image, find
         self.transformer: nn.Module = pipe.transformer
         self.family = family_of(pipe)
-        self.watch, self.clock = Stopwatch(), StepClock(pipe.scheduler)
+        self.watch = Stopwatch(pipe._execution_device)
+        self.clock = StepClock(pipe.scheduler)
         self.source: Source | None = None
         self.mask_B1HW: Tensor | None = None
         self.plan: TokenPlan | None = None
@@ -63,6 +71,9 @@ class Running:
         self.loan: Loan | None = None
         if not (method.shortens or method.inner):  # the untouched pipeline, unless told otherwise
             decode, encode = (way.replace("auto", "whole") for way in (decode, encode))
+        self.search: Search | None = None
+        self._region_hw: Tensor | None = None  # that the plan in force was made by
+        self.dense: list[int] = []  # the steps of a search at which every token runs
         self._decode = _region_decode(pipe, decode)
         self._encode = _region_encode(pipe, encode, opened)
         self._prompts = Prompts(pipe, opened.memory) if opened else None
@@ -71,8 +82,11 @@ class Running:
         self._cache = ExitStack()  # what names the branch of guidance to a step cache of diffusers
         self._cached = bool(getattr(self.transformer, "is_cache_enabled", False))
 
-    def use(self, plan: TokenPlan) -> None:
+    def use(self, plan: TokenPlan, carry: bool = False) -> None:
         """Run by this plan from the next call on, whatever ran before.
+
+        Args:
+            carry: what was kept of the context stays, see `Reuse.take`
 
         Raises:
             ValueError: the run has not begun, or a plan for another grid.
@@ -90,7 +104,7 @@ class Running:
         )
         self.short = short
         if self.reuse:
-            self.reuse.take(short)
+            self.reuse.take(short, carry)
         if short.inside != before:
             self._put_inside()
 
@@ -103,10 +117,10 @@ class Running:
         for stand_in in stand_ins:
             self._inside.enter_context(stand_in)
 
-    def record(self, method: Any, total_seconds: float) -> Run:
-        """What `last_run` says of it, once it has ended."""
+    def record(self, method: Any, started: float) -> Run:
+        """What `last_run` says of it, once it has ended, of when the host's clock began."""
         assert self.plan is not None  # else the first step refused
-        seconds = self.watch.seconds
+        seconds = self.watch.seconds  # waits for the device, so that the total is whole
         return Run(
             self.plan,
             method,
@@ -115,14 +129,24 @@ class Running:
             seconds.get("plan", 0.0),
             seconds.get("dit", 0.0),
             seconds.get("vae", 0.0),
-            total_seconds,
+            time.perf_counter() - started,
             self.placement.kept if self.placement else {},
-            tuple(self.reuse.refreshed) if self.reuse else None,
+            self._refreshed(),
             self.reuse.bytes if self.reuse else 0,
             decoded=self._decode.decoded if self._decode else 1.0,
             encoded=self._encode.share if self._encode else 1.0,
             reused=self._reused(),
+            mask=self.mask_B1HW,
+            searched=self.search is not None,
+            reasons=self.search.reasons if self.search else (),
         )
+
+    def _refreshed(self) -> tuple[int, ...] | None:
+        """The steps at which context ran; None for all."""
+        if self.reuse is None:
+            return None
+        steps = sorted({*self.dense, *self.reuse.refreshed})
+        return None if self.search and len(steps) > self.clock.step else tuple(steps)
 
     def _reused(self) -> dict[str, float]:
         """Of what a session keeps, the shares that this run took from it."""
@@ -172,6 +196,9 @@ class Running:
         if self.plan is not None:
             return
         self._call = call = bind_call(module, args, kwargs)
+        if self.find and seen.photo_B3HW is not None:  # until it is found, all of it may change
+            everywhere = torch.ones_like(seen.photo_B3HW[:, :1], dtype=torch.float32)
+            seen = replace(seen, mask_B1HW=everywhere)
         made = self.family.make_source(seen, self.mask_image, call)
         if made is None:
             raise ValueError(
@@ -179,9 +206,9 @@ class Running:
                 "or call the pipeline itself"
             )
         self.source, self.mask_B1HW = made
-        with self.watch.time("plan"):
-            photo_B3HW = (self.source.photo_B3HW / 2 + 0.5).clamp(0, 1)
-            plan = self.method.plan(photo_B3HW, self.mask_B1HW, self.source.grid)
+        if self.find:
+            self._begin_search(self.find, seen)
+        plan = self._plan()
         tokens = self.family.tokens(call).shape[1]
         self.sequence = tokens, tokens
         if not self.method.shortens:
@@ -193,6 +220,19 @@ class Running:
             self.loan = self._borrow()
             self.reuse = Reuse(self, self.method.refresh, self.short, self.loan)
             self._put_inside()
+        if self.search:
+            self._rest()
+
+    def _plan(self) -> TokenPlan:
+        """The method's plan, by the mask; while a region is looked for, of no edit yet."""
+        assert self.source is not None
+        assert self.mask_B1HW is not None
+        mask_B1HW = self.mask_B1HW
+        if self.search and self.search.region_hw is None:
+            mask_B1HW = torch.zeros_like(mask_B1HW)
+        with self.watch.time("plan"):
+            photo_B3HW = (self.source.photo_B3HW / 2 + 0.5).clamp(0, 1)
+            return self.method.plan(photo_B3HW, mask_B1HW, self.source.grid)
 
     def _borrow(self) -> Loan | None:
         """What a session lends of the context."""
@@ -207,7 +247,7 @@ class Running:
         """The call, shorter."""
         self._call = call = bind_call(module, args, kwargs)
         self.clock.tick()
-        if self.short and self.clock.branch == 0:
+        if self.clock.branch == 0:
             self._replan()
         self._name_branch()
         if self.short is None:
@@ -241,8 +281,59 @@ class Running:
 
     def _replan(self) -> None:
         assert self.plan is not None
-        if (plan := self.method.replan(self.clock.step, self.plan)) is not self.plan:
+        if self.search:
+            self._follow(self.search, self.clock.step)
+        elif self.short is None:
+            return
+        elif (plan := self.method.replan(self.clock.step, self.plan)) is not self.plan:
             self.use(plan)
+
+    # Of a run without a mask: the region is looked for.
+
+    def _begin_search(self, find: Find, seen: Seen) -> None:
+        assert self.source is not None
+        assert seen.photo_B3HW is not None
+        size, whole = self.source.photo_B3HW.shape[-2:], seen.photo_B3HW.shape[-2:]
+        reason = "" if size == whole else f"the output is {tuple(size)}, the photo {tuple(whole)}"
+        steps = len(self.pipe.scheduler.sigmas) - 1 - self.clock.index
+        source_BNC, grid, fold = (
+            self.source.latents_BNC, self.source.grid, self.family.latents_a_side,
+        )  # fmt: skip
+        early = self.method.find is not None
+        self.search = Search(find, source_BNC, grid, fold, steps, early, reason)
+
+    def _rest(self) -> None:
+        """Every token runs, and nothing is inside the transformer."""
+        self.short = None
+        self._inside.close()
+
+    def _follow(self, search: Search, step: int) -> None:
+        """Run the step as far as the region is known."""
+        region_hw = search.plan(step)
+        if region_hw is None:
+            if self.short is not None:
+                self._rest()
+            self.dense.append(step)
+        elif region_hw is not self._region_hw or self.short is None:
+            self.use(self._plan(), carry=self.short is not None)
+        if self.reuse and not search.found:
+            self.reuse.start = step  # what is kept is of the last step that looked in vain
+        self._region_hw = region_hw
+
+    def stepped(
+        self, original: Any, velocity: Tensor, timestep: Any, sample: Tensor, *args: Any, **kw: Any
+    ) -> Any:
+        """Around the scheduler's step, where guidance is over: look at where the run is going."""
+        search, step = self.search, self.clock.step
+        every = self.short is None or self.reuse is None or self.reuse.refreshing
+        if search and every and search.due(step):
+            with self.watch.time("plan"):
+                x0 = sample.float() - self.clock.sigma * velocity.float()
+                search.see(step, self.clock.sigma, x0 if x0.ndim == 3 else self.family.pack(x0))
+            assert self.mask_B1HW is not None
+            shown_11hw = search.shown_hw[None, None].to(self.mask_B1HW)
+            self.mask_B1HW = F.interpolate(shown_11hw, self.mask_B1HW.shape[-2:])
+        return original(velocity, timestep, sample, *args, **kw)
 
 
 @contextmanager
@@ -253,20 +344,24 @@ def attached(
     decode: str = "whole",
     encode: str = "whole",
     opened: Opened | None = None,
+    find: Find | None = None,
 ) -> Iterator[Running]:
     """Capture, plan and hook for the length of this context; nothing is left behind.
 
     decode, encode: see `compress`
     opened: what a session brings, and is left in it where the run ends well
+    find: how the region is found, where there is no mask
     """
     transformer = pipe.transformer
-    run = Running(pipe, method, mask_image, decode, encode, opened)
+    run = Running(pipe, method, mask_image, decode, encode, opened, find)
     with ExitStack() as stack:
         seen = stack.enter_context(captured(pipe))
         if getattr(transformer, "is_cache_enabled", False):
             transformer._reset_stateful_cache()  # a run broken off may have left another length's
         stack.enter_context(run.watch.watch("vae", *vae_parts(pipe)))
         stack.enter_context(run.around_encoders())
+        if find:
+            stack.enter_context(shadowed(pipe.scheduler, "step", run.stepped))
         # Innermost of all hooks: the user's own see whole sequences, going in and coming out.
         stack.enter_context(hooked(transformer, run.before, run.after))
         stack.enter_context(run.watch.watch("dit", transformer))

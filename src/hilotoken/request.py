@@ -97,13 +97,13 @@ def fewest_steps(pipe: Any, request: Request) -> int:
 
 
 def arguments_for(
-    pipe: Any, request: Request, before: Image.Image, mask: np.ndarray
+    pipe: Any, request: Request, before: Image.Image, mask: np.ndarray | None
 ) -> dict[str, Any]:
     """The arguments of `compress(pipe, ...)` for an edit of a working picture under its mask.
 
     Args:
         before: the working picture, whose size is the pipeline's
-        mask: bool, of that size
+        mask: bool, of that size; None where the region is to be found
 
     Raises:
         ValueError: what this pipeline does not take, or takes to no effect; what it needs besides.
@@ -173,13 +173,18 @@ def _guidance(pipe: Any, known: Mapping[str, Any], request: Request) -> dict[str
 
 
 def _pictures(
-    pipe: Any, known: Mapping[str, Any], request: Request, before: Image.Image, mask: np.ndarray
+    pipe: Any,
+    known: Mapping[str, Any],
+    request: Request,
+    before: Image.Image,
+    mask: np.ndarray | None,
 ) -> dict[str, Any]:
     """Photo, mask, references and control picture."""
-    black_white = Image.fromarray(mask.astype(np.uint8) * 255)
     mask_name = first_of({name: name for name in MASKS if name in known}, MASKS) or "mask_image"
     photo_name = "image" if "image" in known else "control_image"
-    given: dict[str, Any] = {photo_name: before, mask_name: black_white}
+    given: dict[str, Any] = {photo_name: before}
+    if mask is not None:
+        given[mask_name] = Image.fromarray(mask.astype(np.uint8) * 255)
     if request.references:
         _add_references(pipe, known, request.references, given)
     if needs_control(pipe):

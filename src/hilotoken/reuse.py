@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adapters.base import ShortCall
-from .attention import rerouted, weighted
+from .attention import Weighted, rerouted
 from .hooks import Call, any_compiled, compiling
-from .kv_store import in_blocks, restored, stored
+from .kv_store import in_blocks, restored, stored, taken
 from .lending import Loan
 from .methods.refresh import Refresh, check_shown, refresh_steps
 
@@ -42,6 +43,7 @@ class Reuse:
     """Two short calls of one run, in turn: the whole plan at a refresh, its edit alone between.
 
     refreshed: the steps that were refreshes
+    start:     the step from which they are counted
 
     Raises:
         ValueError: what the family or the pipeline cannot do with it.
@@ -65,6 +67,7 @@ class Reuse:
         self.compiled = any_compiled(transformer)
         self.branches: dict[int, Branch] = {}
         self.refreshed: list[int] = []
+        self.start = 0
         self.refreshing, self.due = True, True
         self.kept: dict[int, Kept] = {}  # of the branch under way
         self.lent: dict[int, Kept] | None = None  # of the refresh under way, by another edit
@@ -73,17 +76,42 @@ class Reuse:
             self.loan, self.context_X = loan, loan.context_X
             self.counts_X = self.counts_S[self.context_X]
 
-    def take(self, whole: ShortCall) -> None:
-        """Another plan: what was kept under the one before is of no use."""
+    def take(self, whole: ShortCall, carry: bool = False) -> None:
+        """Another plan: what was kept under the one before is of no use, unless it is carried over.
+
+        Args:
+            carry: keep the keys and values of what is context still, where that is all the context
+        """
+        before_X = (
+            self.whole.places_S[self.context_X]
+            if carry and self.branches and not self.loan
+            else None
+        )
         self.whole, self.alone = whole, whole.edit_alone()
         self.weighted = whole.weighted
         self.context_X = (~whole.edited_S).nonzero().flatten()
         self.counts_S = whole.counts_S  # its length, as a tensor's, is no constant to a compiler
         self.counts_X = self.counts_S[self.context_X]
         _of_any_length((self.counts_S, self.counts_X, self.context_X))
-        self.branches.clear()
+        plan = whole.plan
+        self.context_K = plan.keep_K[~plan.edit_N[plan.keep_K]]
+        self._keys: dict[tuple[int, int, bool], Weighted] = {}
+        if before_X is None or not self._carry(before_X, whole.places_S[self.context_X]):
+            self.branches.clear()
         self.loan: Loan | None = None
         self.seen_BXC: Tensor | None = None  # the context at the last refresh, for "auto"
+
+    def _carry(self, before_X: Tensor, now_X: Tensor) -> bool:
+        """Keep the rows of a context that only became smaller; False where it did not."""
+        left_X = torch.isin(before_X, now_X).nonzero().flatten()
+        if (before_X < 0).any() or not 0 < len(left_X) == len(now_X):
+            return False
+        for branch in self.branches.values():
+            for module, kept in branch.kept.items():
+                text = kept[0].shape[1] - len(before_X)
+                rows = torch.cat([torch.arange(text, device=left_X.device), text + left_X])
+                branch.kept[module] = taken(kept, rows)
+        return True
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -183,8 +211,17 @@ class Reuse:
             kw["attn_mask"] = torch.cat([mask, extra], -1)
         if not self.weighted:
             return original(query, key, value, **kw)
-        counts = self._counts(own, kept_key.shape[1])
-        return weighted(counts)(module, query, key, value, original, **kw)
+        keys = self._weighted(own, kept_key.shape[1])
+        return keys(module, query, key, value, original, **kw)
+
+    def _weighted(self, own: int, kept: int) -> Weighted:
+        """Made once for all attentions that have as many keys of either kind."""
+        if compiling():
+            return Weighted(self._counts(own, kept))
+        wanted = own, kept, self.refreshing
+        if wanted not in self._keys:
+            self._keys[wanted] = Weighted(self._counts(own, kept))
+        return self._keys[wanted]
 
     def _counts(self, own: int, kept: int) -> Tensor:
         """How many tokens each key stands for: those that run, text of any, and what was kept."""
@@ -230,18 +267,23 @@ class Reuse:
 
     def _due(self, step: int, call: Call) -> bool:
         if self.refresh.at == "auto":
-            return step == 0 or self._drifted(call)
-        sigmas = self.run.pipe.scheduler.sigmas[self.run.clock.index - step : -1].tolist()
+            return step == self.start or self._drifted(call)
+        return step - self.start in self.steps
+
+    @cached_property
+    def steps(self) -> set[int]:
+        """Those at which context is computed, counted from `start`; asked for at the first."""
+        sigmas = self.run.clock.sigmas[self.start :]
         chosen = refresh_steps(self.refresh.at, sigmas)
         if not self.family.shown_photo:
             check_shown(chosen, sigmas)
-        return step in chosen
+        return chosen
 
     def _drifted(self, call: Call) -> bool:
         """Whether the context's x_t has moved by more than the bound since it was last computed."""
-        plan, source = self.whole.plan, self.whole.source
+        source = self.whole.source
         x_BNC = self.whole.x_t(call, source.latents_BNC.shape[-1]).float()
-        now_BXC = x_BNC.index_select(1, plan.keep_K[~plan.edit_N[plan.keep_K]])
+        now_BXC = x_BNC.index_select(1, self.context_K)
         if self.seen_BXC is None or self.seen_BXC.shape != now_BXC.shape:
             self.seen_BXC = now_BXC
             return False

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..hooks import Call
+from ..hooks import Call, Made
 from ..plan import TokenPlan, gather, scatter, token_positions
 from ..source import Source
 from .coarse import Coarse, cell_means
@@ -58,6 +58,7 @@ class ShortCall:
         whole = [counts if span.short else counts.new_ones(span.length) for span in spans]
         self.counts_S = torch.cat(whole)
         self.ran = 0
+        self._placed = Made()
 
     @classmethod
     def of(
@@ -109,6 +110,25 @@ class ShortCall:
         return torch.tensor(flags, device=self.plan.keep_K.device)
 
     @cached_property
+    def places_S(self) -> Tensor:
+        """The place of each in the whole sequence; -1 for a coarse one."""
+        plan, device = self.plan, self.plan.keep_K.device
+        coarse_M = torch.full_like(plan.cells_M, -1)
+        return torch.cat(
+            [
+                torch.cat([span.start + plan.keep_K, coarse_M])
+                if span.short
+                else torch.arange(span.start, span.stop, device=device)
+                for span in self.spans
+            ]
+        )
+
+    @cached_property
+    def coarse_rows(self) -> Tensor:
+        """Where the coarse ones are: int64."""
+        return self.coarse_S.nonzero().flatten()
+
+    @cached_property
     def edited_S(self) -> Tensor:
         """Which are edited: bool."""
         edited_S = torch.zeros_like(self.counts_S, dtype=torch.bool)
@@ -143,12 +163,18 @@ class ShortCall:
     def tokens(self, call: Call, sigma: float) -> Tensor:
         """The tokens that run, [B, S, D]."""
         tokens_BTD = self.family.tokens(call)
-        return torch.cat([self._short(tokens_BTD, span, sigma) for span in self.spans], 1)
+        parts = [self._short(tokens_BTD, span, sigma) for span in self.spans]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def placed(self, call: Call) -> Call:
         """The arguments that say where tokens sit."""
         name = self.family.ids_name
-        return {name: torch.cat([self.short_ids(call[name], s) for s in self.spans], -2)}
+        ids = call[name]
+
+        def make() -> Tensor:
+            return torch.cat([self.short_ids(ids, span) for span in self.spans], -2)
+
+        return {name: self._placed.of((ids,), make)}
 
     def restore(self, velocity_BSC: Tensor, call: Call, sigma: float) -> Tensor:
         """The velocity of the whole target. A dropped token follows the source.

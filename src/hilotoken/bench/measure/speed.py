@@ -6,7 +6,7 @@ arithmetic is all that costs; how much of it the clock saw is the realised share
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +21,7 @@ from ...methods import Dense, Method
 from ...record import Run
 from .arch import Subject
 from .flops import count_flops
+from .steer import edited_under, source_of, steered
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,8 @@ def bench_speed(
 ) -> Iterator[SpeedRow]:
     """Edit noise under a disc for each case, after one step of every method to count and warm up.
 
+    A method that finds its region is given no mask; the edit is led to change the disc.
+
     Speed depends on lengths alone, so neither photo nor weights matter to it.
 
     Args:
@@ -152,14 +155,14 @@ def bench_speed(
         for repeat in range(repeats):
             dense = None
             for name, method in everything.items():
-                edit = _edit(subject, case, method, steps)
-                edit.flops = flops[name] * edit.calls
-                dense = dense or edit
-                yield _row(subject, case, name, repeat, edit, dense, warm)
+                done = edit(subject, case, method, steps)
+                done.flops = flops[name] * done.calls
+                dense = dense or done
+                yield _row(subject, case, name, repeat, done, dense, warm)
 
 
 @dataclass
-class _Edit:
+class Timed:
     """One edit.
 
     calls, flops: of its DiT
@@ -178,38 +181,52 @@ class _Edit:
 
 def _warm_up(subject: Subject, case: Case, method: Method, steps: int) -> float:
     """FLOPs of a call of the DiT: of one step's, or the mean where the steps differ."""
-    run = partial(_edit, subject, case, method, steps=1 if method.alike else steps)
+    run = partial(edit, subject, case, method, steps=1 if method.alike else steps)
     flops = count_flops(run, subject.pipe.transformer)
     if subject.compiled:  # not warm yet: while counted, all runs eagerly
         run()
     return flops
 
 
-def _edit(subject: Subject, case: Case, method: Method, steps: int) -> _Edit:
+def edit(subject: Subject, case: Case, method: Method, steps: int) -> Timed:
+    """One edit of noise under the case's disc."""
     pixels = np.random.default_rng(0).integers(0, 256, (case.size, case.size, 3), np.uint8)
-    mask = disc(case.size, case.share).astype(np.uint8) * 255
+    mask, photo = disc(case.size, case.share), Image.fromarray(pixels)
+    given = {} if method.find else {"mask_image": Image.fromarray(mask.astype(np.uint8) * 255)}
     fast, model = compress(subject.pipe, method), subject.pipe.transformer
     on_gpu = model.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(model.device)
     started = time.process_time()
-    with _processor_time(model) as spent:
+    with _led(subject, method, photo, mask), _processor_time(model) as spent:
         fast(
             **subject.arguments,
             **subject.square(case.size),
-            image=Image.fromarray(pixels),
-            mask_image=Image.fromarray(mask),
+            **given,
+            image=photo,
             num_inference_steps=steps,
             generator=torch.Generator().manual_seed(0),
         )
     whole = time.process_time() - started
     assert fast.last_run is not None
-    edit = _Edit(fast.last_run, steps, len(spent) // 2)
+    done = Timed(fast.last_run, steps, len(spent) // 2)
     if on_gpu:
-        edit.peak = torch.cuda.max_memory_allocated(model.device) / 2**30
+        done.peak = torch.cuda.max_memory_allocated(model.device) / 2**30
     elif model.device.type == "cpu":
-        edit.processor, edit.whole = sum(spent), whole
-    return edit
+        done.processor, done.whole = sum(spent), whole
+    return done
+
+
+def _led(
+    subject: Subject, method: Method, photo: Image.Image, mask: np.ndarray
+) -> AbstractContextManager[None]:
+    """A method that finds its region is led to one: what random weights change has none."""
+    if not method.find:
+        return nullcontext()
+    source_1NC = source_of(subject.pipe, photo, torch.Generator().manual_seed(0))
+    grid = photo.height // 16, photo.width // 16
+    target_1NC = edited_under(source_1NC, mask, grid, method.find.grow)
+    return steered(subject.pipe, lambda sigma: target_1NC, source_1NC)
 
 
 @contextmanager
@@ -228,7 +245,7 @@ def _processor_time(module: nn.Module) -> Iterator[list[float]]:
 
 
 def _row(
-    subject: Subject, case: Case, name: str, repeat: int, edit: _Edit, dense: _Edit, warm: int
+    subject: Subject, case: Case, name: str, repeat: int, edit: Timed, dense: Timed, warm: int
 ) -> SpeedRow:
     run = edit.run
     fewer = dense.flops / edit.flops
