@@ -7,6 +7,7 @@ page says where else to find it.
 import base64
 import inspect
 import io
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -113,16 +114,44 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def write_example(app: Any, error: Exception | None) -> None:
-    """Put the token map's photo and mask beside it: scripts of a folder may read no files."""
+    """Put photo, mask and presets beside the token map: scripts of a folder may read no files."""
     if error:
         return
     pictures = {
         name: Image.open(EXAMPLE.with_name(EXAMPLE.name + end)).resize((1024, 672))
         for name, end in (("photo", ".jpg"), ("mask", "_mask.png"))
     }
-    text = ", ".join(f'"{name}": "{_data(picture)}"' for name, picture in pictures.items())
+    held: dict[str, Any] = {name: _data(picture) for name, picture in pictures.items()}
+    held["presets"] = map_presets()
     script = Path(app.outdir) / "_static" / "token-map-example.js"
-    script.write_text(f"const TokenMapExample = {{{text}}};\n", encoding="utf-8")
+    script.write_text(f"const TokenMapExample = {json.dumps(held)};\n", encoding="utf-8")
+
+
+def map_presets() -> dict[str, dict[str, Any]]:
+    """The presets as the fields of the token map, but for those with options that it has not."""
+    known = {"detail", "energy", "coarse", "context", "cell", "refresh"}
+    fields = {}
+    for name, method in hilotoken.PRESETS.items():
+        refresh = method.refresh or hilotoken.Refresh(1)
+        shown = {each: getattr(method, each) for each in known - {"refresh"}}
+        again = hilotoken.Refresh(refresh.at, text=refresh.text) if method.refresh else None
+        if hilotoken.HiLo(**_given(shown), refresh=again) != method:
+            continue
+        fields[name] = {
+            "byEnergy": method.energy is not None,
+            "detail": method.detail or 0,
+            "context": method.context,
+            "cell": method.cell or 2,
+            "coarse": str(method.coarse),
+            "refresh": refresh.at if method.refresh else 0,
+            "text": refresh.text,
+        }
+    return fields
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Options that say something: one without effect is refused."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _data(picture: Image.Image) -> str:
