@@ -29,6 +29,7 @@ include_patterns = [
 ]
 exclude_patterns = [".*", "build", "dist", "out", "runs", "tests", "comfyui"]
 
+smartquotes = False  # or "--compare" gets a dash
 myst_heading_anchors = 4
 myst_enable_extensions = ["attrs_block"]
 default_role = "code"  # docstrings write code as Markdown does

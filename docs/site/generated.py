@@ -40,6 +40,7 @@ def commands() -> str:
         obj=command, ctx=Context(command, info_name="hilo"), name="hilo"
     )
     text = text.replace("```console", "```text")
+    text = re.sub(r"^(\* `\w+`): .*\.\.\.$", r"\1", text, flags=re.MULTILINE)  # cut short there
     return text.partition("\n")[2]  # the page has a title
 
 
