@@ -222,6 +222,19 @@ def test_what_was_found_is_json_and_a_page_by_itself(checked, tmp_path):
     assert str(checked).startswith(checked.sentence)
 
 
+def test_its_figures_are_a_table_for_a_document(hilo, checked, tmp_path):
+    _, figures = checked.write(tmp_path)
+    done = hilo("bench", "table", figures, "--only", "balanced", "--only", "edit only")
+    assert done.code == 0, done.err
+    lines = [[cell.strip() for cell in line.split("|")] for line in done.out.splitlines()]
+    assert [line[2] for line in lines[2:]] == ["balanced", "edit only"] * len(checked.by_class)
+    known = next(iter(checked.by_class.values()))
+    (balanced,) = [one for one in known if one.method == "balanced"]
+    assert lines[2][6] == f"{balanced.psnr.median:.1f}, {balanced.psnr.low:.1f}"
+    assert f"{balanced.speedup.median:.2f}x (" in lines[2][5]
+    assert "choose from" in hilo("bench", "table", figures, "--only", "none").err
+
+
 def test_the_line_to_paste_is_python(checked):
     rows = [row for row in checked.rows if row.method == "dense"]
     for name, said in {"balanced": '"balanced"', "mine": "HiLo(detail=0.3)"}.items():
