@@ -11,6 +11,7 @@ import typer.main
 
 from hilotoken import HiLo, Refresh
 from hilotoken.cli import app
+from hilotoken.methods.find import Find
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -45,14 +46,17 @@ def test_links_hold_in_a_checkout(document):
 
 
 def listed(kind: type) -> dict[str, str]:
-    """Name and default of every option in the tables of the reference."""
+    """Name and default of every option in the tables of the reference; those of HiLo come first."""
     text = (ROOT / "docs/reference/options.md").read_text(encoding="utf-8")
-    hilo, _, refresh = text.partition("\n## Refresh\n")
-    part = refresh if kind is Refresh else hilo
+    parts = re.split(r"^## (Refresh|Find)$", text, flags=re.MULTILINE)
+    part = dict(zip(["HiLo", *parts[1::2]], parts[::2], strict=True))[kind.__name__]
     return dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", part, re.MULTILINE))
 
 
-@pytest.mark.parametrize("made", [HiLo(), Refresh("auto")], ids=lambda made: type(made).__name__)
+OPTIONS = [HiLo(), Refresh("auto"), Find()]
+
+
+@pytest.mark.parametrize("made", OPTIONS, ids=lambda made: type(made).__name__)
 def test_every_option_is_listed_with_its_default(made):
     found = listed(type(made))
     values = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
@@ -61,12 +65,15 @@ def test_every_option_is_listed_with_its_default(made):
         values["cell"] = HiLo(context="sampled").cell
         assert (made.weights, HiLo(context="sampled").weights) == (False, True)
         assert found.pop("weights") == "on with sampled context, else off"
-    else:
+    if isinstance(made, Refresh):
         assert found.pop("at") == "required"
     for name, default in found.items():
-        said = default.partition("`")[2].partition("`")[0].strip('"') or default
         value = values[name]
-        assert said == ("none" if value is None else str(value)) or float(said) == value
+        if value is None:
+            assert re.match(r"none\b", default), name
+        else:
+            said = default.partition("`")[2].partition("`")[0].strip('"')
+            assert said == str(value) or float(said) == value, name
 
 
 def commands() -> list[str]:
