@@ -1,8 +1,10 @@
 """Documents: links hold in a checkout, options are those of the code, commands those of `hilo`."""
 
+import ast
 import dataclasses
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,35 @@ def test_every_option_is_listed_with_its_default(made):
         else:
             said = default.partition("`")[2].partition("`")[0].strip('"')
             assert said == str(value) or float(said) == value, name
+
+
+def named(code: str) -> set[tuple[str, str]]:
+    """Module and name of everything of hilotoken that a piece of Python speaks of."""
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        match node:
+            case ast.ImportFrom(module=str(module), names=names) if module.startswith("hilotoken"):
+                found |= {(module, alias.name) for alias in names}
+            case ast.Attribute(value=ast.Name(id="hilotoken"), attr=name):
+                found.add(("hilotoken", name))
+    return found
+
+
+def test_python_in_documents_speaks_of_what_is_there():
+    blocks = [
+        (document, code)
+        for document in DOCUMENTS
+        for language, code in FENCED.findall(document.read_text(encoding="utf-8"))
+        if language == "python" and document.name != "training-log.md"
+    ]
+    assert len(blocks) > 20
+    missing = [
+        f"{document.name}: {module}.{name}"
+        for document, code in blocks
+        for module, name in named(code)
+        if not hasattr(import_module(module), name)
+    ]
+    assert missing == []
 
 
 def commands() -> list[str]:
