@@ -18,7 +18,11 @@ from hilotoken.bench.results.readings import (
 )
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "src/hilotoken/model/README.md",
+]
 FILL = "benchmarks/results/fill_embedded_cpu.csv"
 SAMPLED = "hilo context=sampled weights=True detail=0.05 dilate=1 bucket=16"
 LABELS = ["--label", "hilo: hilo bucket=16", "--label", f"sampled: {SAMPLED}"]
