@@ -82,7 +82,7 @@ def rows(pipe: Instructed, case: Case, steps: int, perceptual: LPIPS) -> Iterato
         (FEWER, fewer, None, steps / few),
     ):
         shown = mask if run is None or run.mask is None else run.mask[0, 0].numpy() > 0
-        image = np.where(shown[..., None], image, photo)
+        image = np.where((shown & mask)[..., None], image, photo)  # else LPIPS sees the ring too
         near = distances(perceptual, see(perceptual, image), truth, mask)
         whole = few if run is None else steps if run.refreshed is None else len(run.refreshed)
         yield PhotoRow(

@@ -133,6 +133,7 @@ class Running:
             self.placement.kept if self.placement else {},
             self._refreshed(),
             self.reuse.bytes if self.reuse else 0,
+            self.reuse.alone.plan.tokens_run if self.reuse else 0,
             decoded=self._decode.decoded if self._decode else 1.0,
             encoded=self._encode.share if self._encode else 1.0,
             reused=self._reused(),

@@ -61,8 +61,8 @@ class Reuse:
             )
         self.run, self.refresh, self.family = run, refresh, run.family
         # The others attend as ever: at the steps between, edit tokens to themselves and to text.
-        attentions = self.family.attentions()
-        self.modules = in_blocks(self.family.model, attentions, refresh.blocks)
+        self.attentions = self.family.attentions()
+        self.modules = in_blocks(self.family.model, self.attentions, refresh.blocks)
         # Compiled code finds what was kept on the module: one graph then serves all blocks.
         self.compiled = any_compiled(transformer)
         self.branches: dict[int, Branch] = {}
@@ -87,7 +87,7 @@ class Reuse:
             if carry and self.branches and not self.loan
             else None
         )
-        self.whole, self.alone = whole, whole.edit_alone()
+        self.whole, self.alone = whole, whole.edit_alone(self.refresh.bucket)
         self.weighted = whole.weighted
         self.context_X = (~whole.edited_S).nonzero().flatten()
         self.counts_S = whole.counts_S  # its length, as a tensor's, is no constant to a compiler
@@ -116,8 +116,12 @@ class Reuse:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Reroute the attention for this context; what was left on modules goes."""
+        others = [module for module in self.attentions if module not in self.modules]
         try:
-            with rerouted(self.family.model, self.attend, self.modules):
+            with (
+                rerouted(self.family.model, self.attend, self.modules),
+                rerouted(self.family.model, self.attend_alone, others),
+            ):
                 yield
         finally:
             self._clear()
@@ -197,6 +201,7 @@ class Reuse:
             kept = self._borrowed(module, key, value)
         else:
             kept = module.kept_context if compiling() else self.kept.get(id(module))
+        key, value, kw = self._without_filler(key, value, kw)
         if kept is None:
             return original(query, key, value, **kw)
         half = len(kept) // 2
@@ -213,6 +218,29 @@ class Reuse:
             return original(query, key, value, **kw)
         keys = self._weighted(own, kept_key.shape[1])
         return keys(module, query, key, value, original, **kw)
+
+    def attend_alone(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, original: Any, **kw: Any
+    ) -> Tensor:
+        """In the blocks of which nothing is kept: as ever, but for what fills up the length."""
+        key, value, kw = self._without_filler(key, value, kw)
+        return original(query, key, value, **kw)
+
+    def _without_filler(self, key: Tensor, value: Tensor, kw: Call) -> tuple[Tensor, Tensor, Call]:
+        """The keys that tokens attend to: not of those that fill up the length, the image's last.
+
+        So the edit is the same as if they had not run.
+        """
+        filler, image = self.run.short.filler, self.run.short.counts_S.shape[0]
+        if not filler or key.shape[1] < image:  # other keys than the image's
+            return key, value, kw
+        stop = image if self.family.image_first else key.shape[1]
+        mask = kw.get("attn_mask")
+        if mask is not None and mask.shape[-1] == key.shape[1]:
+            kept = torch.cat([mask[..., : stop - filler], mask[..., stop:]], -1)
+            kw = kw | {"attn_mask": kept}
+        key, value = (torch.cat([x[:, : stop - filler], x[:, stop:]], 1) for x in (key, value))
+        return key, value, kw
 
     def _weighted(self, own: int, kept: int) -> Weighted:
         """Made once for all attentions that have as many keys of either kind."""
