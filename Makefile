@@ -8,7 +8,7 @@ OUT ?= out/$(notdir $(basename $(PHOTO))).png
 
 COMFY := $(VENV)-comfy
 
-.PHONY: edit app test check test-comfy comfy-pack clean
+.PHONY: edit app test check docs dist test-comfy comfy-pack clean
 
 edit: $(VENV)/edit
 	mkdir -p $(dir $(OUT))
@@ -24,6 +24,27 @@ check: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# The site, in build/site: a warning, such as of a dead link, is an error.
+docs: $(VENV)/test
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -c docs/site -d build/doctrees . build/site
+	@echo "open build/site/index.html"
+
+# Wheel and source distribution in dist/, looked through; and the wheel, installed into an
+# environment of its own, which borrows PyTorch and the like, edits a photo offline.
+dist: $(VENV)/test
+	rm -rf build/lib build/wheel dist/*.whl dist/*.tar.gz
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/twine check --strict dist/*.whl dist/*.tar.gz
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip install --quiet --no-deps dist/*.whl
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> $$(build/wheel/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/borrowed.pth
+	cp examples/canyon-wren.jpg examples/canyon-wren_mask.png build/wheel
+	cd build/wheel && HF_HUB_OFFLINE=1 bin/hilo edit canyon-wren.jpg --mask canyon-wren_mask.png \
+		-o edited.png --size 128 --steps 2
+	ls -l dist
 
 # The nodes for ComfyUI, on a ComfyUI of its own: docs/tutorials/comfyui.md.
 test-comfy: $(COMFY)/ready
@@ -61,4 +82,4 @@ $(COMFY)/ready: comfyui/tests/requirements.txt $(VENV)/test
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(COMFY) out
+	rm -rf $(VENV) $(COMFY) build dist out

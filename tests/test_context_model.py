@@ -9,10 +9,19 @@ import torch
 from torch import Generator, Tensor
 
 from benchmarks.context import tables, train
-from benchmarks.context.evaluate import NOTHING, WHOLE, Bench, Case, held_out, selections
+from benchmarks.context.evaluate import (
+    NOTHING,
+    WHOLE,
+    Bench,
+    Case,
+    arguments,
+    held_out,
+    looks,
+    selections,
+)
 from benchmarks.context.flops import CONTEXT
-from benchmarks.context.model import WEIGHTS, ContextModel, tokens_of
-from benchmarks.context.pictures import DRAWN, GRID, HIDDEN, PATCH, Pictures, draw, enlarge
+from benchmarks.context.model import WEIGHTS, ContextModel, load, tokens_of
+from benchmarks.context.pictures import GRID, HIDDEN, KINDS, PATCH, Pictures, draw, enlarge
 from benchmarks.context.selections import (
     Attended,
     Pyramid,
@@ -43,14 +52,14 @@ def case() -> Case:
 
 
 def _run(model: ContextModel, case: Case, method: object, **options: object) -> Tensor:
-    given = case.arguments(model) | {"num_inference_steps": 2, "generator": case.noise()}
+    given = arguments([case], model) | {"num_inference_steps": 2}
     return compress(model.pipeline(), method)(**given | options).images  # type: ignore[arg-type]
 
 
 # The pictures.
 
 
-@pytest.mark.parametrize("kind", DRAWN)
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_needed_is_far_and_always_there(kind: str) -> None:
     drawn = draw(kind, 64, Generator().manual_seed(0))
     near = enlarge(drawn.mask_Bhw).float()[:, None]
@@ -86,6 +95,14 @@ def test_the_hidden_colour_goes_on_evenly_from_the_row() -> None:
         assert torch.allclose(_hidden(drawn, i)[:, 0, 0], expected, atol=1e-6)
 
 
+def test_a_line_is_broken_off_around_the_mask_and_goes_on_in_it() -> None:
+    drawn = draw("line", 64, Generator().manual_seed(1))
+    colours = [image.flatten(1).unique(dim=1).shape[1] for image in drawn.image_B3HW]
+    assert set(colours) == {2}
+    for i in range(64):
+        assert _hidden(drawn, i).flatten(1).unique(dim=1).shape[1] == 2
+
+
 @pytest.mark.parametrize("kind", ["twin", "repeat"])
 def test_every_hidden_token_stands_in_its_group(kind: str) -> None:
     drawn = draw(kind, 32, Generator().manual_seed(1))
@@ -119,7 +136,11 @@ def test_foveated_context_grows_with_the_logarithm_of_the_photo() -> None:
         touched[20:36, 20:36] = True
         score = torch.zeros(side**2)
         run[side] = foveated(1.0, bucket=1).select(score, touched, (side, side)).tokens_run
-        even = Spread(context="sampled", bucket=1).select(score, touched, (side, side)).tokens_run
+        even = (
+            Spread(context="sampled", detail=0.0, bucket=1)
+            .select(score, touched, (side, side))
+            .tokens_run
+        )
     assert run[256] <= 1.3 * run[64] < even
     assert run[256] - run[128] <= 1.5 * (run[128] - run[64])  # as many more for each doubling
 
@@ -175,6 +196,21 @@ def test_selections_at_every_step_run_the_papers_count(case: Case) -> None:
         assert case.plan(made[name][0]).tokens_run == total, name
 
 
+def test_pictures_under_one_mask_are_filled_as_each_alone(
+    untrained: ContextModel, case: Case
+) -> None:
+    bench = Bench.__new__(Bench)
+    bench.model, bench.pipe = untrained, untrained.pipeline()
+    other = replace(case.picture, image_B3HW=-case.picture.image_B3HW)
+    cases = [case, Case("legend", 1, other)]
+    for name in ("random", "whole, twice", "foveated, twice"):
+        method = selections(cases[0])[name][0]
+        assert not looks(method)
+        together = bench.fill(cases, method, 2)[0]
+        alone = [bench.fill([case], method, 2)[0] for case in cases]
+        assert torch.allclose(together, torch.cat(alone), atol=1e-4)
+
+
 # The model under `compress`.
 
 
@@ -206,7 +242,7 @@ METHODS = {
     "dense": Dense(),
     "edit": NOTHING,
     "paper": HiLo(bucket=1),
-    "sampled": Spread(context="sampled", bucket=1),
+    "sampled": Spread(context="sampled", detail=0.0, bucket=1),
     "foveated": foveated(2.0, bucket=1, refresh=(0,)),
     "whole": WHOLE,
     "text kept": replace(WHOLE, refresh=Refresh((0,), text=True)),
@@ -221,7 +257,7 @@ def test_the_arithmetic_of_flops_is_what_is_counted(
 ) -> None:
     method, pipe = METHODS[name], untrained.pipeline()
     fast = compress(pipe, method)
-    given = case.arguments(untrained) | {"num_inference_steps": 3, "generator": case.noise()}
+    given = arguments([case], untrained) | {"num_inference_steps": 3}
     with experimental():
         counted = sum(flops_by_pass(lambda: fast(**given), pipe.transformer))
     assert fast.last_run is not None
@@ -250,6 +286,18 @@ def test_a_training_broken_off_goes_on_as_if_it_had_not_been(
         assert torch.equal(one, other)
 
 
+def test_a_training_goes_on_from_weights_with_the_kinds_that_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "HELD_OUT", 1)
+    run = train.Run(tmp_path, 5, 8, 4, begin="dense", kinds=["twin"])
+    known = load("dense").state_dict()
+    assert all(torch.equal(mine, known[name]) for name, mine in run.model.state_dict().items())
+    before = run.error_K.clone()
+    run._one_step()
+    assert train.NAMES[int((run.error_K != before).nonzero())] == "twin"
+
+
 # What is committed.
 
 
@@ -257,8 +305,9 @@ def test_the_trained_model_needs_its_context() -> None:
     bench, found = Bench("dense"), {"dense": 0.0, "edit only": 0.0}
     with torch.no_grad():
         for case in held_out("spot", 4):
-            for row in bench.rows(case, list(found), velocities=False):
-                found[row.selection] += row.psnr / 4
+            dense = bench.fill([case], Dense())[0]
+            for name in found:
+                found[name] += bench.rows([case], name, dense)[0].psnr / 4
     assert found["dense"] > found["edit only"] + 10
 
 

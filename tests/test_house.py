@@ -20,7 +20,7 @@ Floors = tuple[tuple[str, ...], ...]
 FLOORS: Floors = (  # from the ground up
     ("checks", "composite", "data", "grid", "hooks", "noise", "photo", "plan", "source"),
     ("attention", "layout", "memory", "method", "region", "scores", "timing"),
-    ("arguments", "blocks", "decode", "metrics", "picture", "record"),
+    ("arguments", "blocks", "decode", "metrics", "picture", "progress", "record"),
     ("capture", "encode"),
     ("adapters", "kv_store", "methods", "request"),
     ("lending", "model"),
@@ -29,7 +29,7 @@ FLOORS: Floors = (  # from the ground up
     ("compress",),
     ("bench", "bench.results", "edit", "train"),
     ("batch", "bench.measure", "compare", "serve"),
-    ("app", "bench.show", "cluster"),
+    ("app", "bench.show", "check", "cluster"),
     ("__init__",),
     ("cli",),
 )

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .evaluate import STEPS, held_out, selections
 from .flops import CONTEXT
 from .model import SHIFT
-from .pictures import DRAWN, GRID, GROUNDS
+from .pictures import GRID, GROUNDS, KINDS
 from .rows import RESULTS, append, read
 
 
@@ -75,7 +75,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     done = {row["kind"] for row in read(given.out)}
-    for kind in DRAWN:
+    for kind in KINDS:
         for row in told(kind, given.pictures) if kind not in done else ():
             append(given.out, row)
 

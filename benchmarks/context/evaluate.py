@@ -1,15 +1,17 @@
 """Measure every selection on held-out pictures: `python -m benchmarks.context.evaluate`.
 
 Training-free, each picture under every selection from the same noise, in eight steps of FLUX.1's
-schedule. Rows are appended as they are made: break it off and call it again, and it goes on.
+schedule. Pictures under one mask run in one call where the plan is the mask's alone. Rows are
+appended as they are made: break it off and call it again, and it goes on.
 
 N grid tokens, C channels of x_t.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +27,18 @@ from hilotoken.plan import TokenPlan
 
 from .flops import CONTEXT
 from .model import ContextModel, load, tokens_of
-from .pictures import DRAWN, GRID, GROUNDS, KINDS, SIDE, Pictures, draw, enlarge
+from .pictures import GRID, GROUNDS, KINDS, SIDE, Pictures, draw, enlarge
 from .rows import RESULTS, append, read
 from .selections import Attended, Needed, Pyramid, Spread, experimental, foveated
-from .settings import BALANCED, FAITHFUL, FAST
 
 STEPS = 8
 SIGMAS = (1.0, 0.8, 0.6, 0.4, 0.2)
+HELD_OUT, BATCH = 400, 20  # pictures a kind, and under one mask
+ROWS = 4  # of rows under one mask: their frames all stand alike there
+LEARNED = [kind for kind in KINDS if kind != "repeat"]  # which no model here solves
 SOLVED = 20.0  # dB in the mask, of a range of 2
 NOTHING = HiLo(detail=0.0, coarse=0, bucket=1)
-WHOLE = replace(BALANCED, bucket=1)
+WHOLE = HiLo(detail=1.0, coarse=0, bucket=1, refresh=1)
 MIXED = {"laplacian": 1.0, "variance": 1.0, "frequency": 1.0, "dct": 1.0}
 
 
@@ -55,22 +59,13 @@ class Case:
         return enlarge(self.picture.mask_Bhw)[:, None].float()
 
     @property
+    def hidden(self) -> tuple[int, ...]:
+        """The hidden tokens, by their number."""
+        return tuple(self.picture.mask_Bhw.flatten().nonzero().flatten().tolist())
+
+    @property
     def seed(self) -> int:
         return 1000 * list(KINDS).index(self.kind) + self.number
-
-    def noise(self) -> Generator:
-        return Generator().manual_seed(self.seed)
-
-    def arguments(self, model: ContextModel) -> dict[str, Any]:
-        """What the pipeline is given, but for steps and noise."""
-        kind = torch.tensor([list(KINDS).index(self.kind)])
-        return {
-            "image": self.photo_13HW,
-            "mask_image": self.mask_11HW,
-            "height": SIDE,
-            "width": SIDE,
-            "output_type": "latent",
-        } | model.prompt(kind)
 
     def plan(self, method: HiLo) -> TokenPlan:
         return plan_tokens(self.photo_13HW, self.mask_11HW, grid=(GRID, GRID), method=method)
@@ -81,25 +76,46 @@ class Case:
 
 
 def held_out(kind: str, count: int) -> list[Case]:
-    """Pictures that no training draws: their generator's seed is beyond those of any step."""
-    generator = Generator().manual_seed(10**12 + list(DRAWN).index(kind))
-    drawn = draw(kind, count, generator)
-    parts = [{k: v[i : i + 1] for k, v in vars(drawn).items()} for i in range(count)]
-    return [Case(kind, i, Pictures(**part)) for i, part in enumerate(parts)]
+    """Pictures that no training draws: their generators' seeds are beyond those of any step.
+
+    Every BATCH of them lie under one mask, so that one call can fill them.
+    """
+    size = ROWS if kind == "row" else BATCH
+    cases: list[Case] = []
+    while len(cases) < count:
+        seed = 10**12 + 1000 * list(KINDS).index(kind) + len(cases)
+        drawn = draw(kind, size, Generator().manual_seed(seed), one_mask=True)
+        parts = [{k: v[i : i + 1] for k, v in vars(drawn).items()} for i in range(size)]
+        cases += [Case(kind, len(cases) + i, Pictures(**part)) for i, part in enumerate(parts)]
+    return cases[:count]
+
+
+def arguments(cases: Sequence[Case], model: ContextModel) -> dict[str, Any]:
+    """What the pipeline is given for a batch under one mask, but for its steps."""
+    kinds_B = torch.tensor([list(KINDS).index(case.kind) for case in cases])
+    return {
+        "image": torch.cat([case.photo_13HW for case in cases]),
+        "mask_image": cases[0].mask_11HW,
+        "height": SIDE,
+        "width": SIDE,
+        "output_type": "latent",
+        "generator": [Generator().manual_seed(case.seed) for case in cases],
+    } | model.prompt(kinds_B)
 
 
 def selections(case: Case) -> dict[str, tuple[Any, int]]:
     """Every selection by name: the method and its steps.
 
-    Those that choose context at every step run as many tokens as the paper's selection on the same
-    picture, or else as few as they are named for. Those that reuse context cost what they cost.
+    Those that choose context at every step run as many tokens as the paper's selection under the
+    same mask, or else as few as they are named for. Those that reuse context cost what they cost.
     """
     paper = HiLo(bucket=1)
-    plan = case.plan(paper)
+    plan = case.plan(replace(paper, score="random"))  # its count, whatever the picture
     total, edit = plan.tokens_run, plan.counts["edit"]
     free = (total - edit) / plan.tokens_full
     detail = replace(NOTHING, detail=free)
-    sampled = Spread(context="sampled", bucket=1)
+    sampled = Spread(context="sampled", detail=0.0, bucket=1)
+    twice, once = Refresh(2, text=True), Refresh(1, text=True)
     chosen: dict[str, Any] = {
         "dense": Dense(),
         "edit only": NOTHING,
@@ -123,16 +139,22 @@ def selections(case: Case) -> dict[str, tuple[Any, int]]:
         "foveated": foveated(2.0, bucket=1),
         "pyramid": Pyramid(bucket=1, growth=2.0),
         # Context computed at some steps and reused at the others.
-        "whole, once (balanced)": WHOLE,
-        "whole, twice (faithful)": replace(FAITHFUL, bucket=1),
-        "attended 25 %, once": Attended(detail=1.0, coarse=0, bucket=1, refresh=(0,)),
-        "attended 10 %, once": Attended(detail=1.0, coarse=0, bucket=1, refresh=(0,), share=0.1),
-        "whole, 1 ring, once": replace(WHOLE, dilate=1, refresh=Refresh((0,), text=True)),
-        "sampled 2, twice (fast)": replace(FAST, bucket=1),
-        "sampled 2, twice, no weights": replace(FAST, weights=False, bucket=1),
-        "sampled 3, twice": replace(FAST, cell=3, bucket=1),
-        "sampled 2, 1 ring, twice": replace(FAST, dilate=1, bucket=1),
-        "foveated, twice": foveated(1.0, bucket=1, refresh=Refresh((0, 4), text=True)),
+        "whole, once": WHOLE,
+        "whole, twice": replace(WHOLE, refresh=2),
+        "whole, twice, text kept": replace(WHOLE, refresh=twice),
+        "attended 25 %, once": Attended(detail=1.0, coarse=0, bucket=1, refresh=1),
+        "attended 10 %, once": Attended(detail=1.0, coarse=0, bucket=1, refresh=1, share=0.1),
+        "whole, 1 ring, once": replace(WHOLE, dilate=1, refresh=once),
+        "detail 40 %, once": replace(NOTHING, detail=0.4, refresh=once),
+        "paper, twice": replace(paper, refresh=twice),
+        "detail, twice": HiLo(coarse=0, bucket=1, refresh=twice),
+        "sampled 2, twice": replace(sampled, refresh=twice),
+        "sampled 2, twice, no weights": replace(sampled, weights=False, refresh=twice),
+        "sampled 3, twice": replace(sampled, cell=3, refresh=twice),
+        "detail and sampled 3, twice": HiLo(context="sampled", cell=3, bucket=1, refresh=twice),
+        "detail and sampled 3, once": HiLo(context="sampled", cell=3, bucket=1, refresh=once),
+        "sampled 2, 1 ring, twice": replace(sampled, dilate=1, refresh=twice),
+        "foveated, twice": foveated(1.0, bucket=1, refresh=twice),
     }
     return {name: (method, STEPS) for name, method in chosen.items()} | {
         "dense, 2 steps": (Dense(), 2)
@@ -143,6 +165,14 @@ def _half(total: int, edit: int, tokens: int) -> HiLo:
     """Half of the context by detail, half at random: a mix of two kinds of evidence."""
     half = (total - edit) / 2 / tokens
     return Spread(context="sampled", cell=GRID, detail=half, total=total)
+
+
+def looks(method: Any) -> bool:
+    """Whether what runs depends on the picture; else pictures under one mask share a plan."""
+    if isinstance(method, Needed | Attended):
+        return True
+    by_score = isinstance(method, HiLo) and method.score != "random"
+    return by_score and not isinstance(method, Pyramid) and method.detail not in (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -184,21 +214,26 @@ class Bench:
         # Without a shift, so that the noise levels are those given.
         self.linear.scheduler = FlowMatchEulerDiscreteScheduler()
 
-    def rows(self, case: Case, wanted: list[str], velocities: bool) -> Iterator[Row]:
-        """Rows of the selections wanted; the errors of velocity where asked for."""
-        x0_NC = tokens_of(case.picture.image_B3HW)[0]
-        hidden_N = case.picture.mask_Bhw.flatten()
-        dense_NC = self._fill(case, Dense(), STEPS)[0]
-        compass = self._compass(case) if velocities else None
-        for name, (method, steps) in selections(case).items():
-            if name not in wanted:
-                continue
-            out_NC, plan = self._fill(case, method, steps)
-            sigmas = self.pipe.scheduler.sigmas[:-1].tolist()
-            share = CONTEXT.share(plan, method, sigmas) * steps / STEPS
-            true = psnr(out_NC[hidden_N], x0_NC[hidden_N])
-            errors = compass.errors(method) if compass and steps == STEPS else [None] * len(SIGMAS)
-            yield Row(
+    def rows(
+        self, cases: Sequence[Case], name: str, dense_BNC: Tensor, velocities: bool = False
+    ) -> list[Row]:
+        """Rows of one selection for pictures under one mask, a call each if it looks at them."""
+        method, steps = selections(cases[0])[name]
+        if looks(method) and len(cases) > 1:
+            pairs = zip(cases, dense_BNC.split(1), strict=True)
+            return [r for case, d_BNC in pairs for r in self.rows([case], name, d_BNC, velocities)]
+        out_BNC, plan = self.fill(cases, method, steps)
+        sigmas = self.pipe.scheduler.sigmas[:-1].tolist()
+        share = CONTEXT.share(plan, method, sigmas) * steps / STEPS
+        x0_BNC = tokens_of(torch.cat([case.picture.image_B3HW for case in cases]))
+        hidden = list(cases[0].hidden)
+        true_B = psnr(out_BNC[:, hidden], x0_BNC[:, hidden])
+        near_B = psnr(out_BNC[:, hidden], dense_BNC[:, hidden])
+        errors_BV: list[list[float | None]] = [[None] * len(SIGMAS)] * len(cases)
+        if velocities and steps == STEPS:
+            errors_BV = self._compass(cases).errors_by_picture(method).T.tolist()
+        return [
+            Row(
                 self.name,
                 case.kind,
                 GROUNDS[int(case.picture.ground_B)],
@@ -206,34 +241,40 @@ class Bench:
                 name,
                 plan.tokens_run,
                 round(share, 5),
-                round(true, 3),
+                round(float(true), 3),
                 int(true > SOLVED),
-                None if name == "dense" else round(psnr(out_NC[hidden_N], dense_NC[hidden_N]), 3),
-                *(None if error is None else round(error, 6) for error in errors),
+                None if name == "dense" else round(float(near), 3),
+                *(None if error is None else round(error, 6) for error in errors_V),
             )
+            for case, true, near, errors_V in zip(cases, true_B, near_B, errors_BV, strict=True)
+        ]
 
-    def _fill(self, case: Case, method: Any, steps: int) -> tuple[Tensor, TokenPlan]:
+    def fill(
+        self, cases: Sequence[Case], method: Any, steps: int = STEPS
+    ) -> tuple[Tensor, TokenPlan]:
+        """The filled pictures as tokens, and the plan that they were filled by."""
         fast = compress(self.pipe, method)
-        given = case.arguments(self.model) | {"num_inference_steps": steps}
-        out_BNC = fast(**given, generator=case.noise()).images
+        out_BNC = fast(**arguments(cases, self.model), num_inference_steps=steps).images
         assert fast.last_run is not None
-        return out_BNC[0], fast.last_run.plan
+        return out_BNC, fast.last_run.plan
 
-    def _compass(self, case: Case) -> Compass:
-        return Compass(self.linear, case.arguments(self.model), case.seed, calls=len(SIGMAS))
+    def _compass(self, cases: Sequence[Case]) -> Compass:
+        given = arguments(cases, self.model)
+        return Compass(self.linear, given, cases[0].seed, calls=len(SIGMAS))
 
 
-def psnr(one: Tensor, other: Tensor) -> float:
-    """In dB of a range of 2; at most 80."""
-    return float(10 * torch.log10(4 / (one - other).square().mean().clamp_min(4e-8)))
+def psnr(one_BNC: Tensor, other_BNC: Tensor) -> Tensor:
+    """Of each picture, in dB of a range of 2; at most 80."""
+    error_B = (one_BNC - other_BNC).square().mean((1, 2))
+    return 10 * torch.log10(4 / error_B.clamp_min(4e-8))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="dense", help="which of the weights")
-    parser.add_argument("--pictures", type=int, default=100, help="held out, a kind")
+    parser.add_argument("--pictures", type=int, default=HELD_OUT, help="held out, a kind")
+    parser.add_argument("--looked", type=int, default=HELD_OUT, help="of them, where a call is one")
     parser.add_argument("--velocities", type=int, default=40, help="of them with velocity errors")
-    parser.add_argument("--first", type=int, default=0, help="the first picture")
     parser.add_argument("--only", nargs="*", default=[], help="some selections")
     parser.add_argument("--out", type=Path, default=None)
     given = parser.parse_args()
@@ -249,14 +290,29 @@ def _measure(given: argparse.Namespace, out: Path) -> None:
     torch.set_num_threads(1)
     bench = Bench(given.model)
     done = {(r["kind"], int(r["number"]), r["selection"]) for r in read(out)}
-    cases = [held_out(kind, given.pictures)[given.first :] for kind in KINDS]
+    kinds = [held_out(kind, given.pictures) for kind in LEARNED]
+    starts = range(0, given.pictures, BATCH)
+    # Kinds by turns, so that what is broken off is still a sample of all.
+    turns = [cases[start : start + BATCH] for start in starts for cases in kinds]
+    groups = [list(mine) for cases in turns for _, mine in groupby(cases, lambda c: c.hidden)]
     with experimental():
-        names = given.only or list(selections(cases[0][0]))
-        # Kind by turns, so that what is broken off is still a sample of all.
-        for case in tqdm([c for turn in zip(*cases, strict=True) for c in turn], unit="picture"):
-            left = [n for n in names if (case.kind, case.number, n) not in done]
-            for row in bench.rows(case, left, case.number < given.velocities) if left else ():
-                append(out, row)
+        for group in tqdm(groups, unit="mask"):
+            dense_BNC = bench.fill(group, Dense())[0]
+            for name, (method, _) in selections(group[0]).items():
+                limit = given.looked if looks(method) else given.pictures
+                for quick in (True, False):
+                    left = [
+                        i
+                        for i, case in enumerate(group)
+                        if (case.number < given.velocities) is quick
+                        and case.number < limit
+                        and name in (given.only or [name])
+                        and (case.kind, case.number, name) not in done
+                    ]
+                    if left:
+                        some = [group[i] for i in left]
+                        for row in bench.rows(some, name, dense_BNC[left], velocities=quick):
+                            append(out, row)
 
 
 if __name__ == "__main__":

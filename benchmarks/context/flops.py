@@ -69,5 +69,5 @@ class Shape:
         return self.edit(plan, method, sigmas) / (len(sigmas) * self.call(plan.tokens_full))
 
 
-CONTEXT = Shape(1, 2, 64, 2, 4, 112, 48, 32, 32, False)
+CONTEXT = Shape(1, 2, 128, 4, 4, 112, 48, 32, 32, False)
 FLUX_FILL = Shape(19, 38, 3072, 24, 512, 384, 64, 4096, 768, True)

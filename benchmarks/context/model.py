@@ -78,7 +78,7 @@ class ContextModel(nn.Module):
             num_layers=1,
             num_single_layers=2,
             attention_head_dim=sum(AXES),
-            num_attention_heads=2,
+            num_attention_heads=4,
             joint_attention_dim=WIDTH,
             pooled_projection_dim=WIDTH,
             axes_dims_rope=AXES,

@@ -26,23 +26,25 @@ from .evaluate import STEPS
 from .flops import Shape
 from .model import SHIFT
 from .rows import RESULTS, append, read
-from .selections import Attended, experimental, foveated
-from .settings import BALANCED, FAITHFUL, FAST, PAPER
+from .selections import Attended, experimental
 
 EMBEDDED = Shape(1, 18, 256, 4, 8, 320, 32, 8, 32, False)
+TWICE, ONCE = Refresh(2, text=True), Refresh(1, text=True)
+WHOLE = HiLo(detail=1.0, coarse=0)
+SAMPLED = HiLo(context="sampled", detail=0.0, refresh=TWICE)
 METHODS: dict[str, Any] = {
-    "paper": PAPER,
+    "paper": HiLo(),
     "edit only": HiLo(detail=0.0, coarse=0),
     "random": HiLo(score="random", detail=0.16, coarse=0),
-    "whole, once (balanced)": BALANCED,
-    "whole, twice (faithful)": FAITHFUL,
-    "whole, twice, text kept": replace(FAITHFUL, refresh=FAST.refresh),
-    "attended 25 %, once": Attended(detail=1.0, coarse=0, refresh=(0,)),
-    "sampled 2, twice, text kept (fast)": FAST,
-    "sampled 3, twice, text kept": replace(FAST, cell=3),
-    "sampled 2, once, text kept": replace(FAST, refresh=Refresh((0,), text=True)),
-    "sampled 2, 1 ring, twice, text kept": replace(FAST, dilate=1),
-    "foveated, twice, text kept": foveated(1.0, refresh=FAST.refresh),
+    "whole, once": replace(WHOLE, refresh=1),
+    "whole, twice": replace(WHOLE, refresh=2),
+    "attended 25 %, once": Attended(detail=1.0, coarse=0, refresh=1),
+    "detail 40 %, once, text kept": HiLo(detail=0.4, coarse=0, refresh=ONCE),
+    "paper, twice, text kept": HiLo(refresh=TWICE),
+    "detail and sampled 3, twice, text kept": HiLo(context="sampled", cell=3, refresh=TWICE),
+    "sampled 2, twice, text kept": SAMPLED,
+    "detail, twice, text kept": HiLo(coarse=0, refresh=TWICE),
+    "detail and sampled 3, once, text kept": HiLo(context="sampled", cell=3, refresh=ONCE),
 }
 SHORT_GRIDS = {name: replace(method, bucket=1) for name, method in METHODS.items()}
 
@@ -99,6 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", type=Path, nargs="+", help="photographs")
     parser.add_argument("--limit", type=int, default=16, help="photographs, by hash of their names")
+    parser.add_argument("--only", nargs="*", default=[*METHODS], choices=METHODS)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--out", type=Path, default=RESULTS / "embedded_mu_1.15.csv")
     given = parser.parse_args()
@@ -120,7 +123,7 @@ def _measure(given: argparse.Namespace) -> None:
     files = by_hash(given.files)[: given.limit]
     with experimental():
         for case in tqdm([c for file in files for c in cases_of(file, given.size)], unit="fill"):
-            left = [m for m in METHODS if (case.name, case.mask_class, m) not in done]
+            left = [m for m in given.only if (case.name, case.mask_class, m) not in done]
             for row in rows(pipe, case, left) if left else ():
                 append(given.out, row)
 

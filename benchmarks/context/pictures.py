@@ -50,28 +50,32 @@ class Pictures:
         return (self.tell_BGhw & runs_Bhw[:, None]).flatten(2).any(2).all(1)
 
 
-def draw(kind: str, count: int, generator: Generator, grid: int = GRID) -> Pictures:
-    """`count` pictures of a kind, one of DRAWN.
+def draw(
+    kind: str, count: int, generator: Generator, grid: int = GRID, one_mask: bool = False
+) -> Pictures:
+    """`count` pictures of a kind, one of KINDS; all under one mask, if so asked.
 
     Training begins with smaller ones, down to 8 tokens a side, where there is room for one ring.
     """
-    return DRAWN[kind](_Canvas(count, generator, grid))
+    return KINDS[kind](_Canvas(count, generator, grid, 1 if one_mask else count))
 
 
 class _Canvas:
     """Grounds, masks and the first strokes, the same for every kind."""
 
-    def __init__(self, count: int, generator: Generator, grid: int) -> None:
-        self.B, self.generator, self.grid, self.side = count, generator, grid, grid * PATCH
+    def __init__(self, count: int, generator: Generator, grid: int, masks: int) -> None:
+        self.B, self.masks, self.generator = count, masks, generator
+        self.grid, self.side = grid, grid * PATCH
         self.rings = RINGS if grid > 8 else 1
         self.ground_B = torch.randint(0, len(GROUNDS), (count,), generator=generator)
-        self.put_mask(*(torch.randint(1, grid - 3, (2, count), generator=generator)))
+        self.put_mask(*(torch.randint(1, grid - 3, (2, masks), generator=generator)))
         self.image_B3HW = self.ground()
 
     def put_mask(self, top_B: Tensor, left_B: Tensor) -> None:
-        self.top_B, self.left_B = top_B, left_B
-        self.mask_Bhw = self.box(top_B, left_B, HIDDEN)
-        self.edit_Bhw = self.box(top_B - self.rings, left_B - self.rings, HIDDEN + 2 * self.rings)
+        self.top_B, self.left_B = top_B.expand(self.B), left_B.expand(self.B)
+        self.mask_Bhw = self.box(self.top_B, self.left_B, HIDDEN)
+        corner = self.top_B - self.rings, self.left_B - self.rings
+        self.edit_Bhw = self.box(*corner, HIDDEN + 2 * self.rings)
 
     def box(self, top_B: Tensor, left_B: Tensor, side: int) -> Tensor:
         """bool [B, h, w]: a square of tokens, cut off where it leaves the grid."""
@@ -173,9 +177,11 @@ def row(on: _Canvas) -> Pictures:
     middle, step = (begin + end) / 2, (end - begin) / 2
     # The widest that fit; on a small grid the nearer frame stands on the edge of the edit.
     widest = (on.grid - HIDDEN - 1) // 2
-    gap = torch.randint(widest - 1, widest + 1, (on.B,), generator=on.generator)
-    hidden, across = torch.randint(0, 3, (on.B,), generator=on.generator), on.uniform(on.B) < 0.5
-    first = 1 + (on.uniform(on.B) * (on.grid - HIDDEN - 2 * gap)).long()
+    gap = torch.randint(widest - 1, widest + 1, (on.masks,), generator=on.generator)
+    hidden = torch.randint(0, 3, (on.masks,), generator=on.generator)
+    across = on.uniform(on.masks) < 0.5
+    first = 1 + (on.uniform(on.masks) * (on.grid - HIDDEN - 2 * gap)).long()
+    gap, hidden, across, first = (x.expand(on.B) for x in (gap, hidden, across, first))
     along, beside = first + hidden * gap, torch.where(across, on.top_B, on.left_B)
     on.put_mask(torch.where(across, beside, along), torch.where(across, along, beside))
     tell, white = [], torch.ones(on.B, 3)
@@ -237,6 +243,35 @@ def repeat(on: _Canvas) -> Pictures:
     return on.done(torch.stack(tell, 1))
 
 
+def line(on: _Canvas) -> Pictures:
+    """A thick line across, down or aslant on plain ground, broken off around the mask."""
+    on.ground_B = torch.zeros_like(on.ground_B)
+    ground = on.colour(on.B, 3)
+    ink = on.colour(on.B, 3)
+    ink = torch.where((ink - ground).abs().sum(1, keepdim=True) < 1.5, -0.8 * ground.sign(), ink)
+    middle = torch.randint(PATCH, 2 * PATCH + 1, (2, on.B), generator=on.generator)
+    y_BH, x_BW = (
+        torch.arange(on.side) - (PATCH * at + by)[:, None]
+        for at, by in zip((on.top_B, on.left_B), middle, strict=True)
+    )
+    y_BH1, x_B1W = y_BH[:, :, None].expand(-1, -1, on.side), x_BW[:, None]
+    ways = [y_BH1.abs() <= 2, (x_B1W + 0 * y_BH1).abs() <= 2]
+    ways += [(y_BH1 - x_B1W).abs() <= 3, (y_BH1 + x_B1W).abs() <= 3]
+    way_B = torch.randint(0, len(ways), (on.B,), generator=on.generator)
+    drawn_BHW = torch.stack(ways, 1)[torch.arange(on.B), way_B]
+    # A slanted line near a corner shows nowhere.
+    far_Bhw = _touched(drawn_BHW) & ~on.edit_Bhw
+    drawn_BHW = torch.where(far_Bhw.flatten(1).any(1)[:, None, None], drawn_BHW, ways[0])
+    around_Bhw = on.edit_Bhw & ~on.mask_Bhw
+    on.image_B3HW = ground[..., None, None].expand_as(on.image_B3HW)
+    on.fill((drawn_BHW & ~enlarge(around_Bhw))[:, None], ink[..., None, None])
+    return on.done(_touched(drawn_BHW)[:, None])
+
+
+def _touched(drawn_BHW: Tensor) -> Tensor:
+    """Tokens that hold any of the pixels."""
+    return F.max_pool2d(drawn_BHW.float(), PATCH) > 0
+
+
 Kind = Callable[[_Canvas], Pictures]
-KINDS: dict[str, Kind] = {kind.__name__: kind for kind in (spot, legend)}  # trained on
-DRAWN: dict[str, Kind] = KINDS | {kind.__name__: kind for kind in (row, twin, repeat)}
+KINDS: dict[str, Kind] = {k.__name__: k for k in (spot, legend, row, twin, repeat, line)}

@@ -11,7 +11,7 @@ B batch, Q queries, X context tokens, H heads, d channels a head.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import cv2
@@ -23,7 +23,7 @@ from torch import Tensor
 from hilotoken import HiLo, adapters, attach
 from hilotoken.adapters.base import Span
 from hilotoken.adapters.coarse import Coarse
-from hilotoken.adapters.flux import FluxFill
+from hilotoken.adapters.flux import FluxFill, FluxFillShort
 from hilotoken.grid import dilate
 from hilotoken.plan import TokenPlan, cells_of, token_positions
 from hilotoken.reuse import Reuse
@@ -66,23 +66,23 @@ def cell_names(side_hw: Tensor) -> Tensor:
 
 
 def one_a_cell(
-    edit_N: Tensor, cell_N: Tensor, total: int, generator: torch.Generator
+    certain_N: Tensor, cell_N: Tensor, total: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """One token at random of each cell, weighted by what it stands for; more of them up to `total`.
+    """Besides what is certain, one token at random of each cell, weighted by what it stands for.
 
-    What is added to reach `total` is drawn first, at random, and stands for itself: a token added
-    after the draw would leave its cell's token with too large a weight.
+    What is added to reach `total` tokens is drawn first, at random, and stands for itself: a token
+    added after the draw would leave its cell's token with too large a weight.
 
     Returns:
         bool [N], the tokens that run, and float32 [N], how many tokens each stands for.
     """
-    N = len(edit_N)
+    N = len(certain_N)
     order_N = torch.randperm(N, generator=generator)
-    spare = order_N[~edit_N[order_N]]
+    given_N, spare = certain_N, order_N[~certain_N[order_N]]
     draw_N = torch.randperm(N, generator=generator)
     extra = 0
     while True:
-        certain_N = edit_N.clone()
+        certain_N = given_N.clone()
         certain_N[spare[:extra]] = True
         open_N = (~certain_N).nonzero().flatten()
         best = torch.full((int(cell_N.max()) + 1,), -1)
@@ -100,6 +100,8 @@ def one_a_cell(
 class Spread(HiLo):
     """Context sampled evenly (`growth` 0: cells of `cell` tokens a side), or foveated.
 
+    Detail tokens, where there are any, are certain.
+
     growth: side of a cell over its distance from the edit tokens
     total:  tokens to run; as many as there are cells and edit tokens, unless that is fewer
     """
@@ -112,9 +114,12 @@ class Spread(HiLo):
         if self.growth:
             cell_N = cell_names(growing_cells(edit_hw, self.growth))
         else:
-            cell_N = cells_of(grid, self.cell)
+            cell_N = cells_of(grid, self.cell or 1)
         edit_N = edit_hw.flatten()
-        runs_N, count_N = one_a_cell(edit_N, cell_N, self.total, self._generator())
+        best_N = score_N.cpu().masked_fill(edit_N, -1).argsort(descending=True, stable=True)
+        certain_N = edit_N.clone()
+        certain_N[best_N[: self._detail_count(score_N, edit_N)]] = True
+        runs_N, count_N = one_a_cell(certain_N, cell_N, self.total, self._generator())
         keep_K = runs_N.nonzero().flatten()
         return replace(
             _native(grid, keep_K, edit_N), count_S=count_N[keep_K], weighted=bool(self.weights)
@@ -123,7 +128,7 @@ class Spread(HiLo):
 
 def foveated(growth: float = 2.0, **options: Any) -> Spread:
     """Sampled context that thins out with the distance from the edit."""
-    return Spread(context="sampled", growth=growth, **options)
+    return Spread(context="sampled", detail=0.0, growth=growth, **options)
 
 
 @dataclass(frozen=True)
@@ -180,16 +185,16 @@ class Pyramid(HiLo):
         )
 
 
-class PyramidFill(FluxFill):
-    """FLUX.1 Fill with the coarse tokens of a pyramid; with other plans as ever."""
+class PyramidShort(FluxFillShort):
+    """A short call with the coarse tokens of a pyramid; with other plans as ever."""
 
-    def _encode_coarse(self) -> Any:
+    def _encode_coarse(self, mask_B1HW: Tensor) -> Any:
         if not isinstance(self.plan, PyramidPlan):
-            return super()._encode_coarse()
+            return super()._encode_coarse(mask_B1HW)
         levels, whole = [], self.plan
         for level in whole.levels:
             self.plan = level.to(whole.keep_K.device)
-            levels.append(super()._encode_coarse())
+            levels.append(super()._encode_coarse(mask_B1HW))
         self.plan = whole
         return _Levels(tuple(levels))
 
@@ -200,6 +205,10 @@ class PyramidFill(FluxFill):
         kept = ids_TA.index_select(0, self.plan.keep_K).float()
         places = [token_positions(x.plan)[len(x.plan.keep_K) :] for x in self.coarse.levels]
         return torch.cat([kept, ids_TA[:1].float() + F.pad(torch.cat(places), (1, 0))])
+
+
+class PyramidFill(FluxFill):
+    short: ClassVar[Any] = PyramidShort
 
 
 @dataclass(frozen=True, eq=False)

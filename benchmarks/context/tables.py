@@ -13,18 +13,20 @@ from statistics import fmean
 
 import numpy as np
 
-from hilotoken import HiLo, plan_tokens
+from hilotoken import plan_tokens
 from hilotoken.bench.results.readings import SAME, interval
 from hilotoken.bench.show.cells import markdown
 from hilotoken.data.cases import CLASSES, hidden, square
 
+from .evaluate import LEARNED
 from .flops import FLUX_FILL
 from .model import SHIFT
 from .photos import METHODS
-from .pictures import DRAWN, GROUNDS, KINDS
+from .pictures import GROUNDS, KINDS
 from .rows import RESULTS, read
 
 README = Path(__file__).parent / "README.md"
+CHOOSING = Path(__file__).parents[2] / "docs" / "choosing-tokens.md"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 Rows = list[dict[str, str]]
 PAIRS = (
@@ -39,15 +41,42 @@ PAIRS = (
     ("sampled 3", "sampled 3, no weights"),
     ("foveated", "sampled 3"),
     ("pyramid", "foveated"),
-    ("whole, once (balanced)", "paper"),
-    ("whole, once (balanced)", "dense"),
-    ("whole, twice (faithful)", "whole, once (balanced)"),
-    ("attended 25 %, once", "whole, once (balanced)"),
-    ("attended 10 %, once", "whole, once (balanced)"),
-    ("sampled 2, twice (fast)", "paper"),
-    ("foveated, twice", "sampled 2, twice (fast)"),
+    ("whole, once", "paper"),
+    ("whole, once", "dense"),
+    ("whole, twice", "whole, once"),
+    ("whole, twice, text kept", "whole, twice"),
+    ("attended 25 %, once", "whole, once"),
+    ("attended 10 %, once", "whole, once"),
+    ("sampled 2, twice", "paper"),
+    ("detail and sampled 3, twice", "paper"),
+    ("detail 40 %, once", "paper"),
+    ("paper, twice", "paper"),
+    ("foveated, twice", "sampled 2, twice"),
     ("dense, 2 steps", "dense"),
 )
+
+SETTINGS = {  # of each preset: its name among the methods, what it keeps, when it will not do
+    "fast": (
+        "detail, twice, text kept",
+        "the paper's detail tokens, computed twice, text with them",
+        "what is hidden is told from afar",
+    ),
+    "balanced": (
+        "whole, once",
+        "the whole context, computed once",
+        "memory is short: it holds the keys and values of the whole context",
+    ),
+    "faithful": (
+        "whole, twice",
+        "the whole context, computed twice",
+        "memory is short, or the last second counts",
+    ),
+    "paper": (
+        "paper",
+        "the paper's tokens, at every step",
+        "the model was not trained for it",
+    ),
+}
 
 
 @cache
@@ -79,9 +108,9 @@ def share(rows: Rows) -> str:
     return f"{middle:.0f} ({low:.0f} to {high:.0f})"
 
 
-def curve() -> str:
+def curve(model: str) -> str:
     """What was solved in one call from pure noise, as training went."""
-    by_samples = by(rows_of("curve_dense"), "samples")
+    by_samples = by(rows_of(f"curve_{model}"), "samples")
     chosen = list(by_samples)[:: max(1, len(by_samples) // 10)]
     chosen = list(dict.fromkeys([*chosen, list(by_samples)[-1]]))
     header = ["samples", *(f"{kind}: error, solved %" for kind in KINDS)]
@@ -101,9 +130,9 @@ def told() -> str:
     for (name,), mine in by(rows_of("told"), "selection").items():
         cells = [name, f"{_weighed(mine, 'tokens'):.0f}", f"{100 * _weighed(mine, 'flops'):.0f}"]
         kinds, grounds = by(mine, "kind"), by(mine, "ground")
-        parts = [kinds[(k,)] for k in DRAWN] + [grounds[(g,)] for g in GROUNDS]
+        parts = [kinds[(k,)] for k in KINDS] + [grounds[(g,)] for g in GROUNDS]
         lines.append([*cells, *(f"{100 * _weighed(part):.0f}" for part in parts)])
-    header = ["selection", "tokens of 256", "FLOPs, %", *DRAWN, *(f"{g} ground" for g in GROUNDS)]
+    header = ["selection", "tokens of 256", "FLOPs, %", *KINDS, *(f"{g} ground" for g in GROUNDS)]
     return markdown(header, lines)
 
 
@@ -123,16 +152,18 @@ def selections(model: str) -> str:
     for (name,), mine in by(rows, "selection").items():
         kinds = by(mine, "kind")
         near = "" if name == "dense" else f"{mean(mine, 'psnr_dense'):.1f}"
-        solved = [share(kinds[(kind,)]) for kind in KINDS]
+        solved = [share(kinds[(kind,)]) for kind in LEARNED]
         tokens, flops = f"{mean(mine, 'tokens'):.0f}", f"{100 * mean(mine, 'flops'):.0f}"
-        lines.append([name, tokens, flops, *solved, near])
-    return markdown(["selection", "tokens of 256", "FLOPs, %", *KINDS, "dB to dense"], lines)
+        lines.append([name, str(len(mine)), tokens, flops, *solved, near])
+    header = ["selection", "pictures", "tokens of 256", "FLOPs, %", *LEARNED, "dB to dense"]
+    return markdown(header, lines)
 
 
 def grounds(model: str) -> str:
-    """What each selection solves on plain, smooth and textured grounds, all kinds together."""
+    """What each selection solves on each ground; lines, on plain ground alone, left out."""
     lines = []
-    for (name,), mine in by(rows_of(model), "selection").items():
+    rows = [row for row in rows_of(model) if row["kind"] != "line"]
+    for (name,), mine in by(rows, "selection").items():
         parts = by(mine, "ground")
         lines.append([name, *(share(parts[(ground,)]) for ground in GROUNDS)])
     return markdown(["selection", *(f"{ground}, solved %" for ground in GROUNDS)], lines)
@@ -179,8 +210,6 @@ def embedded() -> str:
     Without fills that equal dense, every token having run: their distance is not finite.
     """
     rows = [r for r in rows_of("embedded_mu_1.15") if float(r["psnr_dense"]) < SAME]
-    paper = {(r["photo"], r["mask_class"]): r for r in rows if r["method"] == "paper"}
-    rows = [r for r in rows if (r["photo"], r["mask_class"]) in paper]
     lines = []
     for name in METHODS:
         cells = [name]
@@ -188,11 +217,7 @@ def embedded() -> str:
             mine = [r for r in rows if r["method"] == name and r["mask_class"] == mask_class]
             if not mine:
                 break
-            change = [
-                float(r["psnr_dense"]) - float(paper[r["photo"], r["mask_class"]]["psnr_dense"])
-                for r in mine
-            ]
-            middle, low, high = _ends(change)
+            middle, low, high = _over_paper(rows, name, mask_class)
             more = "" if name == "paper" else f", {middle:+.1f} ({low:+.1f} to {high:+.1f})"
             cells += [f"{100 * mean(mine, 'flops'):.0f}", f"{mean(mine, 'psnr_dense'):.1f}{more}"]
         else:
@@ -201,30 +226,61 @@ def embedded() -> str:
     return markdown(["method", *(cell for pair in heads for cell in pair)], lines)
 
 
+def _over_paper(rows: Rows, method: str, mask_class: str) -> tuple[float, float, float]:
+    """How many dB nearer to dense than the paper's selection, photograph by photograph."""
+    near = {
+        name: {r["photo"]: float(r["psnr_dense"]) for r in mine}
+        for (name, where), mine in by(rows, "method", "mask_class").items()
+        if where == mask_class
+    }
+    both = near[method].keys() & near["paper"].keys()
+    return _ends([near[method][photo] - near["paper"][photo] for photo in sorted(both)])
+
+
 def flux() -> str:
     """FLOPs at the size of FLUX.1, in eight steps: times fewer than dense, by mask."""
-    base = np.linspace(1, 1 / 8, 8)
-    sigmas = (np.exp(SHIFT) / (np.exp(SHIFT) + 1 / base - 1)).tolist()
-    lines = []
-    for name, method in METHODS.items():
-        cells = [f"{1 / _flux_share(method, mask, sigmas):.2f}" for mask in CLASSES]
-        lines.append([name, *cells])
+    lines = [[name, *(f"{_fewer(name, mask):.2f}" for mask in CLASSES)] for name in METHODS]
     shares = (f"{name}, {share:.1%}".replace("%", " %") for name, share in CLASSES.items())
     return markdown(["method", *shares], lines)
 
 
-def _flux_share(method: HiLo, mask_class: str, sigmas: list[float]) -> float:
-    shares = []
+def presets() -> str:
+    """The presets: what each keeps, its cost at FLUX's size, and how near it is to dense."""
+    rows = [r for r in rows_of("embedded_mu_1.15") if float(r["psnr_dense"]) < SAME]
+    lines = []
+    for name, (method, keeps, unless) in SETTINGS.items():
+        fewer = " / ".join(f"{_fewer(method, mask):.1f}" for mask in CLASSES)
+        near = [_over_paper(rows, method, mask)[0] for mask in CLASSES]
+        said = "0" if name == "paper" else " / ".join(f"{x:+.1f}" for x in near)
+        lines.append([f"`{name}`", keeps, fewer, said, unless])
+    masks = "small / medium / large mask"
+    header = [
+        "preset",
+        "what it keeps",
+        f"FLOPs, times fewer: {masks}",
+        "dB to dense, over `paper`'s",
+    ]
+    return markdown([*header, "when not"], lines)
+
+
+@cache
+def _fewer(name: str, mask_class: str) -> float:
+    method, shares = METHODS[name], []
+    base = np.linspace(1, 1 / 8, 8)
+    sigmas = (np.exp(SHIFT) / (np.exp(SHIFT) + 1 / base - 1)).tolist()
     for file in sorted(EXAMPLES.glob("*.jpg")):
         photo = square(file, 1024).astype(np.float32) / 255
         mask = hidden(file.name, mask_class, 1024)[0].astype(np.float32)
         plan = plan_tokens(photo, mask, grid=(64, 64), method=method)
         shares.append(FLUX_FILL.share(plan, method, sigmas))
-    return fmean(shares)
+    return 1 / fmean(shares)
 
 
 TABLES: Mapping[str, object] = {
-    "curve": curve,
+    "curve": lambda: curve("dense"),
+    "curve_second": lambda: curve("dense_1"),
+    "second": lambda: selections("dense_1"),
+    "dropped": lambda: selections("dropped"),
     "told": told,
     "selections": lambda: selections("dense"),
     "grounds": lambda: grounds("dense"),
@@ -232,6 +288,7 @@ TABLES: Mapping[str, object] = {
     "velocities": lambda: velocities("dense"),
     "embedded": embedded,
     "flux": flux,
+    "presets": presets,
 }
 
 
@@ -247,7 +304,8 @@ def written(text: str) -> str:
 
 
 def main() -> None:
-    README.write_text(written(README.read_text()))
+    for page in (README, CHOOSING):
+        page.write_text(written(page.read_text()))
 
 
 if __name__ == "__main__":

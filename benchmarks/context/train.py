@@ -11,6 +11,7 @@ B pictures, N tokens, C channels of x_t, K kinds.
 import argparse
 import copy
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,14 +23,15 @@ from tqdm import tqdm
 
 from hilotoken.train.parallel import average_gradients, processes
 
-from .model import ContextModel, save, tokens_of
+from .model import ContextModel, load, save, tokens_of
 from .pictures import GRID, KINDS, draw, enlarge
 
 NAMES = list(KINDS)
 RATE, WARM = 2e-3, 50
 # Tokens a side, and the share of the training by which that is over: small pictures cost less, and
 # what they teach holds in large ones, since places are told by how far apart they are.
-SIZES = ((8, 0.4), (12, 0.75), (GRID, 1.0))
+SIZES = ((8, 0.3), (12, 0.75), (GRID, 1.0))
+AFTER = 0.6  # how far in this course a run begins that goes on from trained weights
 HELD_OUT = 32  # pictures a kind that the learning curve is measured on
 SOLVED = 0.04  # mean squared error in the mask: 20 dB of a range of 2
 
@@ -87,13 +89,21 @@ class Run:
     """One training, in a folder of its own."""
 
     def __init__(
-        self, folder: Path, seed: int, samples: int, batch: int, drop: tuple[float, float]
+        self,
+        folder: Path,
+        seed: int,
+        samples: int,
+        batch: int,
+        drop: tuple[float, float] = (0.0, 0.0),
+        begin: str = "",
+        kinds: Sequence[str] = NAMES,
     ) -> None:
         torch.manual_seed(seed)
         self.folder, self.seed, self.goal, self.batch = folder, seed, samples, batch
         self.team = processes(torch.device("cpu"))
-        self.drop = drop
-        self.model = ContextModel()
+        self.drop, self.after = drop, AFTER if begin else 0.0
+        self.drawn_K = torch.tensor([name in kinds for name in NAMES])
+        self.model = load(begin).train() if begin else ContextModel()
         self.average = copy.deepcopy(self.model).eval()
         self.optimizers = _optimizers(self.model)
         self.step, self.samples, self.log = 0, 0, []
@@ -125,12 +135,17 @@ class Run:
         if first:
             save(self.average, self.folder / "model.safetensors")
 
+    @property
+    def _done(self) -> float:
+        """How far the run is in its course, from 0 to 1."""
+        return self.after + (1 - self.after) * self.samples / self.goal
+
     def _one_step(self) -> None:
         own = 10**7 * (self.seed + 1) + 10**6 * self.team.process_index
         generator = Generator().manual_seed(own + self.step)
-        grid = next(grid for grid, end in SIZES if self.samples < end * self.goal)
+        grid = next(grid for grid, end in SIZES if self._done < end)
         # What is learned already is drawn less often.
-        share_K = 0.15 + (self.error_K / 0.1).clamp(max=1)
+        share_K = self.drawn_K * (0.15 + (self.error_K / 0.1).clamp(max=1))
         kinds_B = torch.multinomial(share_K, self.batch, replacement=True, generator=generator)
         batch = Batch(kinds_B, _noise_levels(self.batch, generator), generator, grid)
         keep_N = self._kept(batch.x0_BNC.shape[1], generator)
@@ -153,8 +168,8 @@ class Run:
         return torch.randperm(tokens, generator=generator)[:count].sort().values
 
     def _update(self, loss: Tensor) -> None:
-        done = self.samples / self.goal
-        rate = RATE * min(1, (self.step + 1) / WARM) * min(1, max(0.02, 2 * (1 - done)))
+        slower = min(1, max(0.02, 2 * (1 - self._done)))
+        rate = RATE * min(1, (self.step + 1) / WARM) * slower
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -251,15 +266,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="checkpoints, curve, weights")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--samples", type=int, default=180_000)
+    parser.add_argument("--samples", type=int, default=150_000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument(
         "--drop", type=float, nargs=2, default=(0.0, 0.0), help="share of tokens left out, from to"
     )
-    parser.add_argument("--every", type=int, default=200, help="steps between checkpoints")
+    parser.add_argument("--begin", default="", help="trained weights to go on from, by name")
+    parser.add_argument("--kinds", nargs="+", choices=NAMES, default=NAMES, help="trained on")
+    parser.add_argument("--every", type=int, default=100, help="steps between checkpoints")
     given = parser.parse_args()
     try:
-        Run(given.folder, given.seed, given.samples, given.batch, tuple(given.drop)).go(given.every)
+        options = tuple(given.drop), given.begin, given.kinds
+        run = Run(given.folder, given.seed, given.samples, given.batch, *options)
+        run.go(given.every)
     except KeyboardInterrupt:
         print(f"broken off; the same command goes on from {given.folder}")
 

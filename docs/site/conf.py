@@ -1,15 +1,15 @@
 """How the site is built: `make docs`, from the pages of the repository into build/site.
 
-The source folder is the repository's root, so that a link holds in the site as it does in a checkout.
-Nothing of the site comes from elsewhere: the theme has no fonts, and search is an index beside the
-pages, which works from a folder too. tests/test_site.py builds it and follows every link.
+The source folder is the repository's root, so that a link holds in the site as in a checkout.
+Nothing comes from elsewhere: the theme has no fonts, and search is an index beside the pages, which
+works from a folder too. tests/test_site.py builds the site and follows every link.
 """
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from generated import docstring, fill_in
+from generated import docstring, fill_in, write_example
 
 import hilotoken
 
@@ -50,3 +50,4 @@ html_theme_options = {"source_repository": "", "top_of_page_buttons": []}
 def setup(app):
     app.connect("source-read", fill_in)
     app.connect("autodoc-process-docstring", docstring)
+    app.connect("build-finished", write_example)

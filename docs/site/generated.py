@@ -1,19 +1,26 @@
 """The parts of the site that are made of the program itself.
 
-A page holds `<!-- site: NAME -->` where the part of that name in `PARTS` goes. In a checkout the page
-says where else to find it.
+A page holds `<!-- site: NAME -->` where the part of that name in `PARTS` goes. In a checkout the
+page says where else to find it.
 """
 
+import base64
 import inspect
+import io
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import typer.cli
 import typer.main
+from PIL import Image
 
 import hilotoken
 from hilotoken.cli import app as commands_app
+
+HERE = Path(__file__).parent
+EXAMPLE = HERE.parents[1] / "examples" / "extreme-desert-hike"
 
 MARK = re.compile(r"^<!-- site: (\w+) -->$", re.MULTILINE)
 
@@ -90,7 +97,40 @@ def run() -> str:
     return "```{eval-rst}\n.. autoclass:: hilotoken.Run\n   :members:\n```"
 
 
-PARTS: dict[str, Callable[[], str]] = {"commands": commands, "routes": routes, "api": api, "run": run}
+def token_map() -> str:
+    """The interactive token map."""
+    html = (HERE / "token-map.html").read_text(encoding="utf-8")
+    return f"```{{raw}} html\n{html}```"
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "commands": commands,
+    "routes": routes,
+    "api": api,
+    "run": run,
+    "token_map": token_map,
+}
+
+
+def write_example(app: Any, error: Exception | None) -> None:
+    """Put the token map's photo and mask beside it: scripts of a folder may read no files."""
+    if error:
+        return
+    pictures = {
+        name: Image.open(EXAMPLE.with_name(EXAMPLE.name + end)).resize((1024, 672))
+        for name, end in (("photo", ".jpg"), ("mask", "_mask.png"))
+    }
+    text = ", ".join(f'"{name}": "{_data(picture)}"' for name, picture in pictures.items())
+    script = Path(app.outdir) / "_static" / "token-map-example.js"
+    script.write_text(f"const TokenMapExample = {{{text}}};\n", encoding="utf-8")
+
+
+def _data(picture: Image.Image) -> str:
+    kind = "jpeg" if picture.mode == "RGB" else "png"
+    held = io.BytesIO()
+    picture.save(held, kind, quality=82)
+    return f"data:image/{kind};base64,{base64.b64encode(held.getvalue()).decode()}"
+
 
 _LEGEND = re.compile(r"(\w+): +(\S.*)")
 

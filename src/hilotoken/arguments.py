@@ -167,3 +167,14 @@ def exact_photo(image: Any, resized_B3HW: Tensor) -> Tensor:
         return resized_B3HW
     pairs = zip(given, resized_B3HW.split([len(one) for one in given]), strict=True)
     return torch.cat([a.float().cpu() if a.shape == b.shape else b for a, b in pairs])
+
+
+def exact_mask(mask_image: Any, resized_B1HW: Tensor) -> Tensor:
+    """The mask, 0 or 1: the user's own where it has the size of the result.
+
+    A mask that only `compress` takes goes the way of the photo, which a pipeline may enlarge and
+    make smaller again: then its border is a pixel further out.
+    """
+    given_B1HW = (read_mask(mask_image) >= 0.5).to(resized_B1HW)
+    same = given_B1HW.shape[-2:] == resized_B1HW.shape[-2:]
+    return given_B1HW if same and len(given_B1HW) == len(resized_B1HW) else resized_B1HW

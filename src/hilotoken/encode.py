@@ -31,27 +31,27 @@ class Reach(NamedTuple):
     spread: int
 
 
-_REACHES: WeakKeyDictionary[nn.Module, Reach | None] = WeakKeyDictionary()
+_REACHES: WeakKeyDictionary[nn.Module, Reach | None] = WeakKeyDictionary()  # in single precision
 
 
 def encode_reach(vae: Any) -> Reach | None:
-    """How far the encoder looks where that matters; None if it looks at the whole picture.
+    """How far the encoder looks where that matters; None if a crop has other latents.
 
     Probed on a strip of noise, as `decode.decode_margin` is.
     """
     encoder = getattr(vae, "encoder", None)
-    if encoder is None or not callable(getattr(vae, "decode", None)):
+    if not isinstance(encoder, nn.Module):
+        return None
+    weight = next(encoder.parameters(), None)
+    if weight is None or weight.dtype != torch.float32:  # kernels round half precision by the shape
         return None
     if encoder not in _REACHES:
-        _REACHES[encoder] = _probe(vae)
+        _REACHES[encoder] = _probe(vae, weight)
     return _REACHES[encoder]
 
 
 @torch.no_grad()
-def _probe(vae: Any) -> Reach | None:
-    weight = next(vae.encoder.parameters(), None)
-    if weight is None:
-        return None
+def _probe(vae: Any, weight: Tensor) -> Reach | None:
     width, generator = 2 * FURTHEST + 1, torch.Generator().manual_seed(0)
     try:
         scale = (
@@ -68,10 +68,9 @@ def _probe(vae: Any) -> Reach | None:
     if spread[..., -1].isnan().any() or whole.shape[-1] != width:
         return None
     middle = whole[..., FURTHEST : FURTHEST + 1]
-    rounding = ROUNDING * max(1.0, torch.finfo(weight.dtype).eps / torch.finfo(torch.float32).eps)
 
     def near(found: Tensor) -> bool:
-        return bool((found - middle).abs().max() <= rounding * middle.abs().max().clamp_min(1))
+        return bool((found - middle).abs().max() <= ROUNDING * middle.abs().max().clamp_min(1))
 
     def cropped(margin: int) -> Tensor:
         crop = strip[..., (FURTHEST - margin) * scale : (FURTHEST + margin + 1) * scale]

@@ -9,6 +9,7 @@ computed, N tokens of the target's grid, C channels of x_t, D of a token and its
 """
 
 import itertools
+import warnings
 from dataclasses import dataclass, field
 
 import torch
@@ -49,15 +50,15 @@ class Lending:
     """Where the edits of a session lend to each other.
 
     memory: of contexts
-    noise:  whether a token must have had the same noise; among variations it has not
     keep:   whether an edit's own context is kept for others
     device: where contexts wait, if not where they were made
+    variations: the memory is of one photo and one mask alone, and the noise may be another
     """
 
     memory: Memory
-    noise: bool = True
     keep: bool = True
     device: str | None = None
+    variations: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,9 +123,15 @@ class Loan:
             return
         copied = {module: tuple(self._put(x) for x in parts) for module, parts in kept.items()}
         self._own.refreshes[at] = words, copied
-        limit = self.lending.memory.limit
-        if limit is not None and bytes_of(self._own) > limit:
+        size, limit = bytes_of(self._own), self.lending.memory.limit
+        if limit is not None and size > limit:
             self._own = None
+            warnings.warn(
+                f"the context takes {size / 2**20:.0f} MiB and more, and a memory of "
+                f"{limit / 2**20:.0f} MiB is left: it is not kept for other edits; open the photo "
+                "with more memory, or refresh in eight bits",
+                stacklevel=2,
+            )
 
     def settle(self) -> None:
         """The run ended well: what it kept is for others now."""
@@ -165,12 +172,9 @@ class Loan:
         place = names_S.new_full((size,), -1)
         place[names_X] = torch.arange(len(names_X), device=names_S.device)
         at_S = place[names_S]
+        if self.lending.variations:
+            return at_S
         now, then = rows_BSD, rows_BXD[:, at_S.clamp_min(0)]
-        if not self.lending.noise:  # of the target's tokens all but x_t counts
-            source = self.short.source.latents_BNC.shape[-1]
-            seen_D = torch.arange(now.shape[-1], device=now.device) >= source
-            seen_SD = seen_D | (names_S >= 2 * self.short.plan.tokens_full)[:, None]
-            now, then = now * seen_SD, then * seen_SD
         spread = rows_BSD.square().mean().sqrt()
         moved_S = (now - then).square().mean(-1).sqrt().amax(0)
         return at_S.where(moved_S <= SAME * spread, -1)

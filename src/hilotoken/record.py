@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+from torch import Tensor
+
 from .plan import TokenPlan
 
 
@@ -23,6 +25,10 @@ class Run:
     encoded: share of the latents that were encoded, where the rest was known
     reused:  in a session, what was taken from it: shares of the "latents" encoded, of the
              "prompts", and of the "context" at refreshes
+    mask:    [B, 1, H, W] in the pipeline's pixels: whose pixels are the run's; the mask that was
+             given, or the region found. None where the whole picture is made
+    searched: whether the region was to be found
+    reasons: then, why every token ran, and why none of the photo was put back
     """
 
     plan: TokenPlan
@@ -41,6 +47,9 @@ class Run:
     decoded: float = 1.0
     encoded: float = 1.0
     reused: dict[str, float] = field(default_factory=dict)
+    mask: Tensor | None = None
+    searched: bool = False
+    reasons: tuple[str, ...] = ()
 
     @property
     def tokens_full(self) -> int:
@@ -94,6 +103,9 @@ class Run:
             "decoded": self.decoded,
             "encoded": self.encoded,
             "reused": dict(self.reused),
+            "masked": None if self.mask is None else (self.mask > 0).float().mean().item(),
+            "searched": self.searched,
+            "reasons": list(self.reasons),
         }
 
     def __str__(self) -> str:
@@ -106,7 +118,14 @@ class Run:
         if self.blocks_run < 1:
             inside.append(f"blocks {self.blocks_run:.0%}")
         seconds = f"DiT {self.dit_seconds:.2f} s, VAE {self.vae_seconds:.2f} s"
-        parts = [share, steps, *inside, seconds, f"in all {self.total_seconds:.2f} s"]
+        parts = [
+            share,
+            steps,
+            *inside,
+            *self.reasons,
+            seconds,
+            f"in all {self.total_seconds:.2f} s",
+        ]
         return f"{brief(self.method)}: {'; '.join(parts)}"
 
     def __repr__(self) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor
 from .adapters.base import ShortCall
 from .attention import Weighted, rerouted
 from .hooks import Call, any_compiled, compiling
-from .kv_store import in_blocks, kept_bytes, restored, stored
+from .kv_store import in_blocks, kept_bytes, restored, stored, taken
 from .lending import Loan
 from .methods.refresh import Refresh, check_shown, refresh_steps
 
@@ -43,6 +43,7 @@ class Reuse:
     """Two short calls of one run, in turn: the whole plan at a refresh, its edit alone between.
 
     refreshed: the steps that were refreshes
+    start:     the step from which they are counted
 
     Raises:
         ValueError: what the family or the pipeline cannot do with it.
@@ -66,6 +67,7 @@ class Reuse:
         self.compiled = any_compiled(transformer)
         self.branches: dict[int, Branch] = {}
         self.refreshed: list[int] = []
+        self.start = 0
         self.refreshing, self.due = True, True
         self.kept: dict[int, Kept] = {}  # of the branch under way
         self.lent: dict[int, Kept] | None = None  # of the refresh under way, by another edit
@@ -74,8 +76,17 @@ class Reuse:
             self.loan, self.context_X = loan, loan.context_X
             self.counts_X = self.counts_S[self.context_X]
 
-    def take(self, whole: ShortCall) -> None:
-        """Another plan: what was kept under the one before is of no use."""
+    def take(self, whole: ShortCall, carry: bool = False) -> None:
+        """Another plan: what was kept under the one before is of no use, unless it is carried over.
+
+        Args:
+            carry: keep the keys and values of what is context still, where that is all the context
+        """
+        before_X = (
+            self.whole.places_S[self.context_X]
+            if carry and self.branches and not self.loan
+            else None
+        )
         self.whole, self.alone = whole, whole.edit_alone(self.refresh.bucket)
         self.weighted = whole.weighted
         self.context_X = (~whole.edited_S).nonzero().flatten()
@@ -85,9 +96,22 @@ class Reuse:
         plan = whole.plan
         self.context_K = plan.keep_K[~plan.edit_N[plan.keep_K]]
         self._keys: dict[tuple[int, int, bool], Weighted] = {}
-        self.branches.clear()
+        if before_X is None or not self._carry(before_X, whole.places_S[self.context_X]):
+            self.branches.clear()
         self.loan: Loan | None = None
         self.seen_BXC: Tensor | None = None  # the context at the last refresh, for "auto"
+
+    def _carry(self, before_X: Tensor, now_X: Tensor) -> bool:
+        """Keep the rows of a context that only became smaller; False where it did not."""
+        left_X = torch.isin(before_X, now_X).nonzero().flatten()
+        if (before_X < 0).any() or not 0 < len(left_X) == len(now_X):
+            return False
+        for branch in self.branches.values():
+            for module, kept in branch.kept.items():
+                text = kept[0].shape[1] - len(before_X)
+                rows = torch.cat([torch.arange(text, device=left_X.device), text + left_X])
+                branch.kept[module] = taken(kept, rows)
+        return True
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -271,13 +295,13 @@ class Reuse:
 
     def _due(self, step: int, call: Call) -> bool:
         if self.refresh.at == "auto":
-            return step == 0 or self._drifted(call)
-        return step in self.steps
+            return step == self.start or self._drifted(call)
+        return step - self.start in self.steps
 
     @cached_property
     def steps(self) -> set[int]:
-        """Those at which context is computed, asked for at the first."""
-        sigmas = self.run.clock.sigmas
+        """Those at which context is computed, counted from `start`; asked for at the first."""
+        sigmas = self.run.clock.sigmas[self.start :]
         chosen = refresh_steps(self.refresh.at, sigmas)
         if not self.family.shown_photo:
             check_shown(chosen, sigmas)

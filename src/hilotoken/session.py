@@ -2,7 +2,7 @@
 
     with fast.open(photo) as session:
         first = session.edit(mask, prompt="a red door", seed=1).images[0]
-        others = session.variations(mask, 3, prompt="a red door")
+        others = [one.images[0] for one in session.variations(mask, 3, prompt="a red door")]
         session.accept(first)
         second = session.edit(another_mask, prompt="a lamp").images[0]
 
@@ -10,7 +10,7 @@ What is kept is found by its content, so it is used wherever it fits and nowhere
 their latents, prompts and their embeddings, and, where asked for, the context's keys and values.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from .lending import Lending, Opened
 from .memory import Memory
 from .record import Run, brief
 
-MEMORY = 4 * 2**30  # bytes
+MEMORY = 8 * 2**30  # bytes: FLUX.1's whole context takes 2 GiB a refresh at 1024 px
 
 
 class Session:
@@ -42,7 +42,7 @@ class Session:
     Weights may change meanwhile, and nothing stale is used; the scale of a LoRA may not.
 
     Raises:
-        TypeError: the pipeline makes pictures from text alone.
+        TypeError: the pipeline makes pictures from text alone; several photos.
         ValueError: an option out of range, or that would do nothing with this method.
     """
 
@@ -55,6 +55,8 @@ class Session:
         reuse_context: bool = False,
         offload: bool = False,
     ) -> None:
+        if isinstance(photo, list | tuple):
+            raise TypeError(f"a session is of one photo, got {len(photo)}: open each by itself")
         self._fast, self._call = fast, call
         self._photo_name, self._mask_name = photo_name(fast.pipe), mask_name(fast.pipe)
         self.memory = Memory(whole(0, 2**63)("memory", memory))
@@ -92,8 +94,10 @@ class Session:
         lending = Lending(self.memory, device=self._device) if self.reuse_context else None
         return self._edit(mask, seed, arguments, lending)
 
-    def variations(self, mask: Any, count: int, *, seed: int = 0, **arguments: Any) -> list[Any]:
-        """Several results under one mask, of the seeds from `seed` on: the outputs, in order.
+    def variations(
+        self, mask: Any, count: int, *, seed: int = 0, **arguments: Any
+    ) -> Iterator[Any]:
+        """Several results under one mask, of the seeds from `seed` on, each as it is done.
 
         The first is an edit like any other. By a method that refreshes, the others run the edit
         tokens alone: they take the context of the first, so all share the noise of its context.
@@ -102,15 +106,14 @@ class Session:
             ValueError: a count below 1; and see `edit`.
         """
         count, seed = whole(1)("count", count), whole(0, SEED - count)("seed", seed)
-        room = self.memory
-        if not self.reuse_context:
-            room = Memory((self.memory.limit or 0) - self.bytes)
-        outputs = []
-        for number in range(count):
-            first = number == 0
-            lending = Lending(room, noise=first, keep=first and count > 1, device=self._device)
-            outputs.append(self._edit(mask, seed + number, arguments, lending))
-        return outputs
+        self._check_open()
+        return self._variations(mask, range(seed, seed + count), arguments)
+
+    def _variations(self, mask: Any, seeds: range, arguments: dict[str, Any]) -> Iterator[Any]:
+        room = Memory((self.memory.limit or 0) - self.bytes)
+        for seed in seeds:
+            lends = seed == seeds[0] and len(seeds) > 1
+            yield self._edit(mask, seed, arguments, Lending(room, lends, self._device, True))
 
     def accept(self, image: Any) -> None:
         """Make a result the photo: the next edit starts from it, and encodes the change alone.

@@ -126,6 +126,20 @@ class ShortCall:
         return torch.tensor(flags, device=self.plan.keep_K.device)
 
     @cached_property
+    def places_S(self) -> Tensor:
+        """The place of each in the whole sequence; -1 for a coarse one."""
+        plan, device = self.plan, self.plan.keep_K.device
+        coarse_M = torch.full_like(plan.cells_M, -1)
+        return torch.cat(
+            [
+                torch.cat([span.start + plan.keep_K, coarse_M])
+                if span.short
+                else torch.arange(span.start, span.stop, device=device)
+                for span in self.spans
+            ]
+        )
+
+    @cached_property
     def coarse_rows(self) -> Tensor:
         """Where the coarse ones are: int64."""
         return self.coarse_S.nonzero().flatten()

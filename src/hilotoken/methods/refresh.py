@@ -94,7 +94,7 @@ def _placed(count: int, sigmas: tuple[float, ...]) -> tuple[int, ...]:
 
 def refreshes_of(refresh: Refresh | None, steps: int) -> int:
     """How many of so many steps compute context: with "auto" at most so many."""
-    if refresh is None or refresh.at == "auto":
+    if refresh is None or isinstance(refresh.at, str):
         return steps
     if isinstance(refresh.at, int):
         return min(refresh.at, steps)
