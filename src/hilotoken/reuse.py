@@ -330,7 +330,8 @@ class Reuse:
         known = self.run.clock.branch in self.branches
         if known or free is None or not heads or not width:
             return
-        size = {"float8": 1, "bfloat16": 2}.get(self.refresh.store or "", tokens.element_size())
+        sizes = {"float8": 1, "bfloat16": 2, None: tokens.element_size()}
+        size = sizes[self.refresh.store]
         text = call["encoder_hidden_states"].shape[1] if self.refresh.text else 0
         context = len(self.context_X) + text
         needed = kept_bytes(len(tokens), context, heads * width, len(self.modules), size)
@@ -363,7 +364,7 @@ def _yet_to_load(model: Any, device: torch.device) -> int:
 
     The model before it goes at the same time. Other ways of offloading load part by part.
     """
-    hook = getattr(model, "_hf_hook", None)
+    hook: Any = getattr(model, "_hf_hook", None)
     if not hasattr(hook, "prev_module_hook"):
         return 0
     before = getattr(hook.prev_module_hook, "model", None)

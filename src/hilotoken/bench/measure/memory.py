@@ -11,6 +11,7 @@ B batch, S tokens of a call, L of them text, D channels.
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -185,29 +186,37 @@ def _row(
     name: str, made: _Made, size: int, chosen: str, method: HiLo, store: str | None,
     decode: int, share: float,
 ) -> MemoryRow:  # fmt: skip
-    side, model = size // TOKEN, made.model
-    mask = disc(size, share).astype(np.float32)
-    photo = np.random.default_rng(0).random((size, size, 3), np.float32)
-    plan = plan_tokens(photo, mask, grid=(side, side), method=method)
+    model = made.model
+    full, run, edit = _tokens(chosen, size, share)
     refresh = method.refresh
     refresh = Refresh(refresh) if isinstance(refresh, int) else refresh
     kept = 0
     if isinstance(refresh, Refresh):
-        context = plan.tokens_run - plan.counts["edit"] + (model.text if refresh.text else 0)
+        context = run - edit + (model.text if refresh.text else 0)
         size_of = {"float8": 1}.get(store or "", HALF)
         kept = kept_bytes(model.branches, context, made.channels, made.blocks, size_of)
-    step = made.step_bytes(plan.tokens_run, 2 if name == "sd3.5" else 1)
+    step = made.step_bytes(run, 2 if name == "sd3.5" else 1)
     encoders, vae = model.encoders * HALF, 0.17e9
     everything = made.weights + encoders + vae + max(kept + step, decode)
     offload = max(made.weights + kept + step, encoders, vae + decode)
     group = max(2 * made.block + kept + step, vae + decode)
     return MemoryRow(
         model=name, preset=chosen, store=store or "as they are", size=size, mask_share=share,
-        tokens_full=plan.tokens_full, tokens_run=plan.tokens_run,
+        tokens_full=full, tokens_run=run,
         kept_gb=kept / 1e9, step_gb=step / 1e9, decode_gb=decode / 1e9,
         all_gb=everything / 1e9, offload_gb=offload / 1e9, group_gb=group / 1e9,
         fits_all=_card(everything), fits_offload=_card(offload), fits_group=_card(group),
     )  # fmt: skip
+
+
+@cache
+def _tokens(chosen: str, size: int, share: float) -> tuple[int, int, int]:
+    """Of the picture, of a refresh, and of the edit; noise will do for a photo."""
+    mask = disc(size, share).astype(np.float32)
+    photo = np.random.default_rng(0).random((size, size, 3), np.float32)
+    grid = size // TOKEN, size // TOKEN
+    plan = plan_tokens(photo, mask, grid=grid, method=preset(chosen))
+    return plan.tokens_full, plan.tokens_run, plan.counts["edit"]
 
 
 def _card(needed: float) -> int | None:
