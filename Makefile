@@ -8,7 +8,7 @@ OUT ?= out/$(notdir $(basename $(PHOTO))).png
 
 COMFY := $(VENV)-comfy
 
-.PHONY: edit app test check test-comfy comfy-pack clean
+.PHONY: edit app test check docs dist test-comfy comfy-pack clean
 
 edit: $(VENV)/edit
 	mkdir -p $(dir $(OUT))
@@ -25,7 +25,19 @@ check: $(VENV)/test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# The nodes for ComfyUI, on a ComfyUI of its own: docs/comfyui.md.
+# The site, in build/site: a warning, such as of a dead link, is an error.
+docs: $(VENV)/test
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -c docs/site -d build/doctrees . build/site
+	@echo "open build/site/index.html"
+
+# Wheel and source distribution in dist/, looked through.
+dist: $(VENV)/test
+	rm -rf dist/*.whl dist/*.tar.gz
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*.whl dist/*.tar.gz
+	$(BIN)/check-wheel-contents dist/*.whl
+
+# The nodes for ComfyUI, on a ComfyUI of its own: docs/tutorials/comfyui.md.
 test-comfy: $(COMFY)/ready
 	PYTHONPATH=src OMP_NUM_THREADS=1 $(COMFY)/bin/python -m pytest comfyui/tests -n 2 --dist loadfile
 
@@ -61,4 +73,4 @@ $(COMFY)/ready: comfyui/tests/requirements.txt $(VENV)/test
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(COMFY) out
+	rm -rf $(VENV) $(COMFY) build dist out

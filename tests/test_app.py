@@ -310,6 +310,14 @@ def test_an_error_loses_nothing(opened, sent, tmp_path):
     assert opened.find_element("id", "go").is_enabled()
 
 
+def test_two_clicks_are_one_edit(opened, sent):
+    drag(opened, place(opened, 60, 50), place(opened, 90, 90))
+    opened.execute_script("const go = document.getElementById('go'); go.click(); go.click()")
+    until(lambda: opened.find_element("id", "error").text)
+    until(lambda: not running(opened))
+    assert len(sent) == 1
+
+
 def quick(page, preset: str = "fast", count: int = 1, size: int = 256) -> None:
     """Options of an edit that takes the small model little time."""
     page.find_element("css selector", f"[name=preset][value={preset}]").click()
@@ -340,7 +348,7 @@ def test_the_hikers_from_the_first_click_to_the_saved_file(page, tmp_path):
     assert "Dense took" in page.find_element("id", "figures").text
     assert page.find_element("id", "comparebar").is_displayed()
     page.find_element("id", "tokens").click()
-    assert page.execute_script("return hilo.stage.plan.edit.length") > 0
+    assert page.execute_script("return hilo.stage.plans[0].edit.length") > 0
 
     page.refresh()
     until(lambda: page.execute_script("return hilo.desk.layers.length") == 1)

@@ -7,7 +7,7 @@ from families import FAMILIES
 
 from hilotoken.adapters import ADAPTERS
 
-PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "compatibility.md"
 
 
 def test_the_page_is_that_of_the_tables():

@@ -275,7 +275,9 @@ def test_a_record_reads_as_a_line_and_as_json(pipe):
     fast(**arguments())
     run = fast.last_run
     assert run is not None
-    said = f"HiLo(dilate=0, bucket=8): {run.tokens_run} of 256 tokens ({run.keep_ratio:.0%}); "
+    said = (
+        f"HiLo(dilate=0, bucket=8): {run.tokens_run} of 256 tokens a step ({run.keep_ratio:.0%}); "
+    )
     assert str(run).startswith(f"{said}3 steps; DiT ")
     assert repr(run) == f"<Run {run}>"
     told = json.loads(json.dumps(run.as_dict()))

@@ -1,5 +1,7 @@
 """A region decoded: the same pixels in the mask where the autoencoder looks around itself alone."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,8 @@ from tiny import arguments, inside, make_mask, make_photo, make_pipe
 
 from hilotoken import Dense, HiLo, compress, load_model
 from hilotoken.decode import area_of, boxes_of, decode_margin
+from hilotoken.encode import Encoding, encode_reach
+from hilotoken.memory import Memory
 
 FEW = HiLo(dilate=1, detail=0.05, bucket=8)
 CORNER, MIDDLE = (0, 0, 24, 24), (120, 112, 150, 140)
@@ -33,10 +37,39 @@ def edit(pipe, mask, **options):
 def test_the_embedded_model_decodes_a_region_as_it_does_the_whole(embedded, box):
     mask = make_mask(box=box)
     whole, run = edit(embedded, mask, decode="whole")
-    part, cheap = edit(embedded, mask)
+    part, cheap = edit(embedded, mask, decode="region")
     assert run.decoded == 1
     assert cheap.decoded < 0.8
     assert (part - whole).abs().max() <= 2e-6
+
+
+def test_dense_is_the_untouched_pipeline_unless_told_otherwise(embedded):
+    _, run = edit(embedded, make_mask(box=MIDDLE))
+    assert run.decoded == run.encoded == 1
+
+
+@pytest.mark.parametrize("box", [CORNER, MIDDLE])
+def test_the_embedded_model_encodes_what_is_masked_as_it_does_the_whole(embedded, box):
+    photo = make_photo().resize((512, 512))
+    pixels = embedded.image_processor.preprocess(photo)
+    masked = pixels * (1 - torch.from_numpy(inside(make_mask(box=box).resize((512, 512)))).float())
+    encoding = Encoding(embedded.vae, Memory(), encode_reach(embedded.vae))
+    encode = partial(type(embedded.vae).encode, embedded.vae)
+    with torch.no_grad():
+        encoding(encode, pixels)
+        found = encoding(encode, masked).latents
+        assert encoding.share < 0.9
+        assert (found - encode(masked).latents).abs().max() <= 1e-6
+        again = encoding(encode, pixels.clone()).latents
+        assert torch.equal(again, encode(pixels).latents)
+
+
+def test_an_encoder_that_normalises_over_the_picture_encodes_the_whole():
+    pipe = make_pipe("kl")
+    assert encode_reach(pipe.vae) is None
+    assert encode_reach(make_pipe("tiny", torch.bfloat16).vae) is None
+    with pytest.raises(ValueError, match="encode='region': AutoencoderKL looks"):
+        compress(pipe, FEW, encode="region")(**arguments())
 
 
 def test_masks_far_apart_are_decoded_apart():
@@ -66,8 +99,8 @@ def test_tiling_and_a_mask_over_everything_decode_the_whole(embedded):
 
 
 def test_the_decoder_is_left_as_it_was(embedded):
-    edit(embedded, make_mask(box=MIDDLE))
-    assert "decode" not in vars(embedded.vae)
+    edit(embedded, make_mask(box=MIDDLE), decode="region", encode="region")
+    assert not {"decode", "encode"} & vars(embedded.vae).keys()
 
 
 @pytest.mark.parametrize("kind", ["pil", "np", "pt"])
@@ -87,5 +120,6 @@ def test_colours_are_led_to_the_photo_in_every_form_of_picture(kind):
 
 
 def test_an_unknown_way_to_decode_is_refused():
-    with pytest.raises(ValueError, match="decode"):
-        compress(make_pipe(), decode="some")
+    for way in ("decode", "encode"):
+        with pytest.raises(ValueError, match=f"unknown {way} 'some'"):
+            compress(make_pipe(), **{way: "some"})

@@ -259,3 +259,36 @@ def test_what_cannot_be_is_refused(model, changes, message):
     given = {"mask": painted(150, 170, (60, 100, 40, 90)), "size": 128, "steps": 1} | changes
     with pytest.raises(ValueError, match=message):
         edit_photo(model, photo(), method=FEW, **given)
+
+
+def test_an_edit_tells_of_its_stages_and_steps_with_a_preview(model):
+    stages, previews = [], []
+
+    def told(stage):
+        stages.append((stage.name, stage.region, stage.step, stage.steps))
+        assert 0 <= stage.share <= 1
+        if stage.name == "denoise":
+            previews.append(stage.preview())
+
+    mask = painted(150, 170, (40, 90, 50, 100))
+    edited = edit_photo(model, photo(), mask, FEW, steps=2, size=128, progress=told)
+    assert stages == [
+        ("encode", 0, 0, 0), ("denoise", 0, 1, 2), ("denoise", 0, 2, 2), ("decode", 0, 2, 2),
+        ("join", 0, 2, 2),
+    ]  # fmt: skip
+    assert [x.size for x in previews] == [(edited.before.width // 2, edited.before.height // 2)] * 2
+    again = edit_photo(model, photo(), mask, FEW, steps=2, size=128)
+    assert np.array_equal(edited.photo.pixels, again.photo.pixels)
+
+
+def test_an_edit_is_cancelled_between_steps_and_leaves_all_as_it_was(model):
+    def told(stage):
+        if stage.step == 1:
+            raise KeyboardInterrupt
+
+    before = vars(model.vae).keys() | set()
+    mask = painted(150, 170, (40, 90, 50, 100))
+    with pytest.raises(KeyboardInterrupt):
+        edit_photo(model, photo(), mask, FEW, steps=3, size=128, progress=told)
+    assert "step" not in vars(model.scheduler)
+    assert vars(model.vae).keys() == before

@@ -19,16 +19,17 @@ PACKAGE = Path(__file__).parents[1] / "src" / "hilotoken"
 Floors = tuple[tuple[str, ...], ...]
 FLOORS: Floors = (  # from the ground up
     ("checks", "composite", "data", "grid", "hooks", "noise", "photo", "plan", "source"),
-    ("attention", "layout", "method", "region", "scores", "timing"),
-    ("arguments", "blocks", "decode", "metrics", "picture", "record"),
-    ("capture",),
+    ("attention", "layout", "memory", "method", "region", "scores", "timing"),
+    ("arguments", "blocks", "decode", "metrics", "picture", "progress", "record"),
+    ("capture", "encode"),
     ("adapters", "kv_store", "methods", "request"),
-    ("model", "reuse"),
+    ("lending", "model"),
+    ("reuse", "session"),
     ("attach",),
     ("compress",),
     ("bench", "bench.results", "edit", "train"),
     ("batch", "bench.measure", "compare", "serve"),
-    ("app", "bench.show", "cluster"),
+    ("app", "bench.show", "check", "cluster"),
     ("__init__",),
     ("cli",),
 )

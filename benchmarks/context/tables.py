@@ -26,7 +26,7 @@ from .pictures import GROUNDS, KINDS
 from .rows import RESULTS, read
 
 README = Path(__file__).parent / "README.md"
-CHOOSING = Path(__file__).parents[2] / "docs" / "choosing-tokens.md"
+CHOOSING = Path(__file__).parents[2] / "docs" / "explanation" / "choosing-tokens.md"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 Rows = list[dict[str, str]]
 PAIRS = (

@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .batch import edit_photos
+    from .check import check
     from .compress import Compressed, compress
     from .edit import edit_photo
-    from .methods import METHODS, PRESETS, Dense, HiLo, Refresh, plan_tokens
+    from .methods import METHODS, PRESETS, Dense, Find, HiLo, Refresh, plan_tokens
     from .model import load_model
     from .plan import TokenPlan
+    from .progress import Stage
     from .record import Run
+    from .session import Session
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,11 +32,15 @@ __all__ = [
     "PRESETS",
     "Compressed",
     "Dense",
+    "Find",
     "HiLo",
     "Refresh",
     "Run",
+    "Session",
+    "Stage",
     "TokenPlan",
     "__version__",
+    "check",
     "compress",
     "edit_photo",
     "edit_photos",
@@ -43,12 +50,15 @@ __all__ = [
 
 _ROOMS = {
     "batch": ("edit_photos",),
+    "check": ("check",),
     "compress": ("Compressed", "compress"),
     "edit": ("edit_photo",),
-    "methods": ("METHODS", "PRESETS", "Dense", "HiLo", "Refresh", "plan_tokens"),
+    "methods": ("METHODS", "PRESETS", "Dense", "Find", "HiLo", "Refresh", "plan_tokens"),
     "model": ("load_model",),
     "plan": ("TokenPlan",),
+    "progress": ("Stage",),
     "record": ("Run",),
+    "session": ("Session",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

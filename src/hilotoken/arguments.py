@@ -28,6 +28,22 @@ def takes_mask(pipe: Any) -> bool:
     return "mask_image" in _parameters(pipe)
 
 
+def photo_name(pipe: Any) -> str:
+    """What the pipeline calls the photo.
+
+    Raises TypeError if it takes none.
+    """
+    for name in PHOTOS:
+        if name in _parameters(pipe):
+            return name
+    raise TypeError(f"{type(pipe).__name__} takes no photo: there is none to open")
+
+
+def mask_name(pipe: Any) -> str:
+    """What the pipeline, or else `compress`, calls the mask."""
+    return next((name for name in MASKS if name in _parameters(pipe)), "mask_image")
+
+
 def _parameters(pipe: Any) -> set[str]:
     """Of the call, those that a subclass takes by **kwargs and hands on included."""
     calls = [vars(cls)["__call__"] for cls in type(pipe).__mro__ if "__call__" in vars(cls)]
@@ -151,3 +167,14 @@ def exact_photo(image: Any, resized_B3HW: Tensor) -> Tensor:
         return resized_B3HW
     pairs = zip(given, resized_B3HW.split([len(one) for one in given]), strict=True)
     return torch.cat([a.float().cpu() if a.shape == b.shape else b for a, b in pairs])
+
+
+def exact_mask(mask_image: Any, resized_B1HW: Tensor) -> Tensor:
+    """The mask, 0 or 1: the user's own where it has the size of the result.
+
+    A mask that only `compress` takes goes the way of the photo, which a pipeline may enlarge and
+    make smaller again: then its border is a pixel further out.
+    """
+    given_B1HW = (read_mask(mask_image) >= 0.5).to(resized_B1HW)
+    same = given_B1HW.shape[-2:] == resized_B1HW.shape[-2:]
+    return given_B1HW if same and len(given_B1HW) == len(resized_B1HW) else resized_B1HW

@@ -1,9 +1,13 @@
 """One compressed call: what is put around a pipeline's transformer for the length of it."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapters import family_of
@@ -11,6 +15,7 @@ from .adapters.base import ShortCall
 from .blocks.attach import Placement, placed
 from .capture import Seen, captured
 from .decode import RegionDecode, decode_margin
+from .encode import Encoding, Prompts, encode_reach
 from .hooks import (
     Call,
     StepClock,
@@ -20,7 +25,10 @@ from .hooks import (
     hooked,
     shadowed,
 )
+from .lending import Loan, Opened
+from .memory import Memory
 from .method import Method
+from .methods.find import Find, Search
 from .plan import TokenPlan
 from .record import Run
 from .reuse import Reuse
@@ -34,13 +42,24 @@ class Running:
     short:    the short call that runs next; None where every token runs
     plan:     the plan in force; assign another by `use`
     sequence: image tokens of a call, references included: all of them, and those that ran
+    search:   of a run without a mask, what it knows of the region that changes
     """
 
-    def __init__(self, pipe: Any, method: Method, mask_image: Any, decode: str = "whole") -> None:
-        self.pipe, self.method, self.mask_image = pipe, method, mask_image
+    def __init__(
+        self,
+        pipe: Any,
+        method: Method,
+        mask_image: Any,
+        decode: str = "whole",
+        encode: str = "whole",
+        opened: Opened | None = None,
+        find: Find | None = None,
+    ) -> None:
+        self.pipe, self.method, self.mask_image, self.find = pipe, method, mask_image, find
         self.transformer: nn.Module = pipe.transformer
         self.family = family_of(pipe)
-        self.watch, self.clock = Stopwatch(), StepClock(pipe.scheduler)
+        self.watch = Stopwatch(pipe._execution_device)
+        self.clock = StepClock(pipe.scheduler)
         self.source: Source | None = None
         self.mask_B1HW: Tensor | None = None
         self.plan: TokenPlan | None = None
@@ -48,12 +67,26 @@ class Running:
         self.reuse: Reuse | None = None
         self.placement: Placement | None = None
         self.sequence = (0, 0)
+        self.opened = opened
+        self.loan: Loan | None = None
+        if not (method.shortens or method.inner):  # the untouched pipeline, unless told otherwise
+            decode, encode = (way.replace("auto", "whole") for way in (decode, encode))
+        self.search: Search | None = None
+        self._region_hw: Tensor | None = None  # that the plan in force was made by
+        self.dense: list[int] = []  # the steps of a search at which every token runs
         self._decode = _region_decode(pipe, decode)
+        self._encode = _region_encode(pipe, encode, opened)
+        self._prompts = Prompts(pipe, opened.memory) if opened else None
         self._call: Call = {}  # the one under way, whole
         self._inside = ExitStack()  # what is put inside the transformer for `short`
+        self._cache = ExitStack()  # what names the branch of guidance to a step cache of diffusers
+        self._cached = bool(getattr(self.transformer, "is_cache_enabled", False))
 
-    def use(self, plan: TokenPlan) -> None:
+    def use(self, plan: TokenPlan, carry: bool = False) -> None:
         """Run by this plan from the next call on, whatever ran before.
+
+        Args:
+            carry: what was kept of the context stays, see `Reuse.take`
 
         Raises:
             ValueError: the run has not begun, or a plan for another grid.
@@ -63,13 +96,15 @@ class Running:
         if plan.grid != self.source.grid:
             raise ValueError(f"the plan is for a grid of {plan.grid}, the run's {self.source.grid}")
         before = self.short.inside if self.short else None
+        if self._cached and self.short:  # what was kept is of another length
+            self.transformer._reset_stateful_cache()  # pyright: ignore[reportCallIssue]
         self.plan = plan
         short: ShortCall = self.family.short.of(
             self.family, plan, self.source, self.mask_B1HW, self._call
         )
         self.short = short
         if self.reuse:
-            self.reuse.take(short)
+            self.reuse.take(short, carry)
         if short.inside != before:
             self._put_inside()
 
@@ -82,10 +117,10 @@ class Running:
         for stand_in in stand_ins:
             self._inside.enter_context(stand_in)
 
-    def record(self, method: Any, total_seconds: float) -> Run:
-        """What `last_run` says of it, once it has ended."""
+    def record(self, method: Any, started: float) -> Run:
+        """What `last_run` says of it, once it has ended, of when the host's clock began."""
         assert self.plan is not None  # else the first step refused
-        seconds = self.watch.seconds
+        seconds = self.watch.seconds  # waits for the device, so that the total is whole
         return Run(
             self.plan,
             method,
@@ -94,26 +129,65 @@ class Running:
             seconds.get("plan", 0.0),
             seconds.get("dit", 0.0),
             seconds.get("vae", 0.0),
-            total_seconds,
+            time.perf_counter() - started,
             self.placement.kept if self.placement else {},
-            tuple(self.reuse.refreshed) if self.reuse else None,
+            self._refreshed(),
             self.reuse.bytes if self.reuse else 0,
             decoded=self._decode.decoded if self._decode else 1.0,
+            encoded=self._encode.share if self._encode else 1.0,
+            reused=self._reused(),
+            mask=self.mask_B1HW,
+            searched=self.search is not None,
+            reasons=self.search.reasons if self.search else (),
         )
 
-    def around_vae(self) -> AbstractContextManager[None]:
-        """What decodes the region that the mask needs, where a crop decodes as the whole does."""
+    def _refreshed(self) -> tuple[int, ...] | None:
+        """The steps at which context ran; None for all."""
+        if self.reuse is None:
+            return None
+        steps = sorted({*self.dense, *self.reuse.refreshed})
+        return None if self.search and len(steps) > self.clock.step else tuple(steps)
+
+    def _reused(self) -> dict[str, float]:
+        """Of what a session keeps, the shares that this run took from it."""
+        if self._prompts is None or self._encode is None:
+            return {}
+        loan, prompts = self.loan, self._prompts
+        return {
+            "latents": 1 - self._encode.share,
+            "prompts": prompts.found / max(1, prompts.asked),
+            "context": loan.lent / max(1, loan.asked) if loan else 0.0,
+        }
+
+    @contextmanager
+    def around_encoders(self) -> Iterator[None]:
+        """What is decoded and encoded in a region, or taken from a session."""
+        with ExitStack() as stack:
+            for thing, name, stand_in in (
+                (self.pipe.vae, "decode", self._decoding()),
+                (self.pipe.vae, "encode", self._encode),
+                (self.pipe, "encode_prompt", self._prompts),
+            ):
+                if stand_in and hasattr(thing, name):
+                    stack.enter_context(shadowed(thing, name, stand_in))
+            yield
+
+    def _decoding(self) -> Callable[..., Any] | None:
+        """Decodes the region that the mask needs, where a crop decodes as the whole does."""
         decode = self._decode
         if decode is None:
-            return nullcontext()
+            return None
 
         def stand_in(original: Any, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
             if self.source is None or self.mask_B1HW is None:  # not yet of the edit
                 return original(latents, *args, **kwargs)
+            sides = [n * self.family.latents_a_side for n in self.source.grid]
+            if list(latents.shape[-2:]) != sides:  # a preview that somebody makes on the way
+                return original(latents, *args, **kwargs)
             given = {"photo_B3HW": self.source.photo_B3HW, "mask_B1HW": self.mask_B1HW}
             return decode(original, latents, *args, **given, **kwargs)
 
-        return shadowed(self.pipe.vae, "decode", stand_in)
+        return stand_in
 
     # Around every call of the transformer.
 
@@ -122,6 +196,9 @@ class Running:
         if self.plan is not None:
             return
         self._call = call = bind_call(module, args, kwargs)
+        if self.find and seen.photo_B3HW is not None:  # until it is found, all of it may change
+            everywhere = torch.ones_like(seen.photo_B3HW[:, :1], dtype=torch.float32)
+            seen = replace(seen, mask_B1HW=everywhere)
         made = self.family.make_source(seen, self.mask_image, call)
         if made is None:
             raise ValueError(
@@ -129,9 +206,9 @@ class Running:
                 "or call the pipeline itself"
             )
         self.source, self.mask_B1HW = made
-        with self.watch.time("plan"):
-            photo_B3HW = (self.source.photo_B3HW / 2 + 0.5).clamp(0, 1)
-            plan = self.method.plan(photo_B3HW, self.mask_B1HW, self.source.grid)
+        if self.find:
+            self._begin_search(self.find, seen)
+        plan = self._plan()
         tokens = self.family.tokens(call).shape[1]
         self.sequence = tokens, tokens
         if not self.method.shortens:
@@ -140,23 +217,48 @@ class Running:
         self.use(plan)
         assert self.short is not None
         if self.method.refresh is not None:
-            self.reuse = Reuse(self, self.method.refresh, self.short)
+            self.loan = self._borrow()
+            self.reuse = Reuse(self, self.method.refresh, self.short, self.loan)
             self._put_inside()
+        if self.search:
+            self._rest()
+
+    def _plan(self) -> TokenPlan:
+        """The method's plan, by the mask; while a region is looked for, of no edit yet."""
+        assert self.source is not None
+        assert self.mask_B1HW is not None
+        mask_B1HW = self.mask_B1HW
+        if self.search and self.search.region_hw is None:
+            mask_B1HW = torch.zeros_like(mask_B1HW)
+        with self.watch.time("plan"):
+            photo_B3HW = (self.source.photo_B3HW / 2 + 0.5).clamp(0, 1)
+            return self.method.plan(photo_B3HW, mask_B1HW, self.source.grid)
+
+    def _borrow(self) -> Loan | None:
+        """What a session lends of the context."""
+        lending, refresh = self.opened and self.opened.lending, self.method.refresh
+        if not lending or refresh.blocks != "all" or any_compiled(self.transformer):
+            return None
+        assert self.short is not None
+        key = repr(refresh), self.clock.index, *self.pipe.scheduler.sigmas.tolist()
+        return Loan(lending, self.short, self._call, self.clock.sigma, key)
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Call) -> Any:
         """The call, shorter."""
         self._call = call = bind_call(module, args, kwargs)
         self.clock.tick()
-        if self.short is None:
-            return None
         if self.clock.branch == 0:
             self._replan()
+        self._name_branch()
+        if self.short is None:
+            return None
         if self.reuse:
             call = self.reuse.before(call)
         return (), self.short.shorten(call, self.clock.sigma)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Call, output: Any) -> Any:
         """The answer, whole again."""
+        self._cache.close()
         if self.short is None:
             return None
         velocity = self.short.restore(output[0], self._call, self.clock.sigma)
@@ -170,28 +272,101 @@ class Running:
         output.sample = velocity
         return output
 
+    def _name_branch(self) -> None:
+        """Open a context for a step cache of diffusers: many pipelines do not, and it needs one."""
+        if self._cached:
+            self._cache.close()
+            name = f"branch {self.clock.branch}"
+            self._cache.enter_context(self.transformer.cache_context(name))  # pyright: ignore[reportCallIssue]
+
     def _replan(self) -> None:
         assert self.plan is not None
-        if (plan := self.method.replan(self.clock.step, self.plan)) is not self.plan:
+        if self.search:
+            self._follow(self.search, self.clock.step)
+        elif self.short is None:
+            return
+        elif (plan := self.method.replan(self.clock.step, self.plan)) is not self.plan:
             self.use(plan)
+
+    # Of a run without a mask: the region is looked for.
+
+    def _begin_search(self, find: Find, seen: Seen) -> None:
+        assert self.source is not None
+        assert seen.photo_B3HW is not None
+        size, whole = self.source.photo_B3HW.shape[-2:], seen.photo_B3HW.shape[-2:]
+        reason = "" if size == whole else f"the output is {tuple(size)}, the photo {tuple(whole)}"
+        steps = len(self.pipe.scheduler.sigmas) - 1 - self.clock.index
+        source_BNC, grid, fold = (
+            self.source.latents_BNC, self.source.grid, self.family.latents_a_side,
+        )  # fmt: skip
+        early = self.method.find is not None
+        self.search = Search(find, source_BNC, grid, fold, steps, early, reason)
+
+    def _rest(self) -> None:
+        """Every token runs, and nothing is inside the transformer."""
+        self.short = None
+        self._inside.close()
+
+    def _follow(self, search: Search, step: int) -> None:
+        """Run the step as far as the region is known."""
+        region_hw = search.plan(step)
+        if region_hw is None:
+            if self.short is not None:
+                self._rest()
+            self.dense.append(step)
+        elif region_hw is not self._region_hw or self.short is None:
+            self.use(self._plan(), carry=self.short is not None)
+        if self.reuse and not search.found:
+            self.reuse.start = step  # what is kept is of the last step that looked in vain
+        self._region_hw = region_hw
+
+    def stepped(
+        self, original: Any, velocity: Tensor, timestep: Any, sample: Tensor, *args: Any, **kw: Any
+    ) -> Any:
+        """Around the scheduler's step, where guidance is over: look at where the run is going."""
+        search, step = self.search, self.clock.step
+        every = self.short is None or self.reuse is None or self.reuse.refreshing
+        if search and every and search.due(step):
+            with self.watch.time("plan"):
+                x0 = sample.float() - self.clock.sigma * velocity.float()
+                search.see(step, self.clock.sigma, x0 if x0.ndim == 3 else self.family.pack(x0))
+            assert self.mask_B1HW is not None
+            shown_11hw = search.shown_hw[None, None].to(self.mask_B1HW)
+            self.mask_B1HW = F.interpolate(shown_11hw, self.mask_B1HW.shape[-2:])
+        return original(velocity, timestep, sample, *args, **kw)
 
 
 @contextmanager
 def attached(
-    pipe: Any, method: Method, mask_image: Any, decode: str = "whole"
+    pipe: Any,
+    method: Method,
+    mask_image: Any,
+    decode: str = "whole",
+    encode: str = "whole",
+    opened: Opened | None = None,
+    find: Find | None = None,
 ) -> Iterator[Running]:
-    """Capture, plan and hook for the length of this context; nothing is left behind."""
-    transformer, run = pipe.transformer, Running(pipe, method, mask_image, decode)
+    """Capture, plan and hook for the length of this context; nothing is left behind.
+
+    decode, encode: see `compress`
+    opened: what a session brings, and is left in it where the run ends well
+    find: how the region is found, where there is no mask
+    """
+    transformer = pipe.transformer
+    run = Running(pipe, method, mask_image, decode, encode, opened, find)
     with ExitStack() as stack:
         seen = stack.enter_context(captured(pipe))
         if getattr(transformer, "is_cache_enabled", False):
             transformer._reset_stateful_cache()  # a run broken off may have left another length's
         stack.enter_context(run.watch.watch("vae", *vae_parts(pipe)))
-        stack.enter_context(run.around_vae())
+        stack.enter_context(run.around_encoders())
+        if find:
+            stack.enter_context(shadowed(pipe.scheduler, "step", run.stepped))
         # Innermost of all hooks: the user's own see whole sequences, going in and coming out.
         stack.enter_context(hooked(transformer, run.before, run.after))
         stack.enter_context(run.watch.watch("dit", transformer))
         stack.callback(run._inside.close)
+        stack.callback(run._cache.close)
 
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: Call) -> None:
             run.begin(module, args, kwargs, seen)
@@ -203,6 +378,30 @@ def attached(
                 placed(transformer, method.inner, pipe.scheduler, plan)
             )
         yield run
+    if run.loan:
+        run.loan.settle()
+
+
+def _region_encode(pipe: Any, encode: str, opened: Opened | None) -> Encoding | None:
+    """How to encode what is new; None where all is encoded.
+
+    Raises:
+        ValueError: "region" for an autoencoder whose crops encode to other latents.
+    """
+    reach = None if encode == "whole" else encode_reach(pipe.vae)
+    if reach is None and encode == "region":
+        raise ValueError(
+            _LOOKS.format("encode", type(pipe.vae).__name__, "encodes to other latents")
+        )
+    if reach is None and opened is None:
+        return None
+    return Encoding(pipe.vae, opened.memory if opened else Memory(), reach)
+
+
+_LOOKS = (
+    "{}='region': {} looks at the whole picture, by its norms or its attention, and a crop {}: "
+    "use 'auto' or 'whole'"
+)
 
 
 def _region_decode(pipe: Any, decode: str) -> RegionDecode | None:
@@ -216,8 +415,7 @@ def _region_decode(pipe: Any, decode: str) -> RegionDecode | None:
         return RegionDecode(pipe.vae, margin)
     if decode == "region":
         raise ValueError(
-            f"decode='region': {type(pipe.vae).__name__} looks at the whole picture, by its norms "
-            "or its attention, and a crop decodes to other pixels: use 'auto' or 'whole'"
+            _LOOKS.format("decode", type(pipe.vae).__name__, "decodes to other pixels")
         )
     return None
 

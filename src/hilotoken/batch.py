@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from .edit import Edit, edit_photo
-from .methods import plan_tokens
-from .methods.parse import method_from
+from .methods import as_method, plan_tokens
+from .methods.parse import read_method
+from .methods.refresh import refreshes_of
 from .photo import FORMATS, PhotoError, check_output, load_mask, load_photo, save_photo
 from .region import choose_regions
 
@@ -39,7 +40,8 @@ class Row:
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """What all edits of a batch have in common; `method` is words, such as "hilo detail=0.2"."""
+    """What all edits of a batch have in common; `method` is words, such as "hilo detail=0.2" or
+    the name of a preset."""
 
     method: str = "hilo"
     steps: int = 8
@@ -48,7 +50,7 @@ class BatchOptions:
     match: bool = True
 
     def __post_init__(self) -> None:
-        method_from(*self.method.split() or [""])
+        read_method(self.method)
         if self.steps < 1:
             raise ValueError(f"steps must be 1 or more, got {self.steps}")
 
@@ -97,7 +99,7 @@ def edit_row(pipe: Any, row: Row, options: BatchOptions) -> Edit:
         pipe,
         photo,
         mask,
-        method_from(*options.method.split()),
+        read_method(options.method),
         size=options.size,
         prompt=row.prompt,
         label=row.label,
@@ -247,16 +249,16 @@ class Record:
         if result.edit is None:
             self.fail(result.row, str(result.error))
             return
-        figures = (result.edit.sum(n) for n in ("tokens_run", "tokens_full", "total_seconds"))
+        figures = (result.edit.sum(n) for n in ("mean_tokens_run", "tokens_full", "total_seconds"))
         self.note(result.row, *figures)
 
     def fail(self, row: Row, error: str) -> None:
         """Note that a row failed."""
         self._write(row, {"state": "failed", "error": error})
 
-    def note(self, row: Row, tokens_run: int, tokens_full: int, seconds: float) -> None:
-        """Note that a row is done, with its figures."""
-        figures = {"tokens_run": tokens_run, "tokens_full": tokens_full}
+    def note(self, row: Row, tokens_run: float, tokens_full: int, seconds: float) -> None:
+        """Note that a row is done, with its figures: tokens a step, in the mean."""
+        figures = {"tokens_run": round(tokens_run), "tokens_full": tokens_full}
         self._write(row, {"state": "done", **figures, "seconds": round(seconds, 3)})
 
     def _write(self, row: Row, entry: dict[str, Any]) -> None:
@@ -286,9 +288,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a row will cost: tokens that run in a step, all tokens, steps; or why it cannot run."""
+    """What a row will cost: tokens that run in a step, in the mean, all tokens, steps; or why it
+    cannot run."""
 
-    tokens_run: int = 0
+    tokens_run: float = 0
     tokens_full: int = 0
     steps: int = 0
     error: str | None = None
@@ -303,10 +306,13 @@ def cost_of(row: Row, options: BatchOptions, size: int) -> Cost:
             check_output(photo, row.output)
     except PhotoError as error:
         return Cost(error=str(error))
-    method = method_from(*options.method.split())
-    run = full = 0
+    method = read_method(options.method)
+    steps = row.steps or options.steps
+    share = refreshes_of(as_method(method).refresh, steps) / steps
+    run, full = 0.0, 0
     for region in choose_regions(mask, options.size or size):
         before, small = region.take_photo(photo), region.take_mask(mask).astype("float32")
         plan = plan_tokens(before, small, grid=region.grid, method=method)
-        run, full = run + plan.tokens_run, full + plan.tokens_full
-    return Cost(run, full, row.steps or options.steps)
+        run += share * plan.tokens_run + (1 - share) * plan.counts["edit"]
+        full += plan.tokens_full
+    return Cost(run, full, steps)

@@ -153,7 +153,7 @@ def compare_sheet(compared: list[Compared]) -> Image.Image:
     """Photo and mask; then, around the mask, each edit above its difference from dense."""
     dense = compared[0].edit
     whole = _scaled(outlined(dense.before, dense.mask))
-    box = _around(dense.mask)
+    box = around(dense.mask)
     note = ["below each edit: its difference", f"from dense in the mask, {AMPLIFIED} times"]
     panels = [_panel(["photo and mask", *note], [whole])]
     for one in compared:
@@ -164,7 +164,7 @@ def compare_sheet(compared: list[Compared]) -> Image.Image:
     return _grid(panels)
 
 
-def _around(mask: np.ndarray) -> tuple[int, int, int, int]:
+def around(mask: np.ndarray) -> tuple[int, int, int, int]:
     """A square around the mask, inside the picture: left, top, right, bottom."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     height, width = mask.shape

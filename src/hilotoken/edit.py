@@ -1,6 +1,7 @@
 """Edit a photo of any size by any supported pipeline; only masked pixels are put back."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ import numpy as np
 from PIL import Image
 
 from .adapters import family_of
-from .composite import feather_weight, match_border
-from .compress import compress
-from .methods import Method
+from .composite import feather_weight
+from .compress import Compressed, compress
+from .methods import HiLo, Method
 from .photo import Photo, load_mask, load_photo
+from .progress import Stage, Told, following
 from .record import Run
-from .region import CONTEXT, Region, choose_regions
+from .region import CONTEXT, Region, choose_region, choose_regions
 from .request import Request, arguments_for, working_size
 
 
@@ -65,7 +67,7 @@ class Edit:
 def edit_photo(
     pipe: Any,
     photo: Photo | Image.Image | str | Path,
-    mask: np.ndarray | Image.Image | str | Path,
+    mask: np.ndarray | Image.Image | str | Path | None = None,
     method: Method | str | None = None,
     *,
     prompt: str = "",
@@ -82,23 +84,31 @@ def edit_photo(
     context: float = CONTEXT,
     feather: int = 0,
     match: bool = True,
+    keep: str | None = None,
+    progress: Told | None = None,
 ) -> Edit:
     """Edit the masked part of a photo; every other sample of it stays as it was, bit for bit.
 
     The pipeline works on a region around the mask, made larger or smaller to its working size;
-    masks far apart are edited in regions of their own, by the same words and seed.
+    masks far apart are edited in regions of their own, by the same words and seed. Without a mask
+    it works on the whole photo, and what the prompt changes is found.
 
     Args:
         pipe: any pipeline that `compress` takes
         photo: as `load_photo` reads it, a picture, or a file
-        mask: bool [H, W], True where the photo is to change; or a picture or a file, white there
-        method: `HiLo()` unless given; or a name, of `PRESETS` or `METHODS`
+        mask: bool [H, W], True where the photo is to change; or a picture or a file, white there;
+            None for a pipeline that edits by instruction
+        method: `HiLo()` unless given, or `HiLo(find=True)` without a mask; or a name, of `PRESETS`
+            or `METHODS`
         prompt, negative_prompt, label, guidance, cfg, strength, references, control, steps, seed:
             see `Request`; `control` has the photo's size
         size: pixels of the working picture's longer side; unless given, the pipeline's own
         context: share of the mask's longer side that is shown to the pipeline on each side of it
         feather: pixels of the photo over which the edit is blended in, inside the mask
         match: lead the edit's colours to the photo's along the mask's border, see `match_border`
+        keep: "found": see `compress`; without a mask
+        progress: called with a `Stage` at every stage and after every step; what it raises breaks
+            the edit off there, and the pipeline is as it was
 
     Raises:
         ValueError: an empty mask, a mask of another size, an option out of range or one that this
@@ -107,7 +117,7 @@ def edit_photo(
         PhotoError: a file that cannot be read.
     """
     photo = _as_photo(photo)
-    painted = _as_mask(mask, photo)
+    painted = None if mask is None else _as_mask(mask, photo)
     if feather < 0:  # said now, not after the run
         raise ValueError(f"feather must be 0 pixels or more, got {feather}")
     if control is not None and control.size != photo.size:
@@ -118,12 +128,22 @@ def edit_photo(
         prompt, negative_prompt, label, guidance, cfg, strength, tuple(references), control,
         steps, seed,
     )  # fmt: skip
-    token = family_of(pipe).token_pixels
-    regions = choose_regions(painted, working_size(pipe, size), context, token)
+    token, side = family_of(pipe).token_pixels, working_size(pipe, size)
+    if painted is None:
+        regions = [choose_region(np.ones(photo.pixels.shape[:2], bool), side, token=token)]
+        method = method or (None if keep else HiLo(find=True))
+    else:
+        regions = choose_regions(painted, side, context, token)
     parts, edited = [], photo
-    for region in regions:
-        part = _edit_region(pipe, photo, painted, region, method, request, match)
-        edited = _paste(edited, painted, part, feather)
+    fast = compress(pipe, method, match=match, keep=keep)
+    for number, region in enumerate(regions):
+        with ExitStack() as stack:
+            if progress:
+                stage = Stage("encode", number, len(regions))
+                stack.enter_context(following(pipe, region, stage, progress))
+            part = _edit_region(fast, photo, painted, region, request)
+        shown = _found(photo, part) if painted is None else painted
+        edited = _paste(edited, shown, part, feather)
         parts.append(part)
     return Edit(edited, tuple(parts))
 
@@ -150,24 +170,25 @@ def _as_mask(mask: np.ndarray | Image.Image | str | Path, photo: Photo) -> np.nd
 
 
 def _edit_region(
-    pipe: Any,
-    photo: Photo,
-    mask: np.ndarray,
-    region: Region,
-    method: Method | str | None,
-    request: Request,
-    match: bool,
+    fast: Compressed, photo: Photo, mask: np.ndarray | None, region: Region, request: Request
 ) -> Part:
-    before, small = region.take_photo(photo), region.take_mask(mask)
+    before = region.take_photo(photo)
+    small = None if mask is None else region.take_mask(mask)
     if request.control is not None:
         request = replace(request, control=region.take(request.control))
-    fast = compress(pipe, method)
-    output: Any = fast(**arguments_for(pipe, request, before, small))
+    output: Any = fast(**arguments_for(fast.pipe, request, before, small))
     after = output.images[0].convert("RGB").resize(before.size, Image.Resampling.LANCZOS)
-    if match:
-        after = Image.fromarray(match_border(np.asarray(before), np.asarray(after), small))
     assert fast.last_run is not None
+    if small is None:  # found, in the pipeline's own pixels
+        assert fast.last_run.mask is not None
+        found_HW = fast.last_run.mask[0, 0].cpu().numpy() > 0
+        small = np.asarray(Image.fromarray(found_HW).resize(before.size))
     return Part(region, before, small, after, fast.last_run)
+
+
+def _found(photo: Photo, part: Part) -> np.ndarray:
+    """The region that was found, as a mask of the whole photo: bool [H, W]."""
+    return np.asarray(Image.fromarray(part.mask).resize(photo.size, Image.Resampling.NEAREST))
 
 
 def _paste(photo: Photo, mask: np.ndarray, part: Part, feather: int) -> Photo:

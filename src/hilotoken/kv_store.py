@@ -42,3 +42,9 @@ def restored(parts: tuple[Tensor, ...], like: Tensor) -> Tensor:
     """What `stored` took, in the precision of `like`."""
     x_BXHD = parts[0].to(like.dtype)
     return x_BXHD if len(parts) == 1 else (x_BXHD * parts[1]).to(like.dtype)
+
+
+def taken(kept: tuple[Tensor, ...], rows: Tensor) -> tuple[Tensor, ...]:
+    """These rows of what `stored` made of keys, and then of values; scales are of all rows."""
+    half = len(kept) // 2
+    return tuple(x if i % half else x.index_select(1, rows) for i, x in enumerate(kept))

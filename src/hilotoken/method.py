@@ -17,10 +17,12 @@ class Method:
     site:    where it acts: on the "sequence", by a plan of which tokens run; inside the "blocks",
              where tokens become fewer; or on the "call", as a control that runs another edit
     refresh: when context is computed, where that is not at every step: see `methods.refresh`
+    find:    how the region is found where no mask is given: see `methods.find`
     """
 
     site: ClassVar[str] = "sequence"
     refresh: Any = None
+    find: Any = None
 
     def plan(self, photo_B3HW: Tensor, mask_B1HW: Tensor, grid: tuple[int, int]) -> TokenPlan:
         """Which tokens run, from a photo in [0, 1] and its mask: all of them, unless overridden."""

@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+from torch import Tensor
+
 from .plan import TokenPlan
 
 
@@ -19,6 +21,13 @@ class Run:
     kept_bytes: memory that its keys and values took
     blocks_run: share of the blocks that ran, where a step cache skips some
     decoded: share of the latents that were decoded, where a region is enough
+    encoded: share of the latents that were encoded, where the rest was known
+    reused:  in a session, what was taken from it: shares of the "latents" encoded, of the
+             "prompts", and of the "context" at refreshes
+    mask:    [B, 1, H, W] in the pipeline's pixels: whose pixels are the run's; the mask that was
+             given, or the region found. None where the whole picture is made
+    searched: whether the region was to be found
+    reasons: then, why every token ran, and why none of the photo was put back
     """
 
     plan: TokenPlan
@@ -34,6 +43,11 @@ class Run:
     kept_bytes: int = 0
     blocks_run: float = 1.0
     decoded: float = 1.0
+    encoded: float = 1.0
+    reused: dict[str, float] = field(default_factory=dict)
+    mask: Tensor | None = None
+    searched: bool = False
+    reasons: tuple[str, ...] = ()
 
     @property
     def tokens_full(self) -> int:
@@ -52,8 +66,9 @@ class Run:
         """Tokens of the grid that ran, over steps and blocks: fewer where some are reused."""
         if self.refreshed is None:
             return self.blocks_run * self.tokens_run
-        share = len(self.refreshed) / max(1, self.steps)
-        return share * self.tokens_run + (1 - share) * self.counts["edit"]
+        edit, lent = self.counts["edit"], self.reused.get("context", 0.0)
+        share = len(self.refreshed) / max(1, self.steps) * (1 - lent)
+        return share * self.tokens_run + (1 - share) * edit
 
     @property
     def counts(self) -> dict[str, int]:
@@ -83,10 +98,16 @@ class Run:
             "kept_bytes": self.kept_bytes,
             "blocks_run": self.blocks_run,
             "decoded": self.decoded,
+            "encoded": self.encoded,
+            "reused": dict(self.reused),
+            "masked": None if self.mask is None else (self.mask > 0).float().mean().item(),
+            "searched": self.searched,
+            "reasons": list(self.reasons),
         }
 
     def __str__(self) -> str:
-        share = f"{self.tokens_run} of {self.tokens_full} tokens ({self.keep_ratio:.0%})"
+        run = self.mean_tokens_run
+        share = f"{run:.0f} of {self.tokens_full} tokens a step ({run / self.tokens_full:.0%})"
         steps = f"{self.steps} step{'s' if self.steps != 1 else ''}"
         if self.refreshed is not None:
             steps += f", context at {', '.join(map(str, self.refreshed))}"
@@ -94,7 +115,14 @@ class Run:
         if self.blocks_run < 1:
             inside.append(f"blocks {self.blocks_run:.0%}")
         seconds = f"DiT {self.dit_seconds:.2f} s, VAE {self.vae_seconds:.2f} s"
-        parts = [share, steps, *inside, seconds, f"in all {self.total_seconds:.2f} s"]
+        parts = [
+            share,
+            steps,
+            *inside,
+            *self.reasons,
+            seconds,
+            f"in all {self.total_seconds:.2f} s",
+        ]
         return f"{brief(self.method)}: {'; '.join(parts)}"
 
     def __repr__(self) -> str:

@@ -78,6 +78,17 @@ def working_size(pipe: Any, size: int | None) -> int:
     return size or int(getattr(pipe, "default_sample_size", 128) * pipe.vae_scale_factor)
 
 
+def own_steps(pipe: Any) -> int:
+    """Denoising steps that the pipeline takes where nobody says how many."""
+    default = _parameters(pipe)["num_inference_steps"].default
+    return int(getattr(pipe, "default_steps", default))
+
+
+def needs_control(pipe: Any) -> bool:
+    """Whether the pipeline takes a control picture beside the photo."""
+    return {"image", "control_image"} <= _parameters(pipe).keys()
+
+
 def fewest_steps(pipe: Any, request: Request) -> int:
     """The fewest steps of which the strength leaves one to run."""
     own = _parameters(pipe).get("strength")
@@ -86,13 +97,13 @@ def fewest_steps(pipe: Any, request: Request) -> int:
 
 
 def arguments_for(
-    pipe: Any, request: Request, before: Image.Image, mask: np.ndarray
+    pipe: Any, request: Request, before: Image.Image, mask: np.ndarray | None
 ) -> dict[str, Any]:
     """The arguments of `compress(pipe, ...)` for an edit of a working picture under its mask.
 
     Args:
         before: the working picture, whose size is the pipeline's
-        mask: bool, of that size
+        mask: bool, of that size; None where the region is to be found
 
     Raises:
         ValueError: what this pipeline does not take, or takes to no effect; what it needs besides.
@@ -162,16 +173,21 @@ def _guidance(pipe: Any, known: Mapping[str, Any], request: Request) -> dict[str
 
 
 def _pictures(
-    pipe: Any, known: Mapping[str, Any], request: Request, before: Image.Image, mask: np.ndarray
+    pipe: Any,
+    known: Mapping[str, Any],
+    request: Request,
+    before: Image.Image,
+    mask: np.ndarray | None,
 ) -> dict[str, Any]:
     """Photo, mask, references and control picture."""
-    black_white = Image.fromarray(mask.astype(np.uint8) * 255)
     mask_name = first_of({name: name for name in MASKS if name in known}, MASKS) or "mask_image"
     photo_name = "image" if "image" in known else "control_image"
-    given: dict[str, Any] = {photo_name: before, mask_name: black_white}
+    given: dict[str, Any] = {photo_name: before}
+    if mask is not None:
+        given[mask_name] = Image.fromarray(mask.astype(np.uint8) * 255)
     if request.references:
         _add_references(pipe, known, request.references, given)
-    if photo_name == "image" and "control_image" in known:
+    if needs_control(pipe):
         if request.control is None:
             raise ValueError(f"{type(pipe).__name__} needs a control picture: give control")
         given["control_image"] = request.control

@@ -14,15 +14,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .adapters.base import ShortCall
-from .attention import rerouted, weighted
+from .attention import Weighted, rerouted
 from .hooks import Call, any_compiled, compiling
-from .kv_store import in_blocks, restored, stored
+from .kv_store import in_blocks, restored, stored, taken
+from .lending import Loan
 from .methods.refresh import Refresh, check_shown, refresh_steps
 
 Kept = tuple[Tensor, ...]  # keys and values of an attention module, as `kv_store.stored` keeps them
@@ -40,13 +43,16 @@ class Reuse:
     """Two short calls of one run, in turn: the whole plan at a refresh, its edit alone between.
 
     refreshed: the steps that were refreshes
+    start:     the step from which they are counted
 
     Raises:
         ValueError: what the family or the pipeline cannot do with it.
         MemoryError: less memory free on the device than the keys and values will take.
     """
 
-    def __init__(self, run: Any, refresh: Refresh, short: ShortCall) -> None:
+    def __init__(
+        self, run: Any, refresh: Refresh, short: ShortCall, loan: Loan | None = None
+    ) -> None:
         transformer = run.transformer
         if cache := _step_cache_of(transformer):
             raise ValueError(
@@ -61,20 +67,51 @@ class Reuse:
         self.compiled = any_compiled(transformer)
         self.branches: dict[int, Branch] = {}
         self.refreshed: list[int] = []
+        self.start = 0
         self.refreshing, self.due = True, True
         self.kept: dict[int, Kept] = {}  # of the branch under way
+        self.lent: dict[int, Kept] | None = None  # of the refresh under way, by another edit
         self.take(short)
+        if loan:
+            self.loan, self.context_X = loan, loan.context_X
+            self.counts_X = self.counts_S[self.context_X]
 
-    def take(self, whole: ShortCall) -> None:
-        """Another plan: what was kept under the one before is of no use."""
+    def take(self, whole: ShortCall, carry: bool = False) -> None:
+        """Another plan: what was kept under the one before is of no use, unless it is carried over.
+
+        Args:
+            carry: keep the keys and values of what is context still, where that is all the context
+        """
+        before_X = (
+            self.whole.places_S[self.context_X]
+            if carry and self.branches and not self.loan
+            else None
+        )
         self.whole, self.alone = whole, whole.edit_alone()
         self.weighted = whole.weighted
         self.context_X = (~whole.edited_S).nonzero().flatten()
         self.counts_S = whole.counts_S  # its length, as a tensor's, is no constant to a compiler
         self.counts_X = self.counts_S[self.context_X]
         _of_any_length((self.counts_S, self.counts_X, self.context_X))
-        self.branches.clear()
+        plan = whole.plan
+        self.context_K = plan.keep_K[~plan.edit_N[plan.keep_K]]
+        self._keys: dict[tuple[int, int, bool], Weighted] = {}
+        if before_X is None or not self._carry(before_X, whole.places_S[self.context_X]):
+            self.branches.clear()
+        self.loan: Loan | None = None
         self.seen_BXC: Tensor | None = None  # the context at the last refresh, for "auto"
+
+    def _carry(self, before_X: Tensor, now_X: Tensor) -> bool:
+        """Keep the rows of a context that only became smaller; False where it did not."""
+        left_X = torch.isin(before_X, now_X).nonzero().flatten()
+        if (before_X < 0).any() or not 0 < len(left_X) == len(now_X):
+            return False
+        for branch in self.branches.values():
+            for module, kept in branch.kept.items():
+                text = kept[0].shape[1] - len(before_X)
+                rows = torch.cat([torch.arange(text, device=left_X.device), text + left_X])
+                branch.kept[module] = taken(kept, rows)
+        return True
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -96,7 +133,10 @@ class Reuse:
         signature = _signature(call)
         known = self.branches.get(clock.branch)
         self.refreshing = self.due or known is None or known.signature != signature
-        self.run.short = self.whole if self.refreshing else self.alone
+        self.lent = None
+        if self.refreshing and self.loan:
+            self.lent = self.loan.lend(clock.step, clock.branch, call)
+        self.run.short = self._short()
         if self.refreshing:
             self._check_memory(call)
             known = self.branches[clock.branch] = Branch(signature)
@@ -104,7 +144,7 @@ class Reuse:
                 self.refreshed.append(clock.step)
         assert known is not None
         self.kept = known.kept
-        if self.refreshing:
+        if self.refreshing and self.lent is None:
             return call
         for module in self.modules if self.compiled else ():
             module.kept_context = _of_any_length(self.kept.get(id(module)))
@@ -116,7 +156,16 @@ class Reuse:
             for module in self.modules:
                 if (kept := vars(module).get("kept_context")) is not None:
                     self.kept[id(module)] = kept
+        if self.refreshing and self.loan:
+            self.loan.keep(self.kept)
         self._clear()
+
+    def _short(self) -> ShortCall:
+        """All that the plan runs at a refresh, but for what is lent; between, the edit alone."""
+        if not self.refreshing:
+            return self.alone
+        part = self.loan.part if self.loan and self.lent is not None else None
+        return part or self.whole
 
     def _clear(self) -> None:
         for module in self.modules if self.compiled else ():
@@ -134,7 +183,7 @@ class Reuse:
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, original: Any, **kw: Any
     ) -> Tensor:
         """Keep keys and values at a refresh; between, attend to what was kept too."""
-        if self.refreshing:
+        if self.refreshing and self.lent is None:
             rows = self._rows(key.shape[1])
             if rows is not None:
                 pair = key.index_select(1, rows), value.index_select(1, rows)
@@ -144,7 +193,10 @@ class Reuse:
                 else:
                     self.kept[id(module)] = kept
             return original(query, key, value, **kw)
-        kept = module.kept_context if compiling() else self.kept.get(id(module))
+        if self.refreshing:
+            kept = self._borrowed(module, key, value)
+        else:
+            kept = module.kept_context if compiling() else self.kept.get(id(module))
         if kept is None:
             return original(query, key, value, **kw)
         half = len(kept) // 2
@@ -159,10 +211,42 @@ class Reuse:
             kw["attn_mask"] = torch.cat([mask, extra], -1)
         if not self.weighted:
             return original(query, key, value, **kw)
-        text = kept_key.shape[1] - self.counts_X.shape[0]
-        ones = self.counts_X.new_ones(own + text)
-        counts = torch.cat([ones, self.counts_X])
-        return weighted(counts)(module, query, key, value, original, **kw)
+        keys = self._weighted(own, kept_key.shape[1])
+        return keys(module, query, key, value, original, **kw)
+
+    def _weighted(self, own: int, kept: int) -> Weighted:
+        """Made once for all attentions that have as many keys of either kind."""
+        if compiling():
+            return Weighted(self._counts(own, kept))
+        wanted = own, kept, self.refreshing
+        if wanted not in self._keys:
+            self._keys[wanted] = Weighted(self._counts(own, kept))
+        return self._keys[wanted]
+
+    def _counts(self, own: int, kept: int) -> Tensor:
+        """How many tokens each key stands for: those that run, text of any, and what was kept."""
+        counts_X = self.counts_X
+        if not self.refreshing:
+            text = kept - counts_X.shape[0]
+            return torch.cat([counts_X.new_ones(own + text), counts_X])
+        assert self.loan is not None
+        part_P, lent_L = self.run.short.counts_S, counts_X[: len(self.loan.lent_L)]
+        text = own - len(part_P)
+        own_P = F.pad(part_P, (0, text) if self.family.image_first else (text, 0), value=1.0)
+        return torch.cat([own_P, counts_X.new_ones(kept - len(lent_L)), lent_L])
+
+    def _borrowed(self, module: Any, key: Tensor, value: Tensor) -> Kept | None:
+        """What is lent to a module; kept with what it computes of the context itself."""
+        if self.lent is None or self.loan is None or id(module) not in self.lent:
+            return None
+        lent = self.loan.rows(self.lent[id(module)], key.device)
+        text = key.shape[1] - len(self.run.short.counts_S)
+        rows = self.loan.computed_M + (0 if self.family.image_first else text)
+        half = len(lent) // 2
+        pairs = ((lent[:half], key), (lent[half:], value))
+        own = [torch.cat([restored(part, x), x.index_select(1, rows)], 1) for part, x in pairs]
+        self.kept[id(module)] = tuple(part for x in own for part in stored(x, self.refresh.store))
+        return lent
 
     def _rows(self, keys: int) -> Tensor | None:
         """Which keys are kept: of the text where that is not run at each step, and of the context.
@@ -183,18 +267,23 @@ class Reuse:
 
     def _due(self, step: int, call: Call) -> bool:
         if self.refresh.at == "auto":
-            return step == 0 or self._drifted(call)
-        sigmas = self.run.pipe.scheduler.sigmas[self.run.clock.index - step : -1].tolist()
+            return step == self.start or self._drifted(call)
+        return step - self.start in self.steps
+
+    @cached_property
+    def steps(self) -> set[int]:
+        """Those at which context is computed, counted from `start`; asked for at the first."""
+        sigmas = self.run.clock.sigmas[self.start :]
         chosen = refresh_steps(self.refresh.at, sigmas)
         if not self.family.shown_photo:
             check_shown(chosen, sigmas)
-        return step in chosen
+        return chosen
 
     def _drifted(self, call: Call) -> bool:
         """Whether the context's x_t has moved by more than the bound since it was last computed."""
-        plan, source = self.whole.plan, self.whole.source
+        source = self.whole.source
         x_BNC = self.whole.x_t(call, source.latents_BNC.shape[-1]).float()
-        now_BXC = x_BNC.index_select(1, plan.keep_K[~plan.edit_N[plan.keep_K]])
+        now_BXC = x_BNC.index_select(1, self.context_K)
         if self.seen_BXC is None or self.seen_BXC.shape != now_BXC.shape:
             self.seen_BXC = now_BXC
             return False

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..hooks import Call
+from ..hooks import Call, Made
 from ..plan import TokenPlan, gather, scatter, token_positions
 from ..source import Source
 from .coarse import Coarse, cell_means
@@ -58,6 +58,7 @@ class ShortCall:
         whole = [counts if span.short else counts.new_ones(span.length) for span in spans]
         self.counts_S = torch.cat(whole)
         self.ran = 0
+        self._placed = Made()
 
     @classmethod
     def of(
@@ -76,18 +77,26 @@ class ShortCall:
 
     def edit_alone(self) -> "ShortCall":
         """The same with the edit tokens alone: no context, no coarse tokens, no references."""
+        return self.part(self.plan.edit_N, references=False)
+
+    def part(self, runs_N: Tensor, references: bool = True) -> "ShortCall":
+        """The same with those of its native tokens alone that are in `runs_N`.
+
+        references: whether they run too that the plan shortens, at the same places
+        """
         plan, device = self.plan, self.plan.keep_K.device
-        keep_K = plan.keep_K[plan.edit_N[plan.keep_K]]
-        alone = replace(
+        runs_K = runs_N[plan.keep_K]
+        fewer = replace(
             plan,
-            keep_K=keep_K,
+            keep_K=plan.keep_K[runs_K],
             cells_M=torch.arange(0, device=device),
-            count_S=torch.ones(len(keep_K), dtype=torch.float32, device=device),
+            count_S=plan.count_S[: len(runs_K)][runs_K],
             weighted=False,
         )
-        target, *references = self.spans
-        spans = [target, *(Span(s.stop, s.stop, (0, 0), False) for s in references)]
-        return type(self)(self.family, alone, self.source, spans, self.beside_BND)
+        none = lambda span: Span(span.stop, span.stop, (0, 0), False)  # noqa: E731
+        target, *others = self.spans
+        spans = [target, *(s if references and s.short else none(s) for s in others)]
+        return type(self)(self.family, fewer, self.source, spans, self.beside_BND)
 
     # What a plan comes to, for each token of the short sequence.
 
@@ -99,6 +108,25 @@ class ShortCall:
         for span in self.spans:
             flags += short if span.short else [False] * span.length
         return torch.tensor(flags, device=self.plan.keep_K.device)
+
+    @cached_property
+    def places_S(self) -> Tensor:
+        """The place of each in the whole sequence; -1 for a coarse one."""
+        plan, device = self.plan, self.plan.keep_K.device
+        coarse_M = torch.full_like(plan.cells_M, -1)
+        return torch.cat(
+            [
+                torch.cat([span.start + plan.keep_K, coarse_M])
+                if span.short
+                else torch.arange(span.start, span.stop, device=device)
+                for span in self.spans
+            ]
+        )
+
+    @cached_property
+    def coarse_rows(self) -> Tensor:
+        """Where the coarse ones are: int64."""
+        return self.coarse_S.nonzero().flatten()
 
     @cached_property
     def edited_S(self) -> Tensor:
@@ -128,14 +156,25 @@ class ShortCall:
         """The call with only the tokens that run."""
         tokens_BTD = self.family.tokens(call)
         self.check_length(tokens_BTD.shape[1])
-        short_BSD = torch.cat([self._short(tokens_BTD, span, sigma) for span in self.spans], 1)
+        short_BSD = self.tokens(call, sigma)
         self.ran = short_BSD.shape[1]
         return call | {"hidden_states": short_BSD} | self.placed(call)
+
+    def tokens(self, call: Call, sigma: float) -> Tensor:
+        """The tokens that run, [B, S, D]."""
+        tokens_BTD = self.family.tokens(call)
+        parts = [self._short(tokens_BTD, span, sigma) for span in self.spans]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def placed(self, call: Call) -> Call:
         """The arguments that say where tokens sit."""
         name = self.family.ids_name
-        return {name: torch.cat([self.short_ids(call[name], s) for s in self.spans], -2)}
+        ids = call[name]
+
+        def make() -> Tensor:
+            return torch.cat([self.short_ids(ids, span) for span in self.spans], -2)
+
+        return {name: self._placed.of((ids,), make)}
 
     def restore(self, velocity_BSC: Tensor, call: Call, sigma: float) -> Tensor:
         """The velocity of the whole target. A dropped token follows the source.

@@ -154,7 +154,7 @@ async def _told(jobs: JobQueue, job: Job) -> AsyncIterator[bytes]:
             elif isinstance(event, Preview):
                 yield sse("preview", _placed(event))
             elif isinstance(event, Picture):
-                figures = hilo_fields(event) | {"plan": event.plan}
+                figures = hilo_fields(event) | {"plans": event.plans}
                 yield sse("picture", _placed(event) | figures)
     except ApiError as error:
         yield sse("error", error.body)

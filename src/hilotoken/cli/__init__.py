@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from .batch import batch
 from .bench import app as bench
+from .check import check
 from .compare import compare
 from .edit import edit, plan
 from .methods import methods
@@ -50,7 +51,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench, name="bench")
-for _command in (edit, plan, compare, methods, batch, serve, train):
+for _command in (edit, plan, check, compare, methods, batch, serve, train):
     app.command()(_command)
 app.command("app")(paint)
 

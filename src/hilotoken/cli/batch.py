@@ -33,7 +33,7 @@ def batch(
     prompt: Annotated[str, typer.Option(help="What to fill in, where the CSV says nothing.")] = "",
     label: Annotated[str, typer.Option(help="A kind of thing to fill with.")] = "",
     method: Annotated[
-        str, typer.Option(help='A method and its options, such as "hilo detail=0.2".')
+        str, typer.Option(help='A preset, or a method and its options: "fast", "hilo detail=0.2".')
     ] = "hilo",
     steps: Annotated[int, typer.Option(help="Denoising steps.", min=1)] = 8,
     seed: Annotated[int, typer.Option(help="Of all rows that have none.", min=0)] = 0,
@@ -186,7 +186,7 @@ def _estimate(
             failures[str(row.photo)] = cost.error
         else:
             costs.append(cost)
-    run = sum(cost.tokens_run * cost.steps for cost in costs)
+    run = round(sum(cost.tokens_run * cost.steps for cost in costs))
     full = sum(cost.tokens_full * cost.steps for cost in costs)
     found: dict[str, Any] = {
         "to do": len(costs), "cannot be done": len(failures),

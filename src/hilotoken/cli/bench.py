@@ -110,7 +110,7 @@ def _subject(
 
 def _timed(
     subject: "Subject",
-    methods: "dict[str, Method]",
+    methods: "dict[str, Method | str]",
     wanted: "list[Case]",
     steps: int,
     repeats: int,
@@ -139,7 +139,7 @@ def _timed(
     return rows
 
 
-def _methods(texts: list[str] | None) -> "dict[str, Method]":
-    from ..methods.parse import method_from
+def _methods(texts: list[str] | None) -> "dict[str, Method | str]":
+    from ..methods.parse import read_method
 
-    return {text: method_from(*text.split()) for text in texts or ["hilo"]}
+    return {text: read_method(text) for text in texts or ["hilo"]}

@@ -2,13 +2,15 @@
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .shared import (
+    MASKS,
     AsJson,
     Cfg,
     Context,
@@ -40,6 +42,7 @@ from .shared import (
     chosen_method,
     print_json,
     quiet_bars,
+    refuse_given,
 )
 
 if TYPE_CHECKING:
@@ -48,15 +51,32 @@ if TYPE_CHECKING:
     from ..edit import Edit
     from ..method import Method as AnyMethod
     from ..photo import Mask, Photo
+    from ..progress import Told
 
 
 def edit(
+    ctx: typer.Context,
     photo: PhotoPath,
-    mask: MaskPath,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the edited photo goes.")],
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            "--mask",
+            "-m",
+            help="A picture of the photo's size; white is edited. Without one, what the prompt "
+            "changes is found, by a model that edits by instruction.",
+        ),
+    ] = None,
     mask_from: MaskFrom = "auto",
     invert: Invert = False,
     grow: Grow = 0,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="`found`, without --mask: every token runs, and what did not change is put back.",
+            rich_help_panel=MASKS,
+        ),
+    ] = None,
     prompt: Prompt = "",
     negative_prompt: NegativePrompt = "",
     label: Label = "",
@@ -92,24 +112,30 @@ def edit(
     """Edit the masked part of a photo; all other pixels stay as they are, bit for bit.
 
     The photo keeps its size, mode, colour profile and EXIF. With --compare, OUT_dense, OUT_plan.png
-    and OUT_sheet.png are written beside OUT.
+    and OUT_sheet.png are written beside OUT, and without --mask OUT_region.png, what was found.
     """
-    others = beside(output) if compare else []
+    others = beside(output, found=mask is None) if compare else []
     check_apart([output, *others], [photo, mask, control, *(reference or [])])
+    if mask is None:
+        refuse_given(ctx, "there is no --mask", "mask_from", "invert", "grow", "context")
+        options = finding(method, options, preset, keep)
 
-    from ..photo import is_lossless
+    from ..photo import is_lossless, load_photo
     from .output import check_outputs, figures, table, write
 
-    original, found = read(photo, mask, mask_from, invert, grow)
+    if mask is None:
+        original, painted, notes = load_photo(photo), None, []
+    else:
+        original, found = read(photo, mask, mask_from, invert, grow)
+        painted, notes = found.pixels, list(found.notes)
     request = {"references": [picture(path) for path in reference or []]}
     request |= {"control": picture(control) if control else None}
     check_outputs(original, output, others)
 
     from rich.console import Console
 
-    name, chosen = chosen_method(method, options, preset)
+    name, chosen = chosen_method(method or ("dense" if keep else None), options, preset)
     console = Console(stderr=True)
-    notes = list(found.notes)
     if not is_lossless(output):
         notes.append(f"{output.suffix} loses detail everywhere: .png keeps every pixel")
     if not as_json:
@@ -120,7 +146,8 @@ def edit(
     request |= {"prompt": prompt, "negative_prompt": negative_prompt, "label": label}
     request |= {"guidance": guidance, "cfg": cfg, "strength": strength, "seed": seed}
     request |= {"size": size, "context": context, "feather": feather, "match": match}
-    run = Runner(pipe, original, found.pixels, request)
+    request |= {"keep": keep}
+    run = Runner(pipe, original, painted, request)
     dense = _dense(run, chosen, steps) if compare else None
     result = run(chosen, steps, name)
     written = write(result, dense, output, others, name)
@@ -181,10 +208,26 @@ def plan(
     print(f"wrote {output}", file=sys.stderr)
 
 
-def beside(output: Path) -> list[Path]:
-    """What --compare writes besides the edited photo: the dense one, the plan, the sheet."""
-    names = (f"dense{output.suffix}", "plan.png", "sheet.png")
+def beside(output: Path, found: bool = False) -> list[Path]:
+    """What --compare writes besides the edited photo: the dense one, the plan, the sheet, and the
+    region that was found."""
+    names = (f"dense{output.suffix}", "plan.png", "sheet.png", *(["region.png"] if found else []))
     return [output.with_name(f"{output.stem}_{name}") for name in names]
+
+
+def finding(
+    method: str | None, options: list[str] | None, preset: str | None, keep: str | None
+) -> list[str]:
+    """The options of a method that runs without a mask: unless it is told otherwise, it finds one.
+
+    Raises:
+        ValueError: a preset, which goes by a mask.
+    """
+    if preset:
+        raise ValueError(f"--preset {preset} goes by a mask: give --mask, or leave it out")
+    options = list(options or [])
+    finds = keep or method not in (None, "hilo") or any(o.startswith("find=") for o in options)
+    return options if finds else [*options, "find=True"]
 
 
 def read(photo: Path, mask: Path, mask_from: str, invert: bool, grow: int) -> "tuple[Photo, Mask]":
@@ -227,6 +270,20 @@ def _dense(run: "Runner", chosen: "AnyMethod", steps: int | None) -> "Edit":
     return run(Dense(), steps, "dense")
 
 
+@contextmanager
+def stages(label: str) -> Iterator["Told"]:
+    """A bar over a whole edit, with its stage named, on terminals."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(label, total=1.0)
+        yield lambda stage: bar.update(
+            task, completed=stage.share, description=f"{label}: {stage.name}"
+        )
+
+
 class Runner:
     """Edits one photo by one pipeline, by any method in so many steps, with a bar on terminals."""
 
@@ -236,8 +293,14 @@ class Runner:
     def __call__(self, method: "AnyMethod", steps: int | None, label: str) -> "Edit":
         from ..edit import edit_photo
 
-        self.pipe.set_progress_bar_config(desc=f"{label:>8}", disable=None)  # None: on terminals
-        return edit_photo(self.pipe, self.photo, self.mask, method, steps=steps, **self.request)
+        request = dict(self.request)
+        if self.mask is None and not method.find:  # a dense edit too puts back what did not change
+            request["keep"] = "found"
+        self.pipe.set_progress_bar_config(disable=True)
+        with stages(label) as told:
+            return edit_photo(
+                self.pipe, self.photo, self.mask, method, steps=steps, progress=told, **request
+            )
 
     def warm_up(self, method: "AnyMethod") -> None:
         """A step, or as many as the strength needs to leave one."""

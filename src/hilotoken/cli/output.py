@@ -23,6 +23,8 @@ def figures(result: Edit, dense: Edit | None) -> dict[str, Any]:
     names = ("dit_seconds", "vae_seconds", "rest_seconds", "plan_seconds", "total_seconds")
     found |= {name: result.sum(name) for name in names}
     found["steps"] = result.run.steps
+    if result.run.searched:
+        found |= {"found": float(result.mask.mean()), "reasons": list(result.run.reasons)}
     if result.run.inside:
         found["inside"] = result.run.inside
     if dense:
@@ -91,6 +93,8 @@ def write(
     save_photo(dense.photo, beside[0])
     write_picture(tokens, beside[1])
     write_picture(sheet(pictures), beside[2])
+    for path in beside[3:]:
+        write_picture(Image.fromarray(result.mask).resize(result.photo.size), path)
     return [output, *beside]
 
 
@@ -102,7 +106,10 @@ def table(result: Edit, dense: Edit | None, method: str, load_seconds: float) ->
         if edit is None:
             continue
         parts = ("dit_seconds", "vae_seconds", "rest_seconds", "total_seconds")
-        cells = [str(edit.sum("tokens_run")), *(f"{edit.sum(part):.2f}" for part in parts)]
+        cells = [
+            str(round(edit.sum("mean_tokens_run"))),
+            *(f"{edit.sum(part):.2f}" for part in parts),
+        ]
         if dense:
             timed = ("dit_seconds", "total_seconds")
             cells += [f"{dense.sum(part) / edit.sum(part):.2f}x" for part in timed]
@@ -116,6 +123,9 @@ def _saved(result: Edit, dense: Edit | None) -> str:
     text = f"{run} of {full} tokens ran a step ({run / full:.0%})"
     if len(result.parts) > 1:
         text += f" in {len(result.parts)} regions"
+    if result.run.searched:
+        text += f"; {result.mask.mean():.0%} of the photo was found to change"
+        text += "".join(f"; {reason}" for reason in result.run.reasons)
     if dense is None:
         return f"{text}; --compare times all of them beside it"
     before, after = dense.sum("total_seconds"), result.sum("total_seconds")

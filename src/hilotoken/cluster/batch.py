@@ -29,12 +29,13 @@ class Editor:
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         found = {"index": item["id"], "error": ""}
-        figures = {"tokens_run": 0, "tokens_full": 0, "seconds": 0.0}
+        figures = {"tokens_run": 0.0, "tokens_full": 0, "seconds": 0.0}
         try:
             edit = edit_row(self.pipe, self.rows[item["id"]], self.options)
         except (ValueError, TypeError, OSError) as error:
             return found | figures | {"error": " ".join(str(error).split())}
-        figures = {name: edit.sum(name) for name in ("tokens_run", "tokens_full")}
+        figures = {"tokens_run": edit.sum("mean_tokens_run")}
+        figures["tokens_full"] = edit.sum("tokens_full")
         return found | figures | {"seconds": edit.sum("total_seconds")}
 
 
@@ -52,6 +53,8 @@ def run_on_ray(
         address: "local" for a cluster of this process's own, or what `ray.init` takes
         workers: actors
     """
+    if not rows:
+        return
     threads = max(1, (os.cpu_count() or 1) // workers)
     with connected(address, workers):
         for row in rows:

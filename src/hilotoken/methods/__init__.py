@@ -19,6 +19,7 @@ from ..plan import TokenPlan
 from .bigain import BiGainTD, BiGainTM
 from .controls import Control, CropStitch, Downsample, FewerSteps, RandomKeep
 from .dense import Dense
+from .find import Find
 from .hilo import HiLo
 from .pooling import TokenPooling
 from .presets import PRESETS, preset
@@ -115,6 +116,7 @@ __all__ = [
     "Dense",
     "Downsample",
     "FewerSteps",
+    "Find",
     "HiLo",
     "Method",
     "RandomKeep",

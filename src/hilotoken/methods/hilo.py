@@ -16,6 +16,7 @@ from ..grid import dilate, touch
 from ..method import Method
 from ..plan import POSITIONS, REFERENCES, TokenPlan, cells_of
 from ..scores import SCORES, ScoreSpec, check_score, score
+from .find import Find, as_find
 from .refresh import Refresh, refreshed
 
 CONTEXTS = ("frequency", "sampled")
@@ -28,7 +29,8 @@ class HiLo(Method):
 
     None stands for what the other options make of it; an option without effect is refused.
 
-    dilate:     tokens by which the mask is grown
+    dilate:     tokens by which the mask is grown: 2 unless given, and 0 with `find`, which grows
+                the region itself
     detail:     share of the grid kept outside the mask for its detail, the best first; 0.10 unless
                 `energy` is given
     energy:     instead of `detail`: keep the fewest tokens that hold this share of the detail
@@ -50,6 +52,9 @@ class HiLo(Method):
                 FLUX.2) is shortened by the same plan; "whole": it is not
     refresh:    context computed seldom, its keys and values kept between: a `Refresh`, or in short
                 its `at`: a count of steps, the steps themselves, or "auto". None: at every step
+    find:       no mask is given: the region is found during the run, see `Find`; True, or a number
+                of dense steps, for short. The whole context runs then, at three steps unless
+                `refresh` says otherwise, counted from the last dense step
     bucket:     the length is rounded up to a multiple of this with the next-best detail tokens
     seed:       of the random choices
 
@@ -57,7 +62,7 @@ class HiLo(Method):
         ValueError: an option out of range or without effect, at construction.
     """
 
-    dilate: int = 2
+    dilate: int | None = None
     detail: float | None = None
     energy: float | None = None
     score: str | Mapping[str, float] = "laplacian"
@@ -73,11 +78,12 @@ class HiLo(Method):
     )
     bucket: int = 64
     seed: int = 0
+    find: Find | int | None = field(default=None, metadata={"options": Find})
 
     def __post_init__(self) -> None:
         settle(
             self,
-            dilate=whole(0, SIDE),
+            dilate=unless_none(whole(0, SIDE)),
             detail=unless_none(share()),
             energy=unless_none(share()),
             score=_score,
@@ -91,7 +97,11 @@ class HiLo(Method):
             refresh=refreshed,
             bucket=whole(1),
             seed=whole(0, SEED),
+            find=as_find,
         )
+        if self.find is not None:
+            self._find_by_the_whole()
+        self._unless_given("dilate", 2)
         if self.coarse == 1:
             raise ValueError("coarse=1 would copy every token: use 2 or more, or 0 for none")
         sampled = self.context == "sampled"
@@ -106,6 +116,21 @@ class HiLo(Method):
     def _unless_given(self, name: str, value: object) -> None:
         if getattr(self, name) is None:
             object.__setattr__(self, name, value)
+
+    def _find_by_the_whole(self) -> None:
+        """A region is found, and tokens join it, where all of them are looked at."""
+        whole_context = {"detail": 1.0, "coarse": 0, "context": "frequency", "score": "laplacian"}
+        for name, value in whole_context.items():
+            self._unless_given(name, value)
+            if (given := getattr(self, name)) != value:
+                raise ValueError(
+                    f"{name}={given!r} chooses context, and find looks at all of it: leave out one "
+                    "of the two"
+                )
+        self._unless_given("dilate", 0)
+        if self.dilate:
+            raise ValueError(f"dilate={self.dilate} grows a mask: give Find(grow={self.dilate})")
+        self._unless_given("refresh", Refresh(3))
 
     def _check_effects(self, sampled: bool) -> None:
         """Refuse options that do nothing, or cannot do what they say, beside the others."""
@@ -166,7 +191,7 @@ class HiLo(Method):
     def select(self, score_N: Tensor, touched_hw: Tensor, grid: tuple[int, int]) -> TokenPlan:
         """Plan from a score for every token and the tokens that the mask touches."""
         score_N, touched_N = score_N.cpu(), touched_hw.flatten().cpu()
-        edit_N = dilate(touched_hw[None].cpu(), self.dilate).flatten()
+        edit_N = dilate(touched_hw[None].cpu(), self.dilate or 0).flatten()
         # Stable, so that equal scores are settled by the place, the same on every machine.
         rank_N = score_N.masked_fill(edit_N, -1).argsort(descending=True, stable=True)
         certain_N = edit_N.clone()

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from ..method import Method
-from . import METHODS, build
+from . import METHODS, PRESETS, build
 from .within import Within
 
 
@@ -21,6 +21,14 @@ def method_from(name: str, *options: str) -> Method:
             raise ValueError("after + comes the method that acts inside, such as todo")
         return Within(method_from(name, *options[:split]), method_from(*options[split + 1 :]))
     return _one(name, options)
+
+
+def read_method(words: str) -> Method | str:
+    """What `compress` takes of a method and its options between spaces, or of a preset's name.
+
+    A preset stays a name: what method it is depends on the pipeline. Raises as `method_from`.
+    """
+    return words if words in PRESETS else method_from(*words.split() or [""])
 
 
 def method_names(text: str) -> list[str]:
@@ -58,8 +66,12 @@ def _nested(name: str, kind: type[Any], given: dict[str, Any]) -> dict[str, Any]
 
 
 def _made(name: str, kind: type[Any], given: dict[str, Any], dotted: dict[str, Any]) -> Any:
-    """What NAME=VALUE and NAME.OPTION=VALUE make; the former is the first of its options."""
+    """What NAME=VALUE and NAME.OPTION=VALUE make; the former is the first of its options, or True
+    where that need not be given."""
     first = dataclasses.fields(kind)[0].name
+    if given.get(name) is True:
+        given = {key: value for key, value in given.items() if key != name}
+        dotted = {first: None} | dotted
     if name not in given and first not in dotted:
         raise ValueError(f"{name}.{next(iter(dotted))} goes with {name}: give that too")
     try:
@@ -78,8 +90,9 @@ def _words(options: Any) -> list[str]:
     words = []
     for name, value in given.items():
         if dataclasses.is_dataclass(value):
-            first, *others = _words(value)
-            words += [f"{name}={first.partition('=')[2]}", *(f"{name}.{word}" for word in others)]
+            inner = dict(word.split("=", 1) for word in _words(value))
+            own = inner.pop(dataclasses.fields(value)[0].name, "True")
+            words += [f"{name}={own}", *(f"{name}.{key}={value}" for key, value in inner.items())]
         else:
             words.append(f"{name}={value}".replace(" ", ""))
     return words

@@ -89,6 +89,15 @@ def _placed(count: int, sigmas: tuple[float, ...]) -> tuple[int, ...]:
     return tuple(chosen)
 
 
+def refreshes_of(refresh: Refresh | None, steps: int) -> int:
+    """How many of so many steps compute context: with "auto" at most so many."""
+    if refresh is None or isinstance(refresh.at, str):
+        return steps
+    if isinstance(refresh.at, int):
+        return min(refresh.at, steps)
+    return sum(step < steps for step in refresh.at)
+
+
 def check_shown(chosen: set[int], sigmas: Sequence[float]) -> None:
     """Refuse a schedule by which a model that sees its photo in x_t alone would never see it.
 

@@ -42,6 +42,10 @@ class Within(Method):
         return self.outer.replan(step, plan)
 
     @property
+    def find(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.outer.find
+
+    @property
     def shortens(self) -> bool:
         return self.outer.shortens
 

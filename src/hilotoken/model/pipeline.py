@@ -23,6 +23,7 @@ class EmbeddedFillPipeline(FluxFillPipeline):
     """
 
     labels: tuple[str, ...] = ()  # kinds of things that it was trained to tell apart
+    default_steps = 8
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class EmbeddedFillPipeline(FluxFillPipeline):
             )
         if "prompt_embeds" not in given:
             given |= self.prompt(_batch(given.get("image")))
-        given.setdefault("num_inference_steps", 8)
+        given.setdefault("num_inference_steps", self.default_steps)
         del given["self"]
         with as_trained(self.transformer, self.scheduler):
             return super().__call__(**given)

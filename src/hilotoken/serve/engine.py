@@ -14,17 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
 from .. import photo as photo_room
 from ..adapters import family_of
 from ..edit import Edit, edit_photo
-from ..methods.parse import method_from
+from ..methods.parse import read_method
 from ..photo import Photo, PhotoError, load_photo, save_photo
 from ..plan import TokenPlan
+from ..progress import Stage
 from ..region import CONTEXT, Region, choose_regions
 from ..request import working_size
 
@@ -39,8 +37,9 @@ class Preset:
 
 
 PRESETS = {
-    "fast": Preset("hilo dilate=1 detail=0.05", 4, "fewest tokens"),
-    "balanced": Preset("hilo", 8, "the tokens that matter"),
+    "fast": Preset("fast", 8, "fewest tokens"),
+    "balanced": Preset("balanced", 8, "all around it looked at once"),
+    "faithful": Preset("faithful", 8, "nearest to dense"),
     "dense": Preset("dense", 8, "every token"),
 }
 
@@ -72,7 +71,7 @@ class Task:
 
     mask_mode: what in the mask is edited, as `photo.read_mask` has it: "alpha", what is at least
                half transparent; "white", what is at least half white
-    method:    a method and its options as words, such as "hilo detail=0.2"
+    method:    a preset's name, or a method and its options as words, such as "hilo detail=0.2"
     count:     pictures wanted; the i-th has the seed `seed + i`
     partials:  previews wanted of each
     output:    "png", "jpeg", "webp"; or "patch": an RGBA PNG of the mask's bounding box alone
@@ -120,7 +119,8 @@ class Preview:
 class Picture:
     """A finished picture and the figures of its run.
 
-    box: left, top, width, height of the mask's bounding box in the photo, which patches cover
+    box:   left, top, width, height of the mask's bounding box in the photo, which patches cover
+    plans: of a patch, the tokens that ran in each region: see `drawn_plan`
     """
 
     image: int
@@ -129,7 +129,7 @@ class Picture:
     size: tuple[int, int]
     box: tuple[int, int, int, int]
     figures: dict[str, Any] = field(default_factory=dict)
-    plan: dict[str, Any] = field(default_factory=dict)
+    plans: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def run_task(pipe: Any, task: Task, report: Report) -> None:
     for patch in task.patches:
         photo = _apply(photo, patch)
     mask = read_mask(task, photo)
-    method = _refusing("method", partial(method_from, *task.method.split() or [""]))
+    method = _refusing("method", partial(read_method, task.method))
     regions = _regions(pipe, task, mask)
     edit = partial(
         edit_photo, pipe, photo, mask, method,
@@ -175,9 +175,8 @@ def run_task(pipe: Any, task: Task, report: Report) -> None:
     )  # fmt: skip
     for image in range(task.count):
         seed = (task.seed + image) % 2**32
-        follow = _Follower(pipe, task, photo, mask, regions, image, report)
-        with each_step(pipe.scheduler, follow):
-            edited = _refusing(None, partial(edit, seed=seed))
+        follow = _Follower(task, photo, mask, regions, image, report)
+        edited = _refusing(None, partial(edit, seed=seed, progress=follow))
         report(_picture(task, edited, mask, image, seed))
 
 
@@ -200,11 +199,10 @@ def _refusing(param: str | None, do: Callable[[], Any]) -> Any:
 
 
 class _Follower:
-    """Told of every step: reports progress and, where wanted, previews of the first region."""
+    """Told of every step: reports progress and, where wanted, previews of the region under way."""
 
     def __init__(
         self,
-        pipe: Any,
         task: Task,
         photo: Photo,
         mask: np.ndarray,
@@ -212,61 +210,27 @@ class _Follower:
         image: int,
         report: Report,
     ) -> None:
-        self.pipe, self.task, self.photo, self.mask = pipe, task, photo, mask
-        self.region, self.image, self.report = regions[0], image, report
-        self.steps = len(regions) * task.steps  # of a picture
+        self.task, self.photo, self.mask = task, photo, mask
+        self.regions, self.image, self.report = regions, image, report
+        self.steps = steps = len(regions) * task.steps  # of a picture
         self.done = 0
-        wanted, steps = min(task.partials, task.steps - 1), task.steps
+        wanted = min(task.partials, steps - 1)
         self.shown = [round((i + 1) * steps / (wanted + 1)) for i in range(wanted)]
-        if not hasattr(pipe, "_unpack_latents"):
-            self.shown = []  # latents of another layout than FLUX's
 
-    def __call__(self, clean: Tensor) -> None:
+    def __call__(self, stage: Stage) -> None:
+        if stage.name != "denoise":
+            return
         self.done += 1
         all_steps = self.task.count * self.steps
         self.report(Progress(min(self.image * self.steps + self.done, all_steps), all_steps))
         if self.done in self.shown:
-            small = preview(self.pipe, clean, self.region)
-            shown = _paste(self.photo, self.mask, self.region, small)
+            small = stage.preview()
+            if small is None:  # latents of a layout that is not known
+                return
+            shown = _paste(self.photo, self.mask, self.regions[stage.region], small)
             data = _encode(shown, self.mask, self.task)
             index = self.shown.index(self.done)
             self.report(Preview(self.image, index, data, bounding_box(self.mask)))
-
-
-@contextmanager
-def each_step(scheduler: Any, told: Callable[[Tensor], None]) -> Iterator[None]:
-    """For this context, `told` hears after every step of what the model takes the picture for.
-
-    A flow-matching sampler moves along v from x_t: the clean latents it expects are x_t - sigma v.
-    """
-    original = scheduler.step
-
-    def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        result = original(model_output, timestep, sample, *args, **kwargs)
-        sigma = float(scheduler.sigmas[scheduler.step_index - 1])
-        told(sample - sigma * model_output)
-        return result
-
-    scheduler.step = step
-    try:
-        yield
-    finally:
-        del scheduler.step
-
-
-def preview(pipe: Any, clean_BNC: Tensor, region: Region) -> Image.Image:
-    """Expected latents as a picture of half the working size, for a quarter of the decoder's work.
-
-    clean_BNC: packed latents of the FLUX layout; of a batch, the first
-    """
-    latents = pipe._unpack_latents(
-        clean_BNC[:1], region.height, region.width, pipe.vae_scale_factor
-    )
-    config = pipe.vae.config
-    latents = F.avg_pool2d(latents, 2) / config.scaling_factor + (config.shift_factor or 0.0)
-    with torch.no_grad():
-        picture = pipe.vae.decode(latents.to(pipe.vae.dtype), return_dict=False)[0]
-    return pipe.image_processor.postprocess(picture.float(), output_type="pil")[0]
 
 
 def read_mask(task: Task, photo: Photo) -> np.ndarray:
@@ -333,13 +297,15 @@ def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _picture(task: Task, edit: Edit, mask: np.ndarray, image: int, seed: int) -> Picture:
-    figures = {name: edit.sum(name) for name in ("tokens_run", "tokens_full")}
+    figures = {"tokens_run": round(edit.sum("mean_tokens_run"))}  # a step: some run seldom
+    figures["tokens_full"] = edit.sum("tokens_full")
     for name in ("dit_seconds", "vae_seconds", "total_seconds"):
         figures[name] = round(edit.sum(name), 4)
     figures["steps"] = edit.run.steps
-    plan = drawn_plan(edit.run.plan, edit.region) if task.output == "patch" else {}
+    parts = edit.parts if task.output == "patch" else ()
+    plans = [drawn_plan(part.run.plan, part.region) for part in parts]
     data = _encode(edit.photo, mask, task)
-    return Picture(image, data, seed, edit.photo.size, bounding_box(mask), figures, plan)
+    return Picture(image, data, seed, edit.photo.size, bounding_box(mask), figures, plans)
 
 
 def drawn_plan(plan: TokenPlan, region: Region) -> dict[str, Any]:

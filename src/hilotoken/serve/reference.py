@@ -68,13 +68,13 @@ def _fields(schema: dict[str, Any]) -> str:
     wanted = schema.get("required", [])
     rows = "".join(
         f"<tr><td><code>{escape(name)}</code>{' (required)' * (name in wanted)}"
-        f"<td>{escape(_kind(field))}<td>{escape(field.get('description', ''))}"
+        f"<td>{escape(kind_of(field))}<td>{escape(field.get('description', ''))}"
         for name, field in schema.get("properties", {}).items()
     )
     return f"<table><tr><th>field<th>values<th>meaning{rows}</table>"
 
 
-def _kind(field: dict[str, Any]) -> str:
+def kind_of(field: dict[str, Any]) -> str:
     """Type, choices, limits and default in a few words."""
     options = field.get("anyOf", [field])
     words = [_one_kind(option) for option in options if option.get("type") != "null"]

@@ -46,7 +46,10 @@ class EditFields(BaseModel):
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Same seed, same picture.")
     steps: int | None = Field(None, ge=1, le=100, description="Denoising steps.")
     method: str | None = Field(
-        None, min_length=1, max_length=200, description='Such as "hilo detail=0.2" or "dense".'
+        None,
+        min_length=1,
+        max_length=200,
+        description='A preset, "dense", or such as "hilo detail=0.2".',
     )
     label: str = Field("", max_length=200, description="A kind of thing that the model knows.")
     working_size: int | None = Field(

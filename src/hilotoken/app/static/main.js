@@ -182,7 +182,7 @@ const chosen = (layer) => layer.pictures[layer.chosen];
 
 function select(layer) {
   desk.selected = layer ?? null;
-  stage.plan = layer && el("tokens").ariaPressed === "true" ? chosen(layer).plan : null;
+  stage.plans = layer && el("tokens").ariaPressed === "true" ? chosen(layer).plans : null;
   endCompare();
   stage.compose();
   render();
@@ -253,7 +253,7 @@ function render() {
   el("past").hidden = !desk.layers.length;
   el("comparebar").hidden = !stage.compare;
   el("compare").ariaPressed = String(!!stage.compare);
-  el("legend").hidden = !stage.plan;
+  el("legend").hidden = !stage.plans;
   document.body.classList.toggle("running", running);
   if (layer) renderResult(layer);
   renderHistory();
@@ -286,7 +286,7 @@ function inWords(layer) {
   const { tokens_run: run, tokens_full: full, total_seconds: seconds } = chosen(layer);
   if (run >= full) return `All ${full} tokens ran, in ${spoken(seconds)}.`;
   const spared = Math.round(100 * (1 - run / full));
-  const first = `${run} of ${full} tokens ran, ${spared} % fewer than dense, in ${spoken(seconds)}.`;
+  const first = `${run} of ${full} tokens ran at each step, ${spared} % fewer than dense, in ${spoken(seconds)}.`;
   if (!layer.dense) return first;
   const slow = layer.dense.total_seconds, saved = slow - seconds;
   const ratio = (slow / seconds).toFixed(1);
@@ -559,7 +559,7 @@ function toggleTokens() {
   if (!desk.selected) return;
   const on = el("tokens").ariaPressed !== "true";
   el("tokens").ariaPressed = String(on);
-  stage.plan = on ? chosen(desk.selected).plan : null;
+  stage.plans = on ? chosen(desk.selected).plans : null;
   stage.draw();
   render();
 }

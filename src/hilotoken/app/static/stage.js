@@ -25,7 +25,7 @@ export class Stage {
     this.layers = [];
     this.preview = null; // { bitmap, box } while an edit runs
     this.compare = null; // { left, right, at } where two pictures are compared
-    this.plan = null; // tokens to draw
+    this.plans = null; // tokens to draw, of each region
     this.showMask = true;
     this.hand = false;
     this.#listen();
@@ -38,7 +38,7 @@ export class Stage {
     this.photo = photo; // { bitmap, width, height }
     this.mask = mask;
     this.overlay = new OffscreenCanvas(mask.width, mask.height);
-    this.compare = this.plan = this.preview = null;
+    this.compare = this.plans = this.preview = null;
     this.refreshMask();
     this.compose();
     this.fit();
@@ -117,7 +117,7 @@ export class Stage {
       const [left, top, w, h] = this.preview.box;
       context.drawImage(this.preview.bitmap, left, top, w, h);
     }
-    if (this.plan) this.#drawPlan(context, this.plan);
+    for (const plan of this.plans ?? []) this.#drawPlan(context, plan);
     this.stale = false;
   }
 

@@ -6,7 +6,7 @@ arithmetic is all that costs; how much of it the clock saw is the realised share
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +21,7 @@ from ...methods import Dense, Method
 from ...record import Run
 from .arch import Subject
 from .flops import count_flops
+from .steer import edited_under, source_of, steered
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class SpeedRow:
     plan_share:   planning, over the DiT's time of a dense edit
     processor_seconds, processor_speedup: of the DiT, on all cores of a CPU together: what other
                   work on the machine disturbs less than the clock; empty on a GPU
+    edit_processor_seconds, edit_processor_speedup: the same of the whole edit
+    decoded, encoded: share of the latents that were, where a region is enough
     peak_gib:     most memory allocated on the GPU, weights included; empty on a CPU
     dit_tflops:   of the DiT in this edit, counted
     flop_ratio:   dense over this, counted
@@ -80,6 +83,10 @@ class SpeedRow:
     speedup: float
     processor_seconds: float | None
     processor_speedup: float | None
+    edit_processor_seconds: float | None
+    edit_processor_speedup: float | None
+    decoded: float
+    encoded: float
     warm_graphs: int
     new_graphs: int
 
@@ -118,7 +125,7 @@ def disc(size: int, share: float) -> np.ndarray:
 
 def bench_speed(
     subject: Subject,
-    methods: Mapping[str, Method],
+    methods: Mapping[str, Method | str],
     cases: Sequence[Case],
     *,
     steps: int,
@@ -126,9 +133,16 @@ def bench_speed(
 ) -> Iterator[SpeedRow]:
     """Edit noise under a disc for each case, after one step of every method to count and warm up.
 
+    A method that finds its region is given no mask; the edit is led to change the disc.
+
     Speed depends on lengths alone, so neither photo nor weights matter to it.
+
+    Args:
+        methods: by the name that their rows have; a name alone, as of a preset, is as `compress`
+            takes it
     """
-    everything = {"dense": Dense(), **methods}
+    named = {"dense": Dense(), **methods}
+    everything = {name: compress(subject.pipe, method).method for name, method in named.items()}
     dense_flops: dict[int, float] = {}  # by size: a dense edit is the same under every mask
     warm = None
     for case in cases:
@@ -141,59 +155,78 @@ def bench_speed(
         for repeat in range(repeats):
             dense = None
             for name, method in everything.items():
-                edit = _edit(subject, case, method, steps)
-                edit.flops = flops[name] * edit.calls
-                dense = dense or edit
-                yield _row(subject, case, name, repeat, edit, dense, warm)
+                done = edit(subject, case, method, steps)
+                done.flops = flops[name] * done.calls
+                dense = dense or done
+                yield _row(subject, case, name, repeat, done, dense, warm)
 
 
 @dataclass
-class _Edit:
+class Timed:
     """One edit.
 
-    calls, flops: of its DiT; processor: its seconds, on a CPU; peak: memory in GiB, on a GPU
+    calls, flops: of its DiT
+    processor, whole: seconds of the DiT and of the edit, on a CPU
+    peak: memory in GiB, on a GPU
     """
 
     run: Run
     steps: int
     calls: int
     processor: float | None = None
+    whole: float | None = None
     peak: float | None = None
     flops: float = 0.0
 
 
 def _warm_up(subject: Subject, case: Case, method: Method, steps: int) -> float:
     """FLOPs of a call of the DiT: of one step's, or the mean where the steps differ."""
-    run = partial(_edit, subject, case, method, steps=1 if method.alike else steps)
+    run = partial(edit, subject, case, method, steps=1 if method.alike else steps)
     flops = count_flops(run, subject.pipe.transformer)
     if subject.compiled:  # not warm yet: while counted, all runs eagerly
         run()
     return flops
 
 
-def _edit(subject: Subject, case: Case, method: Method, steps: int) -> _Edit:
+def edit(subject: Subject, case: Case, method: Method, steps: int) -> Timed:
+    """One edit of noise under the case's disc."""
     pixels = np.random.default_rng(0).integers(0, 256, (case.size, case.size, 3), np.uint8)
-    mask = disc(case.size, case.share).astype(np.uint8) * 255
+    mask, photo = disc(case.size, case.share), Image.fromarray(pixels)
+    given = {} if method.find else {"mask_image": Image.fromarray(mask.astype(np.uint8) * 255)}
     fast, model = compress(subject.pipe, method), subject.pipe.transformer
     on_gpu = model.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(model.device)
-    with _processor_time(model) as spent:
+    started = time.process_time()
+    with _led(subject, method, photo, mask), _processor_time(model) as spent:
         fast(
             **subject.arguments,
             **subject.square(case.size),
-            image=Image.fromarray(pixels),
-            mask_image=Image.fromarray(mask),
+            **given,
+            image=photo,
             num_inference_steps=steps,
             generator=torch.Generator().manual_seed(0),
         )
+    whole = time.process_time() - started
     assert fast.last_run is not None
-    edit = _Edit(fast.last_run, steps, len(spent) // 2)
+    done = Timed(fast.last_run, steps, len(spent) // 2)
     if on_gpu:
-        edit.peak = torch.cuda.max_memory_allocated(model.device) / 2**30
+        done.peak = torch.cuda.max_memory_allocated(model.device) / 2**30
     elif model.device.type == "cpu":
-        edit.processor = sum(spent)
-    return edit
+        done.processor, done.whole = sum(spent), whole
+    return done
+
+
+def _led(
+    subject: Subject, method: Method, photo: Image.Image, mask: np.ndarray
+) -> AbstractContextManager[None]:
+    """A method that finds its region is led to one: what random weights change has none."""
+    if not method.find:
+        return nullcontext()
+    source_1NC = source_of(subject.pipe, photo, torch.Generator().manual_seed(0))
+    grid = photo.height // 16, photo.width // 16
+    target_1NC = edited_under(source_1NC, mask, grid, method.find.grow)
+    return steered(subject.pipe, lambda sigma: target_1NC, source_1NC)
 
 
 @contextmanager
@@ -212,7 +245,7 @@ def _processor_time(module: nn.Module) -> Iterator[list[float]]:
 
 
 def _row(
-    subject: Subject, case: Case, name: str, repeat: int, edit: _Edit, dense: _Edit, warm: int
+    subject: Subject, case: Case, name: str, repeat: int, edit: Timed, dense: Timed, warm: int
 ) -> SpeedRow:
     run = edit.run
     fewer = dense.flops / edit.flops
@@ -247,6 +280,10 @@ def _row(
         speedup=dense.run.total_seconds / run.total_seconds,
         processor_seconds=edit.processor,
         processor_speedup=edit.processor and (dense.processor or 0) / edit.processor,
+        edit_processor_seconds=edit.whole,
+        edit_processor_speedup=edit.whole and (dense.whole or 0) / edit.whole,
+        decoded=run.decoded,
+        encoded=run.encoded,
         warm_graphs=warm,
         new_graphs=graphs() - warm,
     )

@@ -44,6 +44,8 @@ def parts_table(rows: Sequence[SpeedRow]) -> Table:
         "DiT least": lambda group: f"{group['dit_seconds'].min():.2f}",
         "edit s": lambda group: f"{group['total_seconds'].median():.2f}",
         "VAE s": lambda group: f"{group['vae_seconds'].median():.2f}",
+        "encoded": lambda group: f"{group['encoded'].median():.0%}",
+        "decoded": lambda group: f"{group['decoded'].median():.0%}",
         "rest s": lambda group: f"{group['rest_seconds'].median():.2f}",
         "plan ms": lambda group: f"{1000 * group['plan_seconds'].median():.1f}",
         "of DiT": lambda group: f"{group['plan_share'].median():.2%}",
@@ -52,6 +54,7 @@ def parts_table(rows: Sequence[SpeedRow]) -> Table:
         columns["peak GiB"] = lambda group: f"{group['peak_gib'].median():.1f}"
     if rows[0].processor_seconds is not None:
         columns["CPU time"] = lambda group: _ratio(group, "processor_speedup")
+        columns["edit's"] = lambda group: _ratio(group, "edit_processor_speedup")
     if rows[-1].warm_graphs:
         columns["graphs"] = lambda group: "{warm_graphs} + {new_graphs}".format(**group.iloc[-1])
     return _table(rows, columns)
