@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from hilotoken import HiLo, Refresh
+from hilotoken import Find, HiLo, Refresh
 from hilotoken.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -47,12 +47,13 @@ def test_links_hold_in_a_checkout(document):
 def listed(kind: type) -> dict[str, str]:
     """Name and default of every option in the tables of the reference."""
     text = (ROOT / "docs/reference/options.md").read_text(encoding="utf-8")
-    hilo, _, refresh = text.partition("\n## Refresh\n")
-    part = refresh if kind is Refresh else hilo
+    hilo, _, rest = text.partition("\n## Refresh\n")
+    refresh, _, find = rest.partition("\n## Find\n")
+    part = {HiLo: hilo, Refresh: refresh, Find: find}[kind]
     return dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", part, re.MULTILINE))
 
 
-@pytest.mark.parametrize("made", [HiLo(), Refresh("auto")], ids=lambda made: type(made).__name__)
+@pytest.mark.parametrize("made", [HiLo(), Refresh("auto"), Find()], ids=lambda made: type(made).__name__)
 def test_every_option_is_listed_with_its_default(made):
     found = listed(type(made))
     values = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
@@ -61,7 +62,7 @@ def test_every_option_is_listed_with_its_default(made):
         values["cell"] = HiLo(context="sampled").cell
         assert (made.weights, HiLo(context="sampled").weights) == (False, True)
         assert found.pop("weights") == "on with sampled context, else off"
-    else:
+    elif isinstance(made, Refresh):
         assert found.pop("at") == "required"
     for name, default in found.items():
         said = default.partition("`")[2].partition("`")[0].strip('"') or default
