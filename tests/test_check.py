@@ -92,8 +92,8 @@ def few(monkeypatch):
 @pytest.mark.parametrize("name", [*PIPELINES, SLOW])
 def test_every_pipeline_keeps_the_contract(name, photo, monkeypatch):
     whole = pipeline_qwenimage_edit.calculate_dimensions
-    monkeypatch.setattr(  # a reference of 256 px: larger than the edit still
-        pipeline_qwenimage_edit, "calculate_dimensions", lambda area, *of: whole(area // 16, *of)
+    monkeypatch.setattr(  # a reference of 512 px, four times the edit
+        pipeline_qwenimage_edit, "calculate_dimensions", lambda area, *of: whole(area // 4, *of)
     )
     found = promises(name, photo)
     assert [one.held for one in found.values()].count(True) == TRIED, found.values()
