@@ -24,7 +24,7 @@ from torch import Tensor
 from .adapters.base import ShortCall
 from .attention import Weighted, rerouted
 from .hooks import Call, any_compiled, compiling
-from .kv_store import in_blocks, restored, stored, taken
+from .kv_store import in_blocks, kept_bytes, restored, stored, taken
 from .lending import Loan
 from .methods.refresh import Refresh, check_shown, refresh_steps
 
@@ -322,20 +322,25 @@ class Reuse:
         return True
 
     def _check_memory(self, call: Call) -> None:
-        """Before the first refresh, rather than in the middle of it."""
+        """Before the first refresh of each branch of guidance, rather than in the middle of it."""
         tokens = self.family.tokens(call)
         config = getattr(self.family.model, "config", {})
         heads, width = config.get("num_attention_heads"), config.get("attention_head_dim")
         free = _free_memory(tokens.device)
-        if self.branches or free is None or not heads or not width:
+        known = self.run.clock.branch in self.branches
+        if known or free is None or not heads or not width:
             return
-        size = {"float8": 1, "bfloat16": 2}.get(self.refresh.store or "", tokens.element_size())
-        needed = 2 * len(tokens) * len(self.context_X) * heads * width * size * len(self.modules)
+        sizes = {"float8": 1, "bfloat16": 2, None: tokens.element_size()}
+        size = sizes[self.refresh.store]
+        text = call["encoder_hidden_states"].shape[1] if self.refresh.text else 0
+        context = len(self.context_X) + text
+        needed = kept_bytes(len(tokens), context, heads * width, len(self.modules), size)
+        needed += _yet_to_load(self.family.model, tokens.device)
         if needed > free:
             raise MemoryError(
-                f"the context's keys and values take {needed / 2**30:.1f} GiB and "
-                f"{free / 2**30:.1f} GiB are free: use Refresh(store='float8'), fewer blocks, a "
-                "smaller context, or leave refresh out"
+                f"the context's keys and values, and what is yet to be loaded of the model, take "
+                f"{needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free: use "
+                "Refresh(store='float8'), fewer blocks, a smaller context, or leave refresh out"
             )
 
 
@@ -347,8 +352,24 @@ def _step_cache_of(transformer: Any) -> str:
 
 
 def _free_memory(device: torch.device) -> int | None:
-    """Bytes free on a GPU; None elsewhere."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    """Bytes free on a GPU, with those that PyTorch holds and does not use; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
+
+
+def _yet_to_load(model: Any, device: torch.device) -> int:
+    """Bytes by which the device fills up as `enable_model_cpu_offload` loads a model for its call.
+
+    The model before it goes at the same time. Other ways of offloading load part by part.
+    """
+    hook: Any = getattr(model, "_hf_hook", None)
+    if not hasattr(hook, "prev_module_hook"):
+        return 0
+    before = getattr(hook.prev_module_hook, "model", None)
+    goes = sum(w.nbytes for w in before.parameters() if w.device == device) if before else 0
+    return max(0, sum(w.nbytes for w in model.parameters() if w.device != device) - goes)
 
 
 def _signature(call: Call) -> tuple[Any, ...]:
