@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import typer.main
 
-from hilotoken import HiLo, Refresh
+from hilotoken import Find, HiLo, Refresh
 from hilotoken.cli import app
-from hilotoken.methods.find import Find
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
