@@ -1,5 +1,7 @@
 """The rerouted attention call, on the real classes at tiny size, and keys that count for many."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from models import GRID, MODELS, TEXT, dit, flux, pixart, qwen
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from hilotoken.attention import Weighted, log_count_columns, rerouted, with_log_counts
+from hilotoken.attention import _SAID, Weighted, log_count_columns, rerouted, with_log_counts
 
 
 @pytest.fixture(params=MODELS)
@@ -247,3 +249,36 @@ def test_counts_of_one_change_next_to_nothing_in_a_model():
     with rerouted(model, Weighted(torch.ones(GRID**2 + TEXT))):
         ones = run(model, given)
     assert torch.allclose(ones, run(model, given), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("backend", "width", "used"),
+    [("sage", 24, "native"), ("_native_cudnn", 24, "_native_cudnn"), ("flash", 136, "flash"),
+     ("_native_cudnn", 136, "native"), ("_native_xla", 24, "native")],
+)  # fmt: skip
+def test_a_backend_that_cannot_hold_counts_gives_way_and_that_is_said(backend, width, used):
+    seen = []
+
+    def original(query, key, value, **kwargs):
+        seen.append(kwargs["backend"])
+        return value
+
+    _SAID.clear()
+    query = torch.randn(1, 3, 2, width - 8)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            Weighted(torch.ones(3))(None, query, query, query, original, backend=backend)
+    assert seen == [used] * 2
+    assert [backend in str(one.message) for one in said] == [True] * (used != backend)
+
+
+def test_the_backend_of_a_context_gives_way_too(monkeypatch):
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", "sage")
+    monkeypatch.setitem(_AttentionBackendRegistry._backends, "sage", None)
+    _SAID.clear()
+    model, given, shape = flux()
+    with rerouted(model, Weighted(torch.ones(shape[1]))), pytest.warns(UserWarning, match="sage"):
+        run(model, given)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from browsing import browser, need_browser
 from complete import saved, without_torchvision
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from PIL import Image
 from tiny import make_mask, make_photo
 
@@ -31,10 +32,8 @@ PIPELINES = [
     *("FluxFillPipeline", "FluxInpaintPipeline", "FluxKontextPipeline", "Flux2KleinPipeline"),
     *("StableDiffusion3InpaintPipeline", "ZImageInpaintPipeline", "FluxControlInpaintPipeline"),
 ]
-FILL, SLOW = (
-    "FluxFillPipeline",
-    "QwenImageEditPipeline",
-)  # its reference is a megapixel, whatever the photo
+FILL = "FluxFillPipeline"
+SLOW = "QwenImageEditPipeline"  # its reference is a megapixel, whatever the photo
 METHODS = ["dense", *hilotoken.PRESETS, "edit only", "half the steps"]
 TRIED = 5  # promises of six: nothing is compiled here
 ASKED: dict[str, Any] = {
@@ -91,7 +90,11 @@ def few(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [*PIPELINES, SLOW])
-def test_every_pipeline_keeps_the_contract(name, photo):
+def test_every_pipeline_keeps_the_contract(name, photo, monkeypatch):
+    whole = pipeline_qwenimage_edit.calculate_dimensions
+    monkeypatch.setattr(  # a reference of 512 px, four times the edit
+        pipeline_qwenimage_edit, "calculate_dimensions", lambda area, *of: whole(area // 4, *of)
+    )
     found = promises(name, photo)
     assert [one.held for one in found.values()].count(True) == TRIED, found.values()
     assert next(one for one in found.values() if "compiled" in one.name).held is None
@@ -220,6 +223,19 @@ def test_what_was_found_is_json_and_a_page_by_itself(checked, tmp_path):
     assert text.count("data:image/webp") == len(METHODS) + 1
     assert checked.sentence.removesuffix(": see the report.").replace('"', "&#34;") in text
     assert str(checked).startswith(checked.sentence)
+
+
+def test_its_figures_are_a_table_for_a_document(hilo, checked, tmp_path):
+    _, figures = checked.write(tmp_path)
+    done = hilo("bench", "table", figures, "--only", "balanced", "--only", "edit only")
+    assert done.code == 0, done.err
+    lines = [[cell.strip() for cell in line.split("|")] for line in done.out.splitlines()]
+    assert [line[2] for line in lines[2:]] == ["balanced", "edit only"] * len(checked.by_class)
+    known = next(iter(checked.by_class.values()))
+    (balanced,) = [one for one in known if one.method == "balanced"]
+    assert lines[2][6] == f"{balanced.psnr.median:.1f}, {balanced.psnr.low:.1f}"
+    assert f"{balanced.speedup.median:.2f}x (" in lines[2][5]
+    assert "choose from" in hilo("bench", "table", figures, "--only", "none").err
 
 
 def test_the_line_to_paste_is_python(checked):

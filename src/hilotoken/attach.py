@@ -24,6 +24,7 @@ from .hooks import (
     for_this_thread_alone,
     hooked,
     shadowed,
+    unwrap,
 )
 from .lending import Loan, Opened
 from .memory import Memory
@@ -133,6 +134,7 @@ class Running:
             self.placement.kept if self.placement else {},
             self._refreshed(),
             self.reuse.bytes if self.reuse else 0,
+            self.reuse.alone.plan.tokens_run if self.reuse else 0,
             decoded=self._decode.decoded if self._decode else 1.0,
             encoded=self._encode.share if self._encode else 1.0,
             reused=self._reused(),
@@ -352,6 +354,7 @@ def attached(
     opened: what a session brings, and is left in it where the run ends well
     find: how the region is found, where there is no mask
     """
+    check_devices(pipe)
     transformer = pipe.transformer
     run = Running(pipe, method, mask_image, decode, encode, opened, find)
     with ExitStack() as stack:
@@ -402,6 +405,31 @@ _LOOKS = (
     "{}='region': {} looks at the whole picture, by its norms or its attention, and a crop {}: "
     "use 'auto' or 'whole'"
 )
+
+
+def check_devices(pipe: Any) -> None:
+    """Raise ValueError for a pipeline that is spread over several devices.
+
+    The tables of a plan are on one, and which tokens run is chosen from all of the sequence.
+    """
+    model = unwrap(pipe.transformer)
+    if getattr(model, "_parallel_config", None) is not None:
+        raise ValueError(
+            f"{type(model).__name__} has context parallelism on (enable_parallelism), which splits "
+            "the sequence over devices: it is not supported; run one process a device instead"
+        )
+    places = set(map(str, (getattr(model, "hf_device_map", None) or {}).values()))
+    if len(places - {"cpu", "disk"}) > 1:
+        raise ValueError(
+            f"{type(model).__name__} is spread over {', '.join(sorted(places))} by its device_map: "
+            "it is not supported; load it on one device, with offloading if it does not fit"
+        )
+    parts = getattr(pipe, "hf_device_map", None) or {}
+    if "transformer" in parts and str(parts["transformer"]) != str(parts.get("vae")):
+        raise ValueError(
+            f"device_map puts the transformer on {parts['transformer']} and the autoencoder on "
+            f"{parts.get('vae')}: it is not supported; put both on one device"
+        )
 
 
 def _region_decode(pipe: Any, decode: str) -> RegionDecode | None:

@@ -9,6 +9,7 @@ B batch, Q queries, S keys, H heads, D channels a head.
 import inspect
 import threading
 import types
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from threading import get_ident
@@ -278,6 +279,7 @@ class Weighted:
         scale = kwargs.pop("scale", None)
         scale = key.shape[-1] ** -0.5 if scale is None else scale
         given = with_log_counts(query, key, value, self._beside(key, scale))
+        kwargs = _able(kwargs, given[1].shape[-1])
         output = original(*given, scale=scale, **kwargs)[..., : value.shape[-1]]
         return output.contiguous()  # which some processors count on
 
@@ -288,3 +290,39 @@ class Weighted:
         if wanted not in self._columns:
             self._columns[wanted] = log_count_columns(self.count_S, key, scale)
         return self._columns[wanted]
+
+
+# The widest head that attention backends of diffusers take, by how their names begin. SageAttention
+# (github.com/thu-ml/SageAttention, issues 119 and 166) goes up to 128, and holds keys in 8 bits,
+# which counts would not survive. cuDNN's goes further since 9.10 and PyTorch lets it before Hopper
+# up to 128. XLA's is not told the scale. FlashAttention 2 and 3 end at 256, xFormers' too.
+WIDEST = {"sage": 0, "_sage": 0, "_native_xla": 0, "_native_cudnn": 128, "flash_4": 128}
+
+
+def _able(kwargs: dict[str, Any], width: int) -> dict[str, Any]:
+    """The arguments with PyTorch's own attention for a backend that cannot hold heads so wide.
+
+    `backend` is an argument of diffusers' processors; whoever has none calls PyTorch's anyway.
+    """
+    if "backend" not in kwargs:
+        return kwargs
+    name = kwargs["backend"]
+    if name is None:
+        from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+        name = _AttentionBackendRegistry.get_active_backend()[0]
+    name = str(getattr(name, "value", name))
+    widest = [most for begin, most in WIDEST.items() if name.startswith(begin)]
+    if not widest or width <= widest[0]:
+        return kwargs
+    if not compiling() and name not in _SAID:
+        _SAID.add(name)
+        warnings.warn(
+            f"attention backend {name!r} does not take keys that count for many (heads of {width} "
+            "channels): PyTorch's own is used where they do; leave out weights to use yours",
+            stacklevel=2,
+        )
+    return kwargs | {"backend": "native"}
+
+
+_SAID: set[str] = set()  # backends of which it was said
