@@ -47,7 +47,7 @@ class SessionRow:
 
     part:    "second", the edit after one under another mask; or "variations", of three
     way:     how it was made; a variation's number is behind it
-    seconds: of the process on all cores, which other work on the machine disturbs less than the clock
+    seconds: of the process, which other work on the machine disturbs less than the clock
     dit, vae: shares of it, by the clock
     psnr_dense: dB in the mask, to dense from the same noise; empty for dense
     psnr_alone: the same, to the same edit from nothing; empty for that
@@ -78,12 +78,29 @@ class Bench:
         self.photo, self.mask = given.pop("image"), given.pop("mask_image")
         self.given = given | {"num_inference_steps": STEPS}
 
-    def fill(self, fast: Any, seed: int) -> Callable[[], Any]:
+    def fill(self, fast: Any, seed: int, **changes: Any) -> Callable[[], Any]:
         """An edit from nothing, to be timed."""
         noise = torch.Generator().manual_seed(seed)
-        return lambda: fast(
-            image=self.photo, mask_image=self.mask, generator=noise, **self.given
-        ).images[0]
+        pictures = {"image": self.photo, "mask_image": self.mask}
+        return lambda: fast(**pictures, generator=noise, **self.given, **changes).images[0]
+
+    def noise(self, seed: int) -> torch.Tensor:
+        """The tokens that an edit of this seed begins with, [1, N, C]."""
+        seen: list[torch.Tensor] = []
+        channels = self.pipe.transformer.config.out_channels
+
+        def stop(module: Any, args: Any, given: dict[str, Any]) -> None:
+            seen.append(given["hidden_states"][..., :channels].clone())
+            raise InterruptedError
+
+        handle = self.pipe.transformer.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self.fill(self.pipe, seed)()
+        except InterruptedError:
+            return seen[0]
+        finally:
+            handle.remove()
+        raise AssertionError("the transformer was not called")
 
     def timed(
         self, part: str, way: str, fast: Any, edit: Callable[[], Any], dense: Any, alone: Any
@@ -126,29 +143,37 @@ def second(pipe: Any, first: Case, case: Case, preset: str) -> Iterator[SessionR
 
 
 def variations(pipe: Any, case: Case, preset: str) -> Iterator[SessionRow]:
-    """Several results under one mask: dense, each for itself, and sharing the first's context."""
+    """Three results under one mask that share the first's context, each beside its own dense one.
+
+    They share the context's noise too, so the dense ones do.
+    """
     bench, fast, dense = Bench(pipe, case, preset), compress(pipe, preset), compress(pipe, Dense())
+    row, truth = bench.timed(
+        "variations", "dense 0", dense, bench.fill(dense, case.seed), None, None
+    )
+    yield row
+    row, _ = bench.timed("variations", "alone 0", fast, bench.fill(fast, case.seed), truth, None)
+    yield row
+    edit_N = fast.last_run.plan.edit_N
+    noises = [bench.noise(case.seed + number) for number in range(VARIATIONS)]
     with fast.open(bench.photo) as session:
         made = session.variations(bench.mask, VARIATIONS, seed=case.seed, **bench.given)
-        for number in range(VARIATIONS):
-            seed = case.seed + number
-            row, truth = bench.timed(
-                "variations", f"dense {number}", dense, bench.fill(dense, seed), None, None
-            )
-            yield row
-            row, alone = bench.timed(
-                "variations", f"alone {number}", fast, bench.fill(fast, seed), truth, None
-            )
-            yield row
+        for number, noise in enumerate(noises):
+            if number:
+                mixed = noise.where(edit_N[:, None], noises[0])
+                fill = bench.fill(dense, case.seed, latents=mixed)
+                row, truth = bench.timed("variations", f"dense {number}", dense, fill, None, None)
+                yield row
             edit = lambda: next(made).images[0]  # noqa: E731
-            yield bench.timed("variations", f"shared {number}", fast, edit, truth, alone)[0]
+            yield bench.timed("variations", f"shared {number}", fast, edit, truth, None)[0]
 
 
-def rows(pipe: Any, file: Path, preset: str) -> Iterator[SessionRow]:
+def rows(pipe: Any, file: Path, preset: str, part: str) -> list[SessionRow]:
     """Of a photograph: an edit under a medium mask after one under a small; variations of it."""
     small, medium, _ = cases_of(file, 256)
-    yield from second(pipe, small, medium, preset)
-    yield from variations(pipe, medium, preset)
+    if part == "second":
+        return list(second(pipe, small, medium, preset))
+    return list(variations(pipe, medium, preset))
 
 
 def _read(path: Path) -> list[dict[str, str]]:
@@ -195,18 +220,21 @@ def _cells(rows: list[dict[str, str]]) -> list[str]:
 def _variations_table(found: list[dict[str, str]]) -> str:
     lines = []
     for preset in PRESETS:
-        for way in ("dense", "alone", "shared"):
-            mine = [r for r in found if r["preset"] == preset and r["part"] == "variations"]
-            mine = [r for r in mine if r["way"].startswith(way)]
-            photos = len({r["photo"] for r in mine})
-            flops = 1000 * sum(float(r["tflops"]) for r in mine) / photos
-            later = [r for r in mine if not r["way"].endswith("0")]
-            lines.append(
-                [preset, way, f"{flops:.1f}", _mean(mine, "psnr_dense"), _mean(later, "psnr_dense")]
-            )
-    return markdown(
-        ["preset", "three results", "DiT, GFLOPs", "dB to dense", "the last two"], lines
-    )
+        mine = [r for r in found if r["preset"] == preset and r["part"] == "variations"]
+        ways = {
+            way: [r for r in mine if r["way"].startswith(way)]
+            for way in ("dense", "alone", "shared")
+        }
+        cost = {way: fmean(float(r["tflops"]) for r in rows) for way, rows in ways.items()}
+        later = [r for r in ways["shared"] if not r["way"].endswith("0")]
+        lines.append([
+            preset, f"{VARIATIONS * cost['shared'] / cost['alone']:.2f}",
+            f"{cost['dense'] / cost['shared']:.2f}", _mean(ways["alone"], "psnr_dense"),
+            _mean(later, "psnr_dense"), str(len(ways["alone"])),
+        ])  # fmt: skip
+    heads = ["preset", "three results, in edits", "times fewer FLOPs than dense"]
+    heads += ["dB to dense, one edit", "the last two", "photos"]
+    return markdown(heads, lines)
 
 
 def plot(path: Path = RESULTS, output: Path | None = None) -> None:
@@ -241,6 +269,8 @@ def main(
     output: Annotated[Path, typer.Option("--output", "-o", help="A CSV.")] = RESULTS,
     limit: Annotated[int, typer.Option(help="Photographs, by hash of their names.")] = 8,
     as_table: Annotated[bool, typer.Option("--table", help="Print the tables alone.")] = False,
+    part: Annotated[str, typer.Option(help="`second` or `variations`, of `--preset`.")] = "second",
+    preset: Annotated[str, typer.Option(help="A preset that refreshes.")] = "faithful",
     as_plot: Annotated[bool, typer.Option("--plot", help="Draw the picture alone.")] = False,
 ) -> None:
     """Measure sessions on the embedded model, at 256 px, on one thread."""
@@ -254,11 +284,10 @@ def main(
     pipe = load_model()
     pipe.set_progress_bar_config(disable=True)
     found = _read(output) if output.is_file() else []
-    done = {(row["photo"], row["preset"]) for row in found}
+    done = {r["photo"] for r in found if (r["preset"], r["part"]) == (preset, part)}
     files = by_hash([entry.file for entry in read_manifest(photos)])[:limit]
-    left = [(f, preset) for f in files for preset in PRESETS if (f.name, preset) not in done]
-    for file, preset in tqdm(left, unit="photo and preset", file=sys.stderr):
-        append_rows(output, list(rows(pipe, file, preset)))
+    for file in tqdm([f for f in files if f.name not in done], unit="photo", file=sys.stderr):
+        append_rows(output, rows(pipe, file, preset, part))
 
 
 if __name__ == "__main__":

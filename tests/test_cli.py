@@ -447,7 +447,7 @@ def test_methods_are_listed_with_their_options(hilo):
             assert f"    {option}=" in done.out
     found = json.loads(hilo("methods", "--json").out)
     assert set(found["methods"]) == set(METHODS)
-    assert found["methods"]["hilo"]["options"]["dilate"] == HiLo().dilate
+    assert found["methods"]["hilo"]["options"]["bucket"] == HiLo().bucket
 
 
 def test_a_preset_is_a_method_with_all_its_options(edit, photo, monkeypatch):

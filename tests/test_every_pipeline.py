@@ -81,6 +81,30 @@ def test_a_preview_has_half_the_size(name):
     assert [x.size for x in shown] == [(edited.before.width // 2, edited.before.height // 2)] * 2
 
 
+@pytest.mark.parametrize("by", [(), ("--keep", "found")], ids=["found early", "kept"])
+def test_hilo_edit_needs_no_mask(hilo, files, by):
+    done = hilo(
+        "edit", files["photo"], "-o", files["out"], "--model", saved("FluxKontextPipeline"),
+        "--dtype", "float32", "--prompt", "a cat", "--steps", 4, "--size", 128, "--compare", *by,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    said = " ".join(done.err.split())
+    assert "of the photo was found to change" in said
+    assert by or "4 steps, fewer than 12" in said
+    region = np.asarray(Image.open(files["out"].with_name("out_region.png")).convert("L")) > 0
+    before, after = (np.asarray(Image.open(files[x])) for x in ("photo", "out"))
+    assert region.shape == before.shape[:2]
+    assert not (before != after).any(-1)[~region].any()
+
+
+def test_masks_own_options_go_with_a_mask(hilo, files):
+    model = ("--model", saved("FluxKontextPipeline"))
+    for words in (("--invert",), ("--grow", 3), ("--preset", "fast")):
+        done = hilo("edit", files["photo"], "-o", files["out"], *model, *words)
+        assert done.code == 2
+        assert words[0] in done.err
+
+
 @pytest.mark.parametrize("name", [name for name in MAKERS if name not in (SLOW,)])
 def test_prompt_and_seed_decide(name):
     given: dict[str, Any] = {"steps": 2, "size": 128}

@@ -1,4 +1,4 @@
-"""The pages that add a method and a family, followed to the letter."""
+"""The pages that add a method and a family, and the tutorial of a script, to the letter."""
 
 import inspect
 import re
@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 from families import BY_NAME
+from test_examples import speaking
+from tiny import SIZE, make_mask, make_photo
 
 from hilotoken import METHODS, compress
 from hilotoken.adapters import ADAPTERS
@@ -19,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def blocks(page: str, language: str = "python") -> list[str]:
-    text = (ROOT / "docs/how-to" / page).read_text(encoding="utf-8")
+    [path] = (ROOT / "docs").rglob(page)
+    text = path.read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
@@ -68,3 +71,21 @@ def test_a_family_in_an_afternoon(monkeypatch):
         compress(BY_NAME[key[0]].make())
     exec(registration, {"ADAPTERS": ADAPTERS, "LongCat": longcat.LongCat})  # type: ignore[attr-defined]
     assert run_tests(tests, {}, {}) == 2
+
+
+def test_your_own_script(monkeypatch, tmp_path, capsys):
+    from diffusers import FluxFillPipeline
+
+    family = BY_NAME["FluxFillPipeline"]
+    pipe = speaking(family.make(), family.arguments())
+    monkeypatch.setattr(FluxFillPipeline, "from_pretrained", lambda *names, **options: pipe)
+    monkeypatch.chdir(tmp_path)
+    make_photo().save("photo.jpg")
+    make_mask().save("mask.png")
+    names: dict[str, Any] = {}
+    for code in blocks("your-flux-script.md"):
+        exec(code.replace("1024", str(SIZE)).replace("28", "2"), names)
+    assert (tmp_path / "edited.png").is_file()
+    said = capsys.readouterr().out
+    assert "tokens" in said
+    assert re.search(r"^\d+\.\d dB$", said, re.MULTILINE)

@@ -275,6 +275,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=HELD_OUT, help="held out, a kind")
     parser.add_argument("--looked", type=int, default=HELD_OUT, help="of them, where a call is one")
     parser.add_argument("--velocities", type=int, default=40, help="of them with velocity errors")
+    parser.add_argument("--kinds", nargs="+", choices=[*KINDS], default=LEARNED)
     parser.add_argument("--only", nargs="*", default=[], help="some selections")
     parser.add_argument("--out", type=Path, default=None)
     given = parser.parse_args()
@@ -290,7 +291,7 @@ def _measure(given: argparse.Namespace, out: Path) -> None:
     torch.set_num_threads(1)
     bench = Bench(given.model)
     done = {(r["kind"], int(r["number"]), r["selection"]) for r in read(out)}
-    kinds = [held_out(kind, given.pictures) for kind in LEARNED]
+    kinds = [held_out(kind, given.pictures) for kind in given.kinds]
     starts = range(0, given.pictures, BATCH)
     # Kinds by turns, so that what is broken off is still a sample of all.
     turns = [cases[start : start + BATCH] for start in starts for cases in kinds]

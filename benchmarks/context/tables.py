@@ -26,7 +26,7 @@ from .pictures import GROUNDS, KINDS
 from .rows import RESULTS, read
 
 README = Path(__file__).parent / "README.md"
-CHOOSING = Path(__file__).parents[2] / "docs" / "choosing-tokens.md"
+CHOOSING = Path(__file__).parents[2] / "docs" / "explanation" / "choosing-tokens.md"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 Rows = list[dict[str, str]]
 PAIRS = (
@@ -148,14 +148,15 @@ def _weighed(rows: Rows, column: str = "") -> float:
 def selections(model: str) -> str:
     """Every selection: its cost, what it solves of each kind, and how near it is to dense."""
     rows = rows_of(model)
+    measured = [kind for kind in LEARNED if (kind,) in by(rows, "kind")]
     lines = []
     for (name,), mine in by(rows, "selection").items():
         kinds = by(mine, "kind")
         near = "" if name == "dense" else f"{mean(mine, 'psnr_dense'):.1f}"
-        solved = [share(kinds[(kind,)]) for kind in LEARNED]
+        solved = [share(kinds[(kind,)]) if (kind,) in kinds else "" for kind in measured]
         tokens, flops = f"{mean(mine, 'tokens'):.0f}", f"{100 * mean(mine, 'flops'):.0f}"
         lines.append([name, str(len(mine)), tokens, flops, *solved, near])
-    header = ["selection", "pictures", "tokens of 256", "FLOPs, %", *LEARNED, "dB to dense"]
+    header = ["selection", "pictures", "tokens of 256", "FLOPs, %", *measured, "dB to dense"]
     return markdown(header, lines)
 
 

@@ -59,7 +59,9 @@ class FlopRow:
 class OnCpu(FluxKontextPipeline):
     """Else it would go by the first of its parts, in no order."""
 
-    _execution_device = torch.device("cpu")
+    @property
+    def _execution_device(self) -> torch.device:
+        return torch.device("cpu")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ class Instructed(EmbeddedFillPipeline):
     hidden: Image.Image
 
     @torch.no_grad()
-    def __call__(self, image: Image.Image, **given: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __call__(self, image: Image.Image, **given: Any) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         return super().__call__(image=image, mask_image=self.hidden, **given)
 
 

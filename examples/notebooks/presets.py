@@ -37,9 +37,8 @@ edits = {
 }
 
 # %% [markdown]
-# The distance from dense in the mask, in decibels: larger is nearer, and above 30 an eye finds
-# little. One photo proves
-# nothing; `hilo check` does this over many, beside controls.
+# The distance from dense in the mask, in decibels: near 40 few people see a difference, near 30
+# most do. One photo proves nothing; `hilo check` does this over many, beside controls.
 
 
 # %%

@@ -3,8 +3,8 @@
 At noise level sigma a flow model's velocity v says where it is going: x0 = x_t - sigma v. A token
 whose x0 is the photo's own is not edited. RegionE (arXiv 2510.25590) and SpotEdit (2512.22323) do
 this by a fixed threshold on a cosine and on a distance; here the score sees both, the threshold
-comes from the picture, and what cannot be told for certain stays dense. docs/edit-by-instruction.md
-has how the constants were calibrated.
+comes from the picture, and what cannot be told for certain stays dense. How the constants were
+calibrated: docs/how-to/edit-by-instruction.md.
 
 B batch, N tokens of the grid h w, row-major, C channels of a token, which may be those of f x f
 latents.

@@ -17,7 +17,7 @@ PRESETS: dict[str, HiLo] = {
     "faithful": HiLo(detail=1.0, coarse=0, refresh=2),
     # The whole context, computed once: 3.2 / 2.5 / 1.7.
     "balanced": HiLo(detail=1.0, coarse=0, refresh=1),
-    # The paper's detail tokens without coarse ones, computed twice, text with them: 7.7 / 4.4 / 2.3.
+    # The paper's detail tokens, no coarse ones, computed twice, text with them: 7.7 / 4.4 / 2.3.
     "fast": HiLo(coarse=0, refresh=Refresh(2, text=True)),
 }
 
