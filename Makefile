@@ -30,12 +30,21 @@ docs: $(VENV)/test
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -c docs/site -d build/doctrees . build/site
 	@echo "open build/site/index.html"
 
-# Wheel and source distribution in dist/, looked through.
+# Wheel and source distribution in dist/, looked through; and the wheel, installed into an
+# environment of its own, which borrows PyTorch and the like, edits a photo offline.
 dist: $(VENV)/test
-	rm -rf dist/*.whl dist/*.tar.gz
-	$(BIN)/python -m build --outdir dist
+	rm -rf build/lib build/wheel dist/*.whl dist/*.tar.gz
+	$(BIN)/python -m build --no-isolation --outdir dist
 	$(BIN)/twine check --strict dist/*.whl dist/*.tar.gz
 	$(BIN)/check-wheel-contents dist/*.whl
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip install --quiet --no-deps dist/*.whl
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> $$(build/wheel/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/borrowed.pth
+	cp examples/canyon-wren.jpg examples/canyon-wren_mask.png build/wheel
+	cd build/wheel && HF_HUB_OFFLINE=1 bin/hilo edit canyon-wren.jpg --mask canyon-wren_mask.png \
+		-o edited.png --size 128 --steps 2
+	ls -l dist
 
 # The nodes for ComfyUI, on a ComfyUI of its own: docs/tutorials/comfyui.md.
 test-comfy: $(COMFY)/ready

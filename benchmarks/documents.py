@@ -1,6 +1,6 @@
 """The tables of this project's documents, made anew from their rows.
 
-    python benchmarks/documents.py README.md docs/*.md
+    python benchmarks/documents.py README.md docs/*/*.md
 
 A document holds a table between `<!-- hilo bench table ARGUMENTS -->` and `<!-- end -->`; the CSVs
 named in it are sought from the folder at hand. A test fails where a table differs from its rows.

@@ -47,6 +47,8 @@ class SessionRow:
 
     part:    "second", the edit after one under another mask; or "variations", of three
     way:     how it was made; a variation's number is behind it
+    seconds: of the process, which other work on the machine disturbs less than the clock
+    dit, vae: shares of it, by the clock
     psnr_dense: dB in the mask, to dense from the same noise; empty for dense
     psnr_alone: the same, to the same edit from nothing; empty for that
     lent:    share of the context at refreshes that was lent
@@ -58,8 +60,8 @@ class SessionRow:
     part: str
     way: str
     seconds: float
-    dit_seconds: float
-    vae_seconds: float
+    dit: float
+    vae: float
     tflops: float
     encoded: float
     lent: float
@@ -76,21 +78,38 @@ class Bench:
         self.photo, self.mask = given.pop("image"), given.pop("mask_image")
         self.given = given | {"num_inference_steps": STEPS}
 
-    def fill(self, fast: Any, seed: int) -> Callable[[], Any]:
+    def fill(self, fast: Any, seed: int, **changes: Any) -> Callable[[], Any]:
         """An edit from nothing, to be timed."""
         noise = torch.Generator().manual_seed(seed)
-        return lambda: fast(
-            image=self.photo, mask_image=self.mask, generator=noise, **self.given
-        ).images[0]
+        pictures = {"image": self.photo, "mask_image": self.mask}
+        return lambda: fast(**pictures, generator=noise, **self.given, **changes).images[0]
+
+    def noise(self, seed: int) -> torch.Tensor:
+        """The tokens that an edit of this seed begins with, [1, N, C]."""
+        seen: list[torch.Tensor] = []
+        channels = self.pipe.transformer.config.out_channels
+
+        def stop(module: Any, args: Any, given: dict[str, Any]) -> None:
+            seen.append(given["hidden_states"][..., :channels].clone())
+            raise InterruptedError
+
+        handle = self.pipe.transformer.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self.fill(self.pipe, seed)()
+        except InterruptedError:
+            return seen[0]
+        finally:
+            handle.remove()
+        raise AssertionError("the transformer was not called")
 
     def timed(
         self, part: str, way: str, fast: Any, edit: Callable[[], Any], dense: Any, alone: Any
     ) -> tuple[SessionRow, np.ndarray]:
         """An edit's row and its picture."""
         made: list[Any] = []
-        started = time.perf_counter()
+        started = time.process_time()
         flops = flops_by_pass(lambda: made.append(edit()), self.pipe.transformer)
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         picture, run = np.asarray(made[0]), fast.last_run
         near = [
             None if to is None else round(psnr(picture, to, self.case.mask), 3)
@@ -98,7 +117,8 @@ class Bench:
         ]
         return SessionRow(
             self.case.name, self.case.mask_class, self.preset, part, way, seconds,
-            run.dit_seconds, run.vae_seconds, sum(flops) / 1e12, run.encoded,
+            run.dit_seconds / run.total_seconds, run.vae_seconds / run.total_seconds,
+            sum(flops) / 1e12, run.encoded,
             run.reused.get("context", 0.0), *near,
         ), picture  # fmt: skip
 
@@ -123,31 +143,37 @@ def second(pipe: Any, first: Case, case: Case, preset: str) -> Iterator[SessionR
 
 
 def variations(pipe: Any, case: Case, preset: str) -> Iterator[SessionRow]:
-    """Several results under one mask: dense, each for itself, and sharing the first's context."""
+    """Three results under one mask that share the first's context, each beside its own dense one.
+
+    They share the context's noise too, so the dense ones do.
+    """
     bench, fast, dense = Bench(pipe, case, preset), compress(pipe, preset), compress(pipe, Dense())
+    row, truth = bench.timed(
+        "variations", "dense 0", dense, bench.fill(dense, case.seed), None, None
+    )
+    yield row
+    row, _ = bench.timed("variations", "alone 0", fast, bench.fill(fast, case.seed), truth, None)
+    yield row
+    edit_N = fast.last_run.plan.edit_N
+    noises = [bench.noise(case.seed + number) for number in range(VARIATIONS)]
     with fast.open(bench.photo) as session:
         made = session.variations(bench.mask, VARIATIONS, seed=case.seed, **bench.given)
-        for number in range(VARIATIONS):
-            seed = case.seed + number
-            row, truth = bench.timed(
-                "variations", f"dense {number}", dense, bench.fill(dense, seed), None, None
-            )
-            yield row
-            row, alone = bench.timed(
-                "variations", f"alone {number}", fast, bench.fill(fast, seed), truth, None
-            )
-            yield row
+        for number, noise in enumerate(noises):
+            if number:
+                mixed = noise.where(edit_N[:, None], noises[0])
+                fill = bench.fill(dense, case.seed, latents=mixed)
+                row, truth = bench.timed("variations", f"dense {number}", dense, fill, None, None)
+                yield row
             edit = lambda: next(made).images[0]  # noqa: E731
-            yield bench.timed("variations", f"shared {number}", fast, edit, truth, alone)[0]
+            yield bench.timed("variations", f"shared {number}", fast, edit, truth, None)[0]
 
 
-def rows(pipe: Any, file: Path) -> Iterator[SessionRow]:
-    """Of a photograph: a second edit for each class of masks, variations under the first."""
-    cases = list(cases_of(file, 256))
-    for preset in PRESETS:
-        for first, case in zip(cases[-1:] + cases, cases, strict=False):
-            yield from second(pipe, first, case, preset)
-        yield from variations(pipe, cases[0], preset)
+def rows(pipe: Any, file: Path, preset: str, part: str) -> list[SessionRow]:
+    """Of a photograph: an edit under a medium mask after one under a small; variations of it."""
+    small, medium, _ = cases_of(file, 256)
+    if part == "second":
+        return list(second(pipe, small, medium, preset))
+    return list(variations(pipe, medium, preset))
 
 
 def _read(path: Path) -> list[dict[str, str]]:
@@ -167,14 +193,14 @@ def _mean(rows: list[dict[str, str]], name: str) -> str:
 
 
 def table(path: Path = RESULTS) -> str:
-    """The second edit under each class of masks, and what variations cost and keep."""
-    found, lines = _read(path), []
-    for preset in PRESETS:
-        for way, said in SECOND.items():
-            for mask_class in ("small", "medium", "large"):
-                mine = [r for r in _of(found, preset, way) if r["mask_class"] == mask_class]
-                lines.append([preset, said, mask_class, *_cells(mine)])
-    heads = ["preset", "the second edit", "mask", "seconds", "DiT, GFLOPs", "encoded", "lent"]
+    """What the second edit costs and keeps in every way, and what variations do."""
+    found = _read(path)
+    lines = [
+        [preset, said, *_cells(_of(found, preset, way))]
+        for preset in PRESETS
+        for way, said in SECOND.items()
+    ]
+    heads = ["preset", "the second edit", "CPU s", "DiT, GFLOPs", "encoded", "lent"]
     heads += ["dB to dense", "dB to the same from nothing"]
     return markdown(heads, lines) + "\n" + _variations_table(found)
 
@@ -194,18 +220,21 @@ def _cells(rows: list[dict[str, str]]) -> list[str]:
 def _variations_table(found: list[dict[str, str]]) -> str:
     lines = []
     for preset in PRESETS:
-        for way in ("dense", "alone", "shared"):
-            mine = [r for r in found if r["preset"] == preset and r["part"] == "variations"]
-            mine = [r for r in mine if r["way"].startswith(way)]
-            photos = len({r["photo"] for r in mine})
-            flops = 1000 * sum(float(r["tflops"]) for r in mine) / photos
-            later = [r for r in mine if not r["way"].endswith("0")]
-            lines.append(
-                [preset, way, f"{flops:.1f}", _mean(mine, "psnr_dense"), _mean(later, "psnr_dense")]
-            )
-    return markdown(
-        ["preset", "three results", "DiT, GFLOPs", "dB to dense", "the last two"], lines
-    )
+        mine = [r for r in found if r["preset"] == preset and r["part"] == "variations"]
+        ways = {
+            way: [r for r in mine if r["way"].startswith(way)]
+            for way in ("dense", "alone", "shared")
+        }
+        cost = {way: fmean(float(r["tflops"]) for r in rows) for way, rows in ways.items()}
+        later = [r for r in ways["shared"] if not r["way"].endswith("0")]
+        lines.append([
+            preset, f"{VARIATIONS * cost['shared'] / cost['alone']:.2f}",
+            f"{cost['dense'] / cost['shared']:.2f}", _mean(ways["alone"], "psnr_dense"),
+            _mean(later, "psnr_dense"), str(len(ways["alone"])),
+        ])  # fmt: skip
+    heads = ["preset", "three results, in edits", "times fewer FLOPs than dense"]
+    heads += ["dB to dense, one edit", "the last two", "photos"]
+    return markdown(heads, lines)
 
 
 def plot(path: Path = RESULTS, output: Path | None = None) -> None:
@@ -219,7 +248,10 @@ def plot(path: Path = RESULTS, output: Path | None = None) -> None:
             heights, bottoms = [], []
             for way in SECOND:
                 mine = _of(found, preset, way)
-                spent = {p: fmean(float(r[f"{p}_seconds"]) for r in mine) for p in ("dit", "vae")}
+                spent = {
+                    p: fmean(float(r[p]) * float(r["seconds"]) for r in mine)
+                    for p in ("dit", "vae")
+                }
                 spent["rest"] = fmean(float(r["seconds"]) for r in mine) - sum(spent.values())
                 order = list(spent)
                 heights.append(spent[part])
@@ -227,7 +259,7 @@ def plot(path: Path = RESULTS, output: Path | None = None) -> None:
             axis.barh(list(SECOND.values()), heights, left=bottoms, color=colour, label=part)
         axis.invert_yaxis()
         axis.set_title(preset)
-        axis.set_xlabel("seconds of the second edit, 256 px")
+        axis.set_xlabel("CPU seconds of the second edit, 256 px")
     axes[-1].legend(["DiT", "autoencoder", "rest"], frameon=False)
     figure.savefig(output or Path("docs/images/sessions.svg"))
 
@@ -237,6 +269,8 @@ def main(
     output: Annotated[Path, typer.Option("--output", "-o", help="A CSV.")] = RESULTS,
     limit: Annotated[int, typer.Option(help="Photographs, by hash of their names.")] = 8,
     as_table: Annotated[bool, typer.Option("--table", help="Print the tables alone.")] = False,
+    part: Annotated[str, typer.Option(help="`second` or `variations`, of `--preset`.")] = "second",
+    preset: Annotated[str, typer.Option(help="A preset that refreshes.")] = "faithful",
     as_plot: Annotated[bool, typer.Option("--plot", help="Draw the picture alone.")] = False,
 ) -> None:
     """Measure sessions on the embedded model, at 256 px, on one thread."""
@@ -249,10 +283,11 @@ def main(
     torch.set_num_threads(1)
     pipe = load_model()
     pipe.set_progress_bar_config(disable=True)
-    done = {row["photo"] for row in _read(output)} if output.is_file() else set()
+    found = _read(output) if output.is_file() else []
+    done = {r["photo"] for r in found if (r["preset"], r["part"]) == (preset, part)}
     files = by_hash([entry.file for entry in read_manifest(photos)])[:limit]
     for file in tqdm([f for f in files if f.name not in done], unit="photo", file=sys.stderr):
-        append_rows(output, list(rows(pipe, file)))
+        append_rows(output, rows(pipe, file, preset, part))
 
 
 if __name__ == "__main__":

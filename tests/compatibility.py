@@ -5,7 +5,7 @@ python tests/compatibility.py > docs/reference/compatibility.md
 
 import sys
 
-from families import BY_NAME, CLASSES, FAMILIES, REFRESHED, calls_of, opens_contexts
+from families import BY_NAME, CLASSES, FAMILIES, REFRESHED, calls_of
 from family import Lack
 from machinery import MACHINERY
 
@@ -48,7 +48,7 @@ def machinery() -> str:
     for family in (BY_NAME[name] for name in CLASSES):
         holds = [True] * len(names)
         holds += [Lack.COMPILED not in family.lacks]
-        holds += [Lack.STEP_CACHE not in family.lacks and opens_contexts(family)]
+        holds += [Lack.STEP_CACHE not in family.lacks]
         cells = ["yes" if cell else "no" for cell in holds]
         cells.append("yes" if family.name in REFRESHED else "not tried")
         rows.append(f"| {family.name} | {' | '.join(cells)} |")
@@ -67,9 +67,9 @@ def page() -> str:
 ## Beside diffusers' own machinery
 
 One pipeline of each transformer class. "No" under compiled blocks: diffusers names none to compile
-for the class. "No" under a step cache: the pipeline opens no cache context, so diffusers refuses
-its own cache there, compressed or not, or it has none for the class. `refresh` and a step cache at
-the same time are refused.
+for the class. "No" under a step cache: diffusers has none for the class, or it fails there by
+itself. Where a pipeline opens no cache context, which diffusers' caches need, it is opened for it.
+`refresh` and a step cache at the same time are refused.
 
 {machinery()}
 

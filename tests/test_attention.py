@@ -1,5 +1,7 @@
 """The rerouted attention call, on the real classes at tiny size, and keys that count for many."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from models import GRID, MODELS, TEXT, dit, flux, pixart, qwen
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from hilotoken.attention import rerouted, weighted, with_log_counts
+from hilotoken.attention import _SAID, Weighted, log_count_columns, rerouted, with_log_counts
 
 
 @pytest.fixture(params=MODELS)
@@ -166,14 +168,14 @@ def test_compiled_blocks_need_no_more_graphs_for_more_blocks_or_runs(make):
     model, given, shape = make()
     counter = CompileCounterWithBackend("eager")
     weights = torch.rand(shape[1]) + 1
-    with rerouted(model, weighted(weights)):
+    with rerouted(model, Weighted(weights)):
         eager = run(model, given)
     for block in [*model.transformer_blocks, *getattr(model, "single_transformer_blocks", [])]:
         block.compile(fullgraph=True, dynamic=True, backend=counter)
     plain = run(model, given)
     graphs = [2 * counter.frame_count]  # one more for each kind of block
     for _ in range(2):
-        with rerouted(model, weighted(weights.clone())):
+        with rerouted(model, Weighted(weights.clone())):
             assert torch.allclose(run(model, given), eager, atol=1e-5)
         graphs.append(counter.frame_count)
     assert graphs == [graphs[0]] * 3
@@ -194,7 +196,9 @@ def with_mask(query, key, value, count_S):
 
 
 def in_channels(query, key, value, count_S):
-    query, key, padded, scale = with_log_counts(query, key, value, count_S)
+    scale = query.shape[-1] ** -0.5
+    columns = log_count_columns(count_S, key, scale)
+    query, key, padded = with_log_counts(query, key, value, columns)
     assert query.shape[-1] == key.shape[-1] == padded.shape[-1]
     three = (x.transpose(1, 2) for x in (query, key, padded))
     return F.scaled_dot_product_attention(*three, scale=scale).transpose(1, 2)[
@@ -232,7 +236,9 @@ def test_half_precision_loses_no_more_than_its_own_rounding_to_counts():
     query, key, value = (torch.randn(1, n, 2, 128).bfloat16() for n in (64, 256, 256))
     count_S = torch.full((256,), 1000.0)
     count_S[128:] = 1003
-    query, key, _, scale = with_log_counts(query, key, value, count_S)
+    scale = 128**-0.5
+    columns = log_count_columns(count_S, key, scale)
+    query, key, _ = with_log_counts(query, key, value, columns)
     logits = (query.double() * scale)[0, :, 0] @ key.double()[0, :, 0].T
     bare = (query.double() * scale)[0, :, 0, :128] @ key.double()[0, :, 0, :128].T
     assert torch.allclose(logits - bare, count_S.double().log().expand(64, -1), atol=2e-4)
@@ -240,6 +246,39 @@ def test_half_precision_loses_no_more_than_its_own_rounding_to_counts():
 
 def test_counts_of_one_change_next_to_nothing_in_a_model():
     model, given, _ = flux()
-    with rerouted(model, weighted(torch.ones(GRID**2 + TEXT))):
+    with rerouted(model, Weighted(torch.ones(GRID**2 + TEXT))):
         ones = run(model, given)
     assert torch.allclose(ones, run(model, given), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("backend", "width", "used"),
+    [("sage", 24, "native"), ("_native_cudnn", 24, "_native_cudnn"), ("flash", 136, "flash"),
+     ("_native_cudnn", 136, "native"), ("_native_xla", 24, "native")],
+)  # fmt: skip
+def test_a_backend_that_cannot_hold_counts_gives_way_and_that_is_said(backend, width, used):
+    seen = []
+
+    def original(query, key, value, **kwargs):
+        seen.append(kwargs["backend"])
+        return value
+
+    _SAID.clear()
+    query = torch.randn(1, 3, 2, width - 8)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            Weighted(torch.ones(3))(None, query, query, query, original, backend=backend)
+    assert seen == [used] * 2
+    assert [backend in str(one.message) for one in said] == [True] * (used != backend)
+
+
+def test_the_backend_of_a_context_gives_way_too(monkeypatch):
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", "sage")
+    monkeypatch.setitem(_AttentionBackendRegistry._backends, "sage", None)
+    _SAID.clear()
+    model, given, shape = flux()
+    with rerouted(model, Weighted(torch.ones(shape[1]))), pytest.warns(UserWarning, match="sage"):
+        run(model, given)

@@ -12,16 +12,18 @@ import pytest
 import torch
 from browsing import browser, need_browser
 from complete import saved, without_torchvision
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from PIL import Image
 from tiny import make_mask, make_photo
 
 import hilotoken
+import hilotoken.request
 from hilotoken import HiLo, compress, load_model
 from hilotoken.adapters.base import ShortCall
 from hilotoken.check import _arguments, check
 from hilotoken.check.contract import Promise, contract
 from hilotoken.check.found import Checked
-from hilotoken.check.measure import SAME, CheckRow
+from hilotoken.check.measure import SAME, CheckRow, Measured
 from hilotoken.check.subjects import cases, photos_in
 from hilotoken.check.verdict import Budget, recommend, rivals, sentence, summaries, surely
 from hilotoken.request import Request, fewest_steps
@@ -30,10 +32,8 @@ PIPELINES = [
     *("FluxFillPipeline", "FluxInpaintPipeline", "FluxKontextPipeline", "Flux2KleinPipeline"),
     *("StableDiffusion3InpaintPipeline", "ZImageInpaintPipeline", "FluxControlInpaintPipeline"),
 ]
-FILL, SLOW = (
-    "FluxFillPipeline",
-    "QwenImageEditPipeline",
-)  # its reference is a megapixel, whatever the photo
+FILL = "FluxFillPipeline"
+SLOW = "QwenImageEditPipeline"  # its reference is a megapixel, whatever the photo
 METHODS = ["dense", *hilotoken.PRESETS, "edit only", "half the steps"]
 TRIED = 5  # promises of six: nothing is compiled here
 ASKED: dict[str, Any] = {
@@ -90,7 +90,11 @@ def few(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [*PIPELINES, SLOW])
-def test_every_pipeline_keeps_the_contract(name, photo):
+def test_every_pipeline_keeps_the_contract(name, photo, monkeypatch):
+    whole = pipeline_qwenimage_edit.calculate_dimensions
+    monkeypatch.setattr(  # a reference of 512 px, four times the edit
+        pipeline_qwenimage_edit, "calculate_dimensions", lambda area, *of: whole(area // 4, *of)
+    )
     found = promises(name, photo)
     assert [one.held for one in found.values()].count(True) == TRIED, found.values()
     assert next(one for one in found.values() if "compiled" in one.name).held is None
@@ -106,6 +110,19 @@ def test_every_pipeline_is_measured(name, photo, few):
     assert rows["dense"].psnr == SAME
     assert rows["dense"].speedups == [1.0]
     assert all(row.outside_equal and row.tokens_run <= 64 for row in checked.rows)
+
+
+def test_a_pipeline_that_takes_no_size_is_measured_at_its_own(photo, few, monkeypatch):
+    pipe = load_model(saved(FILL), dtype="float32")
+    pipe.set_progress_bar_config(disable=True)
+    monkeypatch.setattr(hilotoken.request, "MEGAPIXEL", (FILL,))
+    monkeypatch.setattr(hilotoken.request, "SIDE", 128)
+    pipe.default_sample_size = 16
+    checked = quickly(pipe, photo, size=None, steps=1)
+    assert checked.settings["size"] == 128
+    assert "dense" in {row.method for row in checked.rows}
+    with pytest.raises(ValueError, match="omit size"):
+        quickly(pipe, photo)
 
 
 # The contract can break.
@@ -208,6 +225,31 @@ def test_what_was_found_is_json_and_a_page_by_itself(checked, tmp_path):
     assert str(checked).startswith(checked.sentence)
 
 
+def test_its_figures_are_a_table_for_a_document(hilo, checked, tmp_path):
+    _, figures = checked.write(tmp_path)
+    done = hilo("bench", "table", figures, "--only", "balanced", "--only", "edit only")
+    assert done.code == 0, done.err
+    lines = [[cell.strip() for cell in line.split("|")] for line in done.out.splitlines()]
+    assert [line[2] for line in lines[2:]] == ["balanced", "edit only"] * len(checked.by_class)
+    known = next(iter(checked.by_class.values()))
+    (balanced,) = [one for one in known if one.method == "balanced"]
+    assert lines[2][6] == f"{balanced.psnr.median:.1f}, {balanced.psnr.low:.1f}"
+    assert f"{balanced.speedup.median:.2f}x (" in lines[2][5]
+    assert "choose from" in hilo("bench", "table", figures, "--only", "none").err
+
+
+def test_the_line_to_paste_is_python(checked):
+    rows = [row for row in checked.rows if row.method == "dense"]
+    for name, said in {"balanced": '"balanced"', "mine": "HiLo(detail=0.3)"}.items():
+        fast = replace(rows[0], method=name, speedups=[3.0])
+        measured = {"a": Measured([*rows, fast], {})}
+        settings = {"methods": {"balanced": "balanced", "mine": "HiLo(detail=0.3)"}}
+        found = replace(checked, measured=measured, settings=settings, promises=[])
+        assert found.recommended == name
+        assert found.line.startswith(f"fast = hilotoken.compress(pipe, {said})")
+        compile(found.line, "line", "exec")
+
+
 def test_the_page_fits_every_width(checked, tmp_path):
     need_browser()
     page, _ = checked.write(tmp_path)
@@ -267,6 +309,8 @@ def test_photographs_come_with_masks_or_get_three(tmp_path):
     assert [name for name, _ in of[3:]] == ["b.png"]
     assert [case.name for case in cases(found, 128, quick=True)] == ["a.png", "b.png"]
     assert len(list(cases(photos_in(None), 128))) == 12
+    with pytest.raises(ValueError, match=r"two photographs are called a\.png"):
+        photos_in([tmp_path / "a.png", tmp_path])
     with pytest.raises(FileNotFoundError, match="no photograph"):
         photos_in(tmp_path / "none")
 

@@ -68,6 +68,21 @@ def test_a_batch_on_ray_is_that_of_one_machine_though_a_worker_dies(cluster, row
     assert {again.state(row) for row in together} == {"done"}
 
 
+def test_the_example_of_a_folder(cluster, rows, tmp_path, capsys):
+    from test_examples import main
+
+    given = [tmp_path / "photos", tmp_path / "mask.png", tmp_path / "example"]
+    for path in sorted(given[0].iterdir())[1:]:
+        path.unlink()
+    small = {"model": str(saved_model()), "steps": 2, "size": 128, "workers": 1}
+    run = main("folder_on_ray")
+    run(*given, **small)
+    assert capsys.readouterr().out.count("done") == 1
+    assert len(list(given[2].glob("*.png"))) == 1
+    run(*given, **small)  # goes on, with nothing to do
+    assert capsys.readouterr().out == ""
+
+
 def kill_one(name: str) -> bool:
     """Kill one of this cluster's processes that has that in its title."""
     for process in psutil.Process().children(recursive=True):

@@ -20,7 +20,7 @@ from benchmarks.context.evaluate import (
     selections,
 )
 from benchmarks.context.flops import CONTEXT
-from benchmarks.context.model import WEIGHTS, ContextModel, tokens_of
+from benchmarks.context.model import WEIGHTS, ContextModel, load, tokens_of
 from benchmarks.context.pictures import GRID, HIDDEN, KINDS, PATCH, Pictures, draw, enlarge
 from benchmarks.context.selections import (
     Attended,
@@ -284,6 +284,18 @@ def test_a_training_broken_off_goes_on_as_if_it_had_not_been(
     resumed.go(every=100)
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_training_goes_on_from_weights_with_the_kinds_that_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "HELD_OUT", 1)
+    run = train.Run(tmp_path, 5, 8, 4, begin="dense", kinds=["twin"])
+    known = load("dense").state_dict()
+    assert all(torch.equal(mine, known[name]) for name, mine in run.model.state_dict().items())
+    before = run.error_K.clone()
+    run._one_step()
+    assert train.NAMES[int((run.error_K != before).nonzero())] == "twin"
 
 
 # What is committed.

@@ -1,8 +1,10 @@
 """Documents: links hold in a checkout, options are those of the code, commands those of `hilo`."""
 
+import ast
 import dataclasses
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +47,17 @@ def test_links_hold_in_a_checkout(document):
 
 
 def listed(kind: type) -> dict[str, str]:
-    """Name and default of every option in the tables of the reference."""
+    """Name and default of every option in the tables of the reference; those of HiLo come first."""
     text = (ROOT / "docs/reference/options.md").read_text(encoding="utf-8")
-    hilo, _, rest = text.partition("\n## Refresh\n")
-    refresh, _, find = rest.partition("\n## Find\n")
-    part = {HiLo: hilo, Refresh: refresh, Find: find}[kind]
+    parts = re.split(r"^## (Refresh|Find)$", text, flags=re.MULTILINE)
+    part = dict(zip(["HiLo", *parts[1::2]], parts[::2], strict=True))[kind.__name__]
     return dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", part, re.MULTILINE))
 
 
-@pytest.mark.parametrize("made", [HiLo(), Refresh("auto"), Find()], ids=lambda made: type(made).__name__)
+OPTIONS = [HiLo(), Refresh("auto"), Find()]
+
+
+@pytest.mark.parametrize("made", OPTIONS, ids=lambda made: type(made).__name__)
 def test_every_option_is_listed_with_its_default(made):
     found = listed(type(made))
     values = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
@@ -62,12 +66,44 @@ def test_every_option_is_listed_with_its_default(made):
         values["cell"] = HiLo(context="sampled").cell
         assert (made.weights, HiLo(context="sampled").weights) == (False, True)
         assert found.pop("weights") == "on with sampled context, else off"
-    elif isinstance(made, Refresh):
+    if isinstance(made, Refresh):
         assert found.pop("at") == "required"
     for name, default in found.items():
-        said = default.partition("`")[2].partition("`")[0].strip('"') or default
         value = values[name]
-        assert said == ("none" if value is None else str(value)) or float(said) == value
+        if value is None:
+            assert re.match(r"none\b", default), name
+        else:
+            said = default.partition("`")[2].partition("`")[0].strip('"')
+            assert said == str(value) or float(said) == value, name
+
+
+def named(code: str) -> set[tuple[str, str]]:
+    """Module and name of everything of hilotoken that a piece of Python speaks of."""
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        match node:
+            case ast.ImportFrom(module=str(module), names=names) if module.startswith("hilotoken"):
+                found |= {(module, alias.name) for alias in names}
+            case ast.Attribute(value=ast.Name(id="hilotoken"), attr=name):
+                found.add(("hilotoken", name))
+    return found
+
+
+def test_python_in_documents_speaks_of_what_is_there():
+    blocks = [
+        (document, code)
+        for document in DOCUMENTS
+        for language, code in FENCED.findall(document.read_text(encoding="utf-8"))
+        if language == "python" and document.name != "training-log.md"
+    ]
+    assert len(blocks) > 20
+    missing = [
+        f"{document.name}: {module}.{name}"
+        for document, code in blocks
+        for module, name in named(code)
+        if not hasattr(import_module(module), name)
+    ]
+    assert missing == []
 
 
 def commands() -> list[str]:

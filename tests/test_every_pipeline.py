@@ -61,6 +61,26 @@ def test_hilo_edit_takes_the_folder(hilo, files, name):
     assert "24 of 64 tokens ran" in " ".join(done.err.split())
 
 
+@pytest.mark.parametrize("name", [name for name in MAKERS if name != SLOW])
+def test_a_preview_has_half_the_size(name):
+    given: dict[str, Any] = {"steps": 2, "size": 128}
+    if "Control" in name:
+        given["control"] = make_photo(HEIGHT, WIDTH, seed=3)
+    shown = []
+
+    def told(stage):
+        if stage.name == "denoise":
+            shown.append(stage.preview())
+
+    photo, mask = make_photo(HEIGHT, WIDTH), make_mask(HEIGHT, WIDTH, BOX)
+    edited = edit_photo(loaded(name), photo, mask, FEW, prompt="a cat", progress=told, **given)
+    assert len(shown) == 2
+    if name.startswith("Flux2"):  # whose latents are packed otherwise
+        assert shown == [None, None]
+        return
+    assert [x.size for x in shown] == [(edited.before.width // 2, edited.before.height // 2)] * 2
+
+
 @pytest.mark.parametrize("by", [(), ("--keep", "found")], ids=["found early", "kept"])
 def test_hilo_edit_needs_no_mask(hilo, files, by):
     done = hilo(

@@ -18,7 +18,11 @@ from hilotoken.bench.results.readings import (
 )
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "src/hilotoken/model/README.md",
+]
 FILL = "benchmarks/results/fill_embedded_cpu.csv"
 SAMPLED = "hilo context=sampled weights=True detail=0.05 dilate=1 bucket=16"
 LABELS = ["--label", "hilo: hilo bucket=16", "--label", f"sampled: {SAMPLED}"]
@@ -63,7 +67,10 @@ DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?=x\b)|(?<![\w.])0\.\d{3,4}(?!\.?\d)")
 WHOLE = re.compile(r"(?<![\w.])\d+(?:(?:, \d+)* (?:to|and|or) \d+)? dB\b")
 ROUGH = "said roughly of a table on that page"
 NO_ROW = "no row is left of it: it is of weights that nobody can load"
+SEEN = "a rule of thumb"
 LISTED = {
+    "choose-a-preset.md": {"40 dB": SEEN, "30 dB": SEEN},
+    "choosing-tokens.md": dict.fromkeys(["20 dB", "25 dB"], "benchmarks/context, on its page"),
     "README.md": {
         "15 to 16 dB": NO_ROW,
         "3.13": "the paper's",
@@ -186,3 +193,77 @@ def test_a_changed_figure_is_found_out():
     assert _tables(wrong) != _tables(text)
     marked = f"<!-- hilo bench table {FILL} -->\n{wrong}<!-- end -->\n"
     assert refreshed(marked, lambda arguments: _made(*arguments)) != marked
+
+
+# Tables that no command prints: which rows their figures of speed and distance are in, by the first
+# cells of their headers; or, in words, why no row can hold them.
+UNIT = re.compile(r"(\d+(?:\.\d+)?)(?:\*\*)?\s?(?:x\b|dB\b|m?s\b|TFLOPs?\b)")
+RESULTS = ROOT / "benchmarks" / "results"
+BY_HAND = {
+    ("methods.md", "| | 1024: FLOPs |"): "methods_speed.csv",
+    ("speed.md", "| mask | tokens run | FLOPs, counted | DiT by C"): "speed_flux-fill_cpu.csv",
+    ("speed.md", "| mask | tokens run | FLOPs, counted | DiT by the"): "speed_flux-fill_cpu.csv",
+    ("serve.md", "| | 10,000 requests |"): "serve_load_cpu.jsonl",
+    ("comfyui.md", "| | tokens run | sampler |"): "comfyui_cpu.csv",
+    ("speed.md", "| target | column |"): "what is hoped for, as the paper has it",
+    (
+        "speed.md",
+        "| method | small, 6.4 % |",
+    ): "arithmetic: FLOPs of a plan, by the formula above it",
+    ("speed.md", "| `--scale` | FLUX.1 |"): "arithmetic: FLOPs counted of a shape",
+    (
+        "embedded-model.md",
+        "| mask | LPIPS over OpenCV's: the ed",
+    ): "held by the check of figures above",
+    ("http.md", "| status |"): "a limit that is set",
+    (
+        "options.md",
+        "| option | default |",
+    ): "said of benchmarks/context, on whose page its rows are",
+}
+
+
+def _by_hand(document: Path) -> list[str]:
+    """The tables of a document outside its markers that hold figures with a unit."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=MANY)
+    text = re.sub(r"^<!-- [^>]*-->\n(?:\|.*\n|\n)+<!-- end -->", "", text, flags=re.MULTILINE)
+    return [
+        table for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE) if UNIT.search(table)
+    ]
+
+
+def _in_rows(path: Path) -> set[str]:
+    """Every value of the rows, and over those that differ in nothing but values their median.
+
+    Of rounds, also how many times faster than dense each is in its round.
+    """
+    lines = path.suffix == ".jsonl"
+    rows = pd.read_json(path, lines=True) if lines else pd.read_csv(path)
+    if "round" in rows:
+        dense = rows[rows["name"] == "dense"].set_index("round")["cpu_seconds"]
+        rows["faster"] = rows["round"].map(dense) / rows["cpu_seconds"]
+    names = [name for name in rows if rows[name].dtype.kind not in "fi"]
+    numbers = rows.select_dtypes("number")
+    groups = rows.groupby([*names, *{"tokens_run", "tokens"} & {*rows}], dropna=False)
+    values = [*numbers.to_numpy().ravel(), *groups[list(numbers)].median().to_numpy().ravel()]
+    rounded = (value * nearly for value in values for nearly in (1, 1 + 1e-9))  # a half goes up
+    return {f"{value:.{digits}f}" for value in rounded for digits in (0, 1, 2)}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS[1:], ids=lambda path: path.name)
+def test_a_table_by_hand_is_of_rows_or_says_why_not(document):
+    if document.name == "training-log.md":  # which is history
+        return
+    for table in _by_hand(document):
+        keys = [key for key in BY_HAND if key[0] == document.name and table.startswith(key[1])]
+        assert len(keys) == 1, f"mark it, or list where it is from: {table.splitlines()[0]}"
+        if (path := RESULTS / BY_HAND[keys[0]]).is_file():
+            figures = set(UNIT.findall(table))
+            assert sorted(figures - _in_rows(path)) == [], f"not in {path.name}"
+
+
+def test_a_figure_by_hand_that_is_in_no_row_is_found_out():
+    assert UNIT.findall("| 9.87x | **9.86x** | 3 dB | 1.5 s | 16 x 16 px | 5 % |\n")[:4] == [
+        "9.87", "9.86", "3", "1.5",
+    ]  # fmt: skip
+    assert "9.87" not in _in_rows(RESULTS / "comfyui_cpu.csv")

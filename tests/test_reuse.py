@@ -35,20 +35,22 @@ def test_a_refresh_at_every_step_is_no_reuse(edit, options):
 
 
 @pytest.mark.parametrize(
-    ("call", "blocks"), [("plain", "all"), ("true CFG", "all"), ("plain", "1")]
+    ("call", "blocks", "bucket"),
+    [("plain", "all", 1), ("true CFG", "all", 32), ("plain", "1", 32)],
 )
 @every_class
-def test_a_reuse_step_is_dense_attention_to_context_of_the_refresh(edit, call, blocks):
+def test_a_reuse_step_is_dense_attention_to_context_of_the_refresh(edit, call, blocks, bucket):
     """Dense, the keys and values of context overwritten by those of step 0, branch by branch.
 
-    Where a block keeps none, its context is not seen at all.
+    Where a block keeps none, its context is not seen at all, nor by any what fills up a bucket.
     """
     family, pipe = edit.family, edit.pipe
     if call != "plain" and call not in family.calls:
         pytest.skip("no second prompt")
-    options = METHODS["all"] | {"refresh": Refresh((0, 2), blocks=blocks)}
+    options = METHODS["all"] | {"refresh": Refresh((0, 2), blocks=blocks, bucket=bucket)}
     found, record = run(family, pipe, call, **options)
     assert record.refreshed == (0, 2)
+    assert record.between == -(-record.counts["edit"] // bucket) * bucket
     edit_N, full = record.plan.edit_N, record.sequence[0]
     context_T = torch.cat([~edit_N, torch.ones(full - TOKENS, dtype=torch.bool)])
     context_X = context_T.nonzero().flatten()

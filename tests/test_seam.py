@@ -7,6 +7,7 @@ import family_qwen
 import family_sd3
 import pytest
 import torch
+from diffusers import FirstBlockCacheConfig
 from tiny import Fixed, make_mask
 from torch import Tensor
 
@@ -70,6 +71,15 @@ def test_a_method_may_return_another_plan_for_a_step(family, later):
     assert not torch.equal(changed[1], first[1])  # another plan is another result
     assert all(torch.equal(a, b) for a, b in zip(changed[1:], rest[1:], strict=True))
     assert both.last_run.plan.tokens_run == later.tokens_run
+
+
+@pytest.mark.parametrize("family", [FLUX, QWEN], ids=lambda family: family.name)
+def test_a_step_cache_forgets_what_is_of_another_plan(family):
+    pipe, method = family.make(torch.float32), InTurn(FEW, {1: OTHERS})
+    plain = ends(family, pipe, compress(pipe, method))
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.0))
+    cached = ends(family, pipe, compress(pipe, method))
+    assert all(torch.equal(a, b) for a, b in zip(cached, plain, strict=True))
 
 
 @FAMILIES

@@ -11,6 +11,7 @@ from tiny import arguments, make_mask, make_photo, make_pipe
 
 from hilotoken import HiLo, Refresh, compress
 from hilotoken.arguments import mask_name, photo_name
+from hilotoken.bench.measure.flops import flops_by_pass
 from hilotoken.memory import Memory, bytes_of, fingerprint
 
 WHOLE = HiLo(dilate=1, detail=1.0, coarse=0, refresh=(0, 2))
@@ -107,6 +108,15 @@ def test_variations_share_the_context_of_the_first(edit):
     assert torch.equal(results[0], session.edit(mask, seed=7, **given).images)
     edited = [edit.family.tokens(edit.pipe, x)[:, session.last_run.plan.edit_N] for x in results]
     assert not any(torch.allclose(a, b, atol=0.1) for a, b in pairwise(edited))
+
+
+@of_classes(["FluxFillPipeline"])
+def test_a_further_variation_costs_what_the_edit_tokens_alone_do(edit):
+    _, session, mask, given = opened(edit)
+    made = session.variations(mask, 2, seed=7, **given)
+    first, second = (flops_by_pass(lambda: next(made), edit.pipe.transformer) for _ in range(2))
+    assert first[0] > 1.5 * first[1]  # a refresh, and a step between
+    assert second == pytest.approx([first[1]] * 3, rel=0.05)
 
 
 def test_a_result_becomes_the_photo_and_its_change_alone_is_encoded():

@@ -1,6 +1,8 @@
 """The stopwatch: every pass counted, exceptions included, and nothing left behind."""
 
 import time
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -59,3 +61,36 @@ def test_a_block_is_timed_even_if_it_raises():
     with pytest.raises(ArithmeticError), watch.time("plan"):
         raise ArithmeticError
     assert watch.seconds["plan"] > 0
+
+
+class Event:
+    """An accelerator's event: passes when the device gets there, a second later at each."""
+
+    passed: ClassVar[list[float]] = []
+    waited: ClassVar[int] = 0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self, stream: str) -> None:
+        assert stream == "of cuda:1"
+        self.passed.append(2.0 ** len(self.passed))
+        self.at = self.passed[-1]
+
+    def synchronize(self) -> None:
+        Event.waited += 1
+
+    def elapsed_time(self, other: "Event") -> float:
+        return 1000 * (other.at - self.at)
+
+
+def test_on_a_gpu_events_are_read_once_all_is_over(monkeypatch):
+    backend = SimpleNamespace(Event=Event, current_stream=lambda device: f"of {device}")
+    monkeypatch.setattr(torch, "get_device_module", lambda device: backend)
+    watch = Stopwatch(torch.device("cuda", 1))
+    for _ in range(2):
+        with watch.time("dit"):
+            pass
+    assert Event.waited == 0
+    assert watch.seconds == {"dit": (2 - 1) + (8 - 4)}
+    assert Event.waited == 2

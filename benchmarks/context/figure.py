@@ -27,11 +27,11 @@ SHOWN = (
     "random",
     "sampled 3",
     "foveated",
-    "detail and sampled 3, twice",
+    "detail, twice",
     "whole, once",
     "dense",
 )
-NAMED = (*SHOWN, "needed", "coarse 4", "pyramid", "sampled 2", "sampled 2, twice")
+NAMED = (*SHOWN, "needed", "coarse 4", "pyramid", "sampled 2", "detail and sampled 3, twice")
 FIRST, EACH = 398, 2  # the last of those held out: shown as they come, not chosen
 
 

@@ -101,6 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", type=Path, nargs="+", help="photographs")
     parser.add_argument("--limit", type=int, default=16, help="photographs, by hash of their names")
+    parser.add_argument("--only", nargs="*", default=[*METHODS], choices=METHODS)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--out", type=Path, default=RESULTS / "embedded_mu_1.15.csv")
     given = parser.parse_args()
@@ -122,7 +123,7 @@ def _measure(given: argparse.Namespace) -> None:
     files = by_hash(given.files)[: given.limit]
     with experimental():
         for case in tqdm([c for file in files for c in cases_of(file, given.size)], unit="fill"):
-            left = [m for m in METHODS if (case.name, case.mask_class, m) not in done]
+            left = [m for m in given.only if (case.name, case.mask_class, m) not in done]
             for row in rows(pipe, case, left) if left else ():
                 append(given.out, row)
 

@@ -114,7 +114,7 @@ class Spread(HiLo):
         if self.growth:
             cell_N = cell_names(growing_cells(edit_hw, self.growth))
         else:
-            cell_N = cells_of(grid, self.cell)
+            cell_N = cells_of(grid, self.cell or 1)
         edit_N = edit_hw.flatten()
         best_N = score_N.cpu().masked_fill(edit_N, -1).argsort(descending=True, stable=True)
         certain_N = edit_N.clone()

@@ -13,7 +13,7 @@ from statistics import fmean
 
 import numpy as np
 
-from hilotoken import HiLo, plan_tokens
+from hilotoken import plan_tokens
 from hilotoken.bench.results.readings import SAME, interval
 from hilotoken.bench.show.cells import markdown
 from hilotoken.data.cases import CLASSES, hidden, square
@@ -26,6 +26,7 @@ from .pictures import GROUNDS, KINDS
 from .rows import RESULTS, read
 
 README = Path(__file__).parent / "README.md"
+CHOOSING = Path(__file__).parents[2] / "docs" / "explanation" / "choosing-tokens.md"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 Rows = list[dict[str, str]]
 PAIRS = (
@@ -53,6 +54,29 @@ PAIRS = (
     ("foveated, twice", "sampled 2, twice"),
     ("dense, 2 steps", "dense"),
 )
+
+SETTINGS = {  # of each preset: its name among the methods, what it keeps, when it will not do
+    "fast": (
+        "detail, twice, text kept",
+        "the paper's detail tokens, computed twice, text with them",
+        "what is hidden is told from afar",
+    ),
+    "balanced": (
+        "whole, once",
+        "the whole context, computed once",
+        "memory is short: it holds the keys and values of the whole context",
+    ),
+    "faithful": (
+        "whole, twice",
+        "the whole context, computed twice",
+        "memory is short, or the last second counts",
+    ),
+    "paper": (
+        "paper",
+        "the paper's tokens, at every step",
+        "the model was not trained for it",
+    ),
+}
 
 
 @cache
@@ -124,14 +148,15 @@ def _weighed(rows: Rows, column: str = "") -> float:
 def selections(model: str) -> str:
     """Every selection: its cost, what it solves of each kind, and how near it is to dense."""
     rows = rows_of(model)
+    measured = [kind for kind in LEARNED if (kind,) in by(rows, "kind")]
     lines = []
     for (name,), mine in by(rows, "selection").items():
         kinds = by(mine, "kind")
         near = "" if name == "dense" else f"{mean(mine, 'psnr_dense'):.1f}"
-        solved = [share(kinds[(kind,)]) for kind in LEARNED]
+        solved = [share(kinds[(kind,)]) if (kind,) in kinds else "" for kind in measured]
         tokens, flops = f"{mean(mine, 'tokens'):.0f}", f"{100 * mean(mine, 'flops'):.0f}"
         lines.append([name, str(len(mine)), tokens, flops, *solved, near])
-    header = ["selection", "pictures", "tokens of 256", "FLOPs, %", *LEARNED, "dB to dense"]
+    header = ["selection", "pictures", "tokens of 256", "FLOPs, %", *measured, "dB to dense"]
     return markdown(header, lines)
 
 
@@ -186,8 +211,6 @@ def embedded() -> str:
     Without fills that equal dense, every token having run: their distance is not finite.
     """
     rows = [r for r in rows_of("embedded_mu_1.15") if float(r["psnr_dense"]) < SAME]
-    paper = {(r["photo"], r["mask_class"]): r for r in rows if r["method"] == "paper"}
-    rows = [r for r in rows if (r["photo"], r["mask_class"]) in paper]
     lines = []
     for name in METHODS:
         cells = [name]
@@ -195,11 +218,7 @@ def embedded() -> str:
             mine = [r for r in rows if r["method"] == name and r["mask_class"] == mask_class]
             if not mine:
                 break
-            change = [
-                float(r["psnr_dense"]) - float(paper[r["photo"], r["mask_class"]]["psnr_dense"])
-                for r in mine
-            ]
-            middle, low, high = _ends(change)
+            middle, low, high = _over_paper(rows, name, mask_class)
             more = "" if name == "paper" else f", {middle:+.1f} ({low:+.1f} to {high:+.1f})"
             cells += [f"{100 * mean(mine, 'flops'):.0f}", f"{mean(mine, 'psnr_dense'):.1f}{more}"]
         else:
@@ -208,26 +227,54 @@ def embedded() -> str:
     return markdown(["method", *(cell for pair in heads for cell in pair)], lines)
 
 
+def _over_paper(rows: Rows, method: str, mask_class: str) -> tuple[float, float, float]:
+    """How many dB nearer to dense than the paper's selection, photograph by photograph."""
+    near = {
+        name: {r["photo"]: float(r["psnr_dense"]) for r in mine}
+        for (name, where), mine in by(rows, "method", "mask_class").items()
+        if where == mask_class
+    }
+    both = near[method].keys() & near["paper"].keys()
+    return _ends([near[method][photo] - near["paper"][photo] for photo in sorted(both)])
+
+
 def flux() -> str:
     """FLOPs at the size of FLUX.1, in eight steps: times fewer than dense, by mask."""
-    base = np.linspace(1, 1 / 8, 8)
-    sigmas = (np.exp(SHIFT) / (np.exp(SHIFT) + 1 / base - 1)).tolist()
-    lines = []
-    for name, method in METHODS.items():
-        cells = [f"{1 / _flux_share(method, mask, sigmas):.2f}" for mask in CLASSES]
-        lines.append([name, *cells])
+    lines = [[name, *(f"{_fewer(name, mask):.2f}" for mask in CLASSES)] for name in METHODS]
     shares = (f"{name}, {share:.1%}".replace("%", " %") for name, share in CLASSES.items())
     return markdown(["method", *shares], lines)
 
 
-def _flux_share(method: HiLo, mask_class: str, sigmas: list[float]) -> float:
-    shares = []
+def presets() -> str:
+    """The presets: what each keeps, its cost at FLUX's size, and how near it is to dense."""
+    rows = [r for r in rows_of("embedded_mu_1.15") if float(r["psnr_dense"]) < SAME]
+    lines = []
+    for name, (method, keeps, unless) in SETTINGS.items():
+        fewer = " / ".join(f"{_fewer(method, mask):.1f}" for mask in CLASSES)
+        near = [_over_paper(rows, method, mask)[0] for mask in CLASSES]
+        said = "0" if name == "paper" else " / ".join(f"{x:+.1f}" for x in near)
+        lines.append([f"`{name}`", keeps, fewer, said, unless])
+    masks = "small / medium / large mask"
+    header = [
+        "preset",
+        "what it keeps",
+        f"FLOPs, times fewer: {masks}",
+        "dB to dense, over `paper`'s",
+    ]
+    return markdown([*header, "when not"], lines)
+
+
+@cache
+def _fewer(name: str, mask_class: str) -> float:
+    method, shares = METHODS[name], []
+    base = np.linspace(1, 1 / 8, 8)
+    sigmas = (np.exp(SHIFT) / (np.exp(SHIFT) + 1 / base - 1)).tolist()
     for file in sorted(EXAMPLES.glob("*.jpg")):
         photo = square(file, 1024).astype(np.float32) / 255
         mask = hidden(file.name, mask_class, 1024)[0].astype(np.float32)
         plan = plan_tokens(photo, mask, grid=(64, 64), method=method)
         shares.append(FLUX_FILL.share(plan, method, sigmas))
-    return fmean(shares)
+    return 1 / fmean(shares)
 
 
 TABLES: Mapping[str, object] = {
@@ -242,6 +289,7 @@ TABLES: Mapping[str, object] = {
     "velocities": lambda: velocities("dense"),
     "embedded": embedded,
     "flux": flux,
+    "presets": presets,
 }
 
 
@@ -257,7 +305,8 @@ def written(text: str) -> str:
 
 
 def main() -> None:
-    README.write_text(written(README.read_text()))
+    for page in (README, CHOOSING):
+        page.write_text(written(page.read_text()))
 
 
 if __name__ == "__main__":

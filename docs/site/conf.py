@@ -29,6 +29,7 @@ include_patterns = [
 ]
 exclude_patterns = [".*", "build", "dist", "out", "runs", "tests", "comfyui"]
 
+smartquotes = False  # or "--compare" gets a dash
 myst_heading_anchors = 4
 myst_enable_extensions = ["attrs_block"]
 default_role = "code"  # docstrings write code as Markdown does
@@ -44,6 +45,7 @@ html_extra_path = ["root"]  # index.html of the root leads to docs/
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
+html_show_copyright = False
 html_theme_options = {"source_repository": "", "top_of_page_buttons": []}
 
 

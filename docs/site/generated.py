@@ -7,6 +7,7 @@ page says where else to find it.
 import base64
 import inspect
 import io
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,7 @@ def commands() -> str:
         obj=command, ctx=Context(command, info_name="hilo"), name="hilo"
     )
     text = text.replace("```console", "```text")
+    text = re.sub(r"^(\* `\w+`): .*\.\.\.$", r"\1", text, flags=re.MULTILINE)  # cut short there
     return text.partition("\n")[2]  # the page has a title
 
 
@@ -113,16 +115,44 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def write_example(app: Any, error: Exception | None) -> None:
-    """Put the token map's photo and mask beside it: scripts of a folder may read no files."""
+    """Put photo, mask and presets beside the token map: scripts of a folder may read no files."""
     if error:
         return
     pictures = {
         name: Image.open(EXAMPLE.with_name(EXAMPLE.name + end)).resize((1024, 672))
         for name, end in (("photo", ".jpg"), ("mask", "_mask.png"))
     }
-    text = ", ".join(f'"{name}": "{_data(picture)}"' for name, picture in pictures.items())
+    held: dict[str, Any] = {name: _data(picture) for name, picture in pictures.items()}
+    held["presets"] = map_presets()
     script = Path(app.outdir) / "_static" / "token-map-example.js"
-    script.write_text(f"const TokenMapExample = {{{text}}};\n", encoding="utf-8")
+    script.write_text(f"const TokenMapExample = {json.dumps(held)};\n", encoding="utf-8")
+
+
+def map_presets() -> dict[str, dict[str, Any]]:
+    """The presets as the fields of the token map, but for those with options that it has not."""
+    known = {"detail", "energy", "coarse", "context", "cell", "refresh"}
+    fields = {}
+    for name, method in hilotoken.PRESETS.items():
+        refresh = method.refresh or hilotoken.Refresh(1)
+        shown = {each: getattr(method, each) for each in known - {"refresh"}}
+        again = hilotoken.Refresh(refresh.at, text=refresh.text) if method.refresh else None
+        if hilotoken.HiLo(**_given(shown), refresh=again) != method:
+            continue
+        fields[name] = {
+            "byEnergy": method.energy is not None,
+            "detail": method.detail or 0,
+            "context": method.context,
+            "cell": method.cell or 2,
+            "coarse": str(method.coarse),
+            "refresh": refresh.at if method.refresh else 0,
+            "text": refresh.text,
+        }
+    return fields
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Options that say something: one without effect is refused."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _data(picture: Image.Image) -> str:
@@ -132,7 +162,7 @@ def _data(picture: Image.Image) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(held.getvalue()).decode()}"
 
 
-_LEGEND = re.compile(r"(\w+): +(\S.*)")
+_LEGEND = re.compile(r"(\w+(?:, \w+)*): +(\S.*)")
 
 
 def docstring(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
@@ -140,12 +170,12 @@ def docstring(app: Any, what: str, name: str, value: Any, options: Any, lines: l
     made: list[str] = []
     inside = False
     for line in lines:
-        match = _LEGEND.fullmatch(line)
-        if match:
-            made += ["", f"`{match.group(1)}`", f"    {match.group(2)}"]
+        if match := _LEGEND.fullmatch(line):
+            names = ", ".join(f"`{name}`" for name in match.group(1).split(", "))
+            made += ["", names, f"    {match.group(2)}"]
         elif inside and line.startswith(" "):
             made.append(f"    {line.strip()}")
         else:
-            made.append(line)
+            made += [""] * inside + [line]
         inside = bool(match) or (inside and line.startswith(" "))
     lines[:] = made

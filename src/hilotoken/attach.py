@@ -1,5 +1,6 @@
 """One compressed call: what is put around a pipeline's transformer for the length of it."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -23,6 +24,7 @@ from .hooks import (
     for_this_thread_alone,
     hooked,
     shadowed,
+    unwrap,
 )
 from .lending import Loan, Opened
 from .memory import Memory
@@ -57,7 +59,8 @@ class Running:
         self.pipe, self.method, self.mask_image, self.find = pipe, method, mask_image, find
         self.transformer: nn.Module = pipe.transformer
         self.family = family_of(pipe)
-        self.watch, self.clock = Stopwatch(), StepClock(pipe.scheduler)
+        self.watch = Stopwatch(pipe._execution_device)
+        self.clock = StepClock(pipe.scheduler)
         self.source: Source | None = None
         self.mask_B1HW: Tensor | None = None
         self.plan: TokenPlan | None = None
@@ -77,6 +80,8 @@ class Running:
         self._prompts = Prompts(pipe, opened.memory) if opened else None
         self._call: Call = {}  # the one under way, whole
         self._inside = ExitStack()  # what is put inside the transformer for `short`
+        self._cache = ExitStack()  # what names the branch of guidance to a step cache of diffusers
+        self._cached = bool(getattr(self.transformer, "is_cache_enabled", False))
 
     def use(self, plan: TokenPlan, carry: bool = False) -> None:
         """Run by this plan from the next call on, whatever ran before.
@@ -92,6 +97,8 @@ class Running:
         if plan.grid != self.source.grid:
             raise ValueError(f"the plan is for a grid of {plan.grid}, the run's {self.source.grid}")
         before = self.short.inside if self.short else None
+        if self._cached and self.short:  # what was kept is of another length
+            self.transformer._reset_stateful_cache()  # pyright: ignore[reportCallIssue]
         self.plan = plan
         short: ShortCall = self.family.short.of(
             self.family, plan, self.source, self.mask_B1HW, self._call
@@ -111,10 +118,10 @@ class Running:
         for stand_in in stand_ins:
             self._inside.enter_context(stand_in)
 
-    def record(self, method: Any, total_seconds: float) -> Run:
-        """What `last_run` says of it, once it has ended."""
+    def record(self, method: Any, started: float) -> Run:
+        """What `last_run` says of it, once it has ended, of when the host's clock began."""
         assert self.plan is not None  # else the first step refused
-        seconds = self.watch.seconds
+        seconds = self.watch.seconds  # waits for the device, so that the total is whole
         return Run(
             self.plan,
             method,
@@ -123,10 +130,11 @@ class Running:
             seconds.get("plan", 0.0),
             seconds.get("dit", 0.0),
             seconds.get("vae", 0.0),
-            total_seconds,
+            time.perf_counter() - started,
             self.placement.kept if self.placement else {},
             self._refreshed(),
             self.reuse.bytes if self.reuse else 0,
+            self.reuse.alone.plan.tokens_run if self.reuse else 0,
             decoded=self._decode.decoded if self._decode else 1.0,
             encoded=self._encode.share if self._encode else 1.0,
             reused=self._reused(),
@@ -243,6 +251,7 @@ class Running:
         self.clock.tick()
         if self.clock.branch == 0:
             self._replan()
+        self._name_branch()
         if self.short is None:
             return None
         if self.reuse:
@@ -251,6 +260,7 @@ class Running:
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Call, output: Any) -> Any:
         """The answer, whole again."""
+        self._cache.close()
         if self.short is None:
             return None
         velocity = self.short.restore(output[0], self._call, self.clock.sigma)
@@ -263,6 +273,13 @@ class Running:
             return (velocity, *output[1:])
         output.sample = velocity
         return output
+
+    def _name_branch(self) -> None:
+        """Open a context for a step cache of diffusers: many pipelines do not, and it needs one."""
+        if self._cached:
+            self._cache.close()
+            name = f"branch {self.clock.branch}"
+            self._cache.enter_context(self.transformer.cache_context(name))  # pyright: ignore[reportCallIssue]
 
     def _replan(self) -> None:
         assert self.plan is not None
@@ -337,6 +354,7 @@ def attached(
     opened: what a session brings, and is left in it where the run ends well
     find: how the region is found, where there is no mask
     """
+    check_devices(pipe)
     transformer = pipe.transformer
     run = Running(pipe, method, mask_image, decode, encode, opened, find)
     with ExitStack() as stack:
@@ -351,6 +369,7 @@ def attached(
         stack.enter_context(hooked(transformer, run.before, run.after))
         stack.enter_context(run.watch.watch("dit", transformer))
         stack.callback(run._inside.close)
+        stack.callback(run._cache.close)
 
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: Call) -> None:
             run.begin(module, args, kwargs, seen)
@@ -386,6 +405,31 @@ _LOOKS = (
     "{}='region': {} looks at the whole picture, by its norms or its attention, and a crop {}: "
     "use 'auto' or 'whole'"
 )
+
+
+def check_devices(pipe: Any) -> None:
+    """Raise ValueError for a pipeline that is spread over several devices.
+
+    The tables of a plan are on one, and which tokens run is chosen from all of the sequence.
+    """
+    model = unwrap(pipe.transformer)
+    if getattr(model, "_parallel_config", None) is not None:
+        raise ValueError(
+            f"{type(model).__name__} has context parallelism on (enable_parallelism), which splits "
+            "the sequence over devices: it is not supported; run one process a device instead"
+        )
+    places = set(map(str, (getattr(model, "hf_device_map", None) or {}).values()))
+    if len(places - {"cpu", "disk"}) > 1:
+        raise ValueError(
+            f"{type(model).__name__} is spread over {', '.join(sorted(places))} by its device_map: "
+            "it is not supported; load it on one device, with offloading if it does not fit"
+        )
+    parts = getattr(pipe, "hf_device_map", None) or {}
+    if "transformer" in parts and str(parts["transformer"]) != str(parts.get("vae")):
+        raise ValueError(
+            f"device_map puts the transformer on {parts['transformer']} and the autoencoder on "
+            f"{parts.get('vae')}: it is not supported; put both on one device"
+        )
 
 
 def _region_decode(pipe: Any, decode: str) -> RegionDecode | None:

@@ -9,6 +9,7 @@ B batch, Q queries, S keys, H heads, D channels a head.
 import inspect
 import threading
 import types
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from threading import get_ident
@@ -210,15 +211,36 @@ def _attention_modules(model: nn.Module) -> list[nn.Module]:
     return [m for m in model.modules() if getattr(m, "processor", None) is not None]
 
 
+def log_count_columns(count_S: Tensor, key: Tensor, scale: float) -> Tensor:
+    """The channels to put beside keys that count as many: see `with_log_counts`.
+
+    Args:
+        count_S: [S] or [B, S], above 0
+        key: [B, S, H, D]
+        scale: of the logits
+
+    Returns:
+        hi, lo and zeros, [B, S, H, C], where D + C is the next multiple of 8 that holds both; a
+        view of [S, C] or [B, S, C].
+    """
+    wanted_S = (count_S.float().log() / scale)[..., None, None]
+    high_S = wanted_S.to(key.dtype)
+    low_S = (wanted_S - high_S).to(key.dtype)
+    D = key.shape[-1]
+    spare = -(-(D + 2) // 8) * 8 - D
+    columns_S = F.pad(torch.cat([high_S, low_S], -1), (0, spare - 2))
+    return columns_S.expand(*key.shape[:-1], -1)
+
+
 def with_log_counts(
-    query: Tensor, key: Tensor, value: Tensor, count_S: Tensor, scale: float | None = None
-) -> tuple[Tensor, Tensor, Tensor, float]:
+    query: Tensor, key: Tensor, value: Tensor, columns_BSHC: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value in which a key counts as many, without a mask on the attention.
 
     The logits become scale q.k + log(count), as if each key stood there `count` times: the weight
     of a sampled key (Horvitz and Thompson 1952), ToMe's proportional attention (arXiv 2210.09461,
     equation 1). A mask would say the same, but flash attention takes none. Here it is in spare
-    channels: query [q, 1, 1, 0 ...] and key [k, hi, lo, 0 ...] with hi + lo = log(count) / scale,
+    channels: query [q, 1, 1, 1 ...] and key [k, hi, lo, 0 ...] with hi + lo = log(count) / scale,
     split in two so that half precision holds it to 16 bits. Exact but for rounding.
 
     The cost: D channels become the next multiple of 8 that holds D + 2, 8 more for the usual D, in
@@ -228,37 +250,79 @@ def with_log_counts(
     Args:
         query: [B, Q, H, D]
         key, value: [B, S, H, D]
-        count_S: [S] or [B, S], above 0
-        scale: of the logits; D ** -0.5 unless given
+        columns_BSHC: of `log_count_columns`, for these keys and this scale
 
     Returns:
-        The three, padded, and the scale to hand over with them. Cut the result back to D channels.
+        The three, padded. Hand over the scale with them, and cut the result back to D channels.
     """
-    D = query.shape[-1]
-    factor = D**-0.5 if scale is None else scale
-    wanted_S = (count_S.float().log() / factor)[..., None, None]
-    high_S = wanted_S.to(key.dtype)
-    low_S = (wanted_S - high_S).to(key.dtype)
-    spare = -(-(D + 2) // 8) * 8 - D
-    pair_S = F.pad(torch.cat([high_S, low_S], -1), (0, spare - 2))
-    ones = F.pad(query.new_ones(2), (0, spare - 2))
+    spare = columns_BSHC.shape[-1]
     return (
-        torch.cat([query, ones.expand(*query.shape[:-1], -1)], -1),
-        torch.cat([key, pair_S.expand(*key.shape[:-1], -1)], -1),
+        F.pad(query, (0, spare), value=1.0),
+        torch.cat([key, columns_BSHC], -1),
         F.pad(value, (0, spare)),
-        factor,
     )
 
 
-def weighted(count_S: Tensor) -> Attend:
-    """For `rerouted`: every key counts as many, see `with_log_counts`. [S] or [B, S], above 0."""
+class Weighted:
+    """For `rerouted`: every key counts as many, see `with_log_counts`. [S] or [B, S], above 0.
 
-    def attend(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, original: Any, **kwargs: Any
+    What is put beside the keys is made at the first attention, and serves all that follow.
+    """
+
+    def __init__(self, count_S: Tensor) -> None:
+        self.count_S = count_S
+        self._columns: dict[tuple[Any, ...], Tensor] = {}
+
+    def __call__(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, original: Any, **kwargs: Any
     ) -> Tensor:
-        given = kwargs.pop("scale", None)
-        query, key, padded, scale = with_log_counts(query, key, value, count_S, given)
-        output = original(query, key, padded, scale=scale, **kwargs)[..., : value.shape[-1]]
+        scale = kwargs.pop("scale", None)
+        scale = key.shape[-1] ** -0.5 if scale is None else scale
+        given = with_log_counts(query, key, value, self._beside(key, scale))
+        kwargs = _able(kwargs, given[1].shape[-1])
+        output = original(*given, scale=scale, **kwargs)[..., : value.shape[-1]]
         return output.contiguous()  # which some processors count on
 
-    return attend
+    def _beside(self, key: Tensor, scale: float) -> Tensor:
+        if compiling():  # which fuses it, and would be compiled anew for what was made before
+            return log_count_columns(self.count_S, key, scale)
+        wanted = key.shape, key.dtype, scale
+        if wanted not in self._columns:
+            self._columns[wanted] = log_count_columns(self.count_S, key, scale)
+        return self._columns[wanted]
+
+
+# The widest head that attention backends of diffusers take, by how their names begin. SageAttention
+# (github.com/thu-ml/SageAttention, issues 119 and 166) goes up to 128, and holds keys in 8 bits,
+# which counts would not survive. cuDNN's goes further since 9.10 and PyTorch lets it before Hopper
+# up to 128. XLA's is not told the scale. FlashAttention 2 and 3 end at 256, xFormers' too.
+WIDEST = {"sage": 0, "_sage": 0, "_native_xla": 0, "_native_cudnn": 128, "flash_4": 128}
+
+
+def _able(kwargs: dict[str, Any], width: int) -> dict[str, Any]:
+    """The arguments with PyTorch's own attention for a backend that cannot hold heads so wide.
+
+    `backend` is an argument of diffusers' processors; whoever has none calls PyTorch's anyway.
+    """
+    if "backend" not in kwargs:
+        return kwargs
+    name = kwargs["backend"]
+    if name is None:
+        from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+        name = _AttentionBackendRegistry.get_active_backend()[0]
+    name = str(getattr(name, "value", name))
+    widest = [most for begin, most in WIDEST.items() if name.startswith(begin)]
+    if not widest or width <= widest[0]:
+        return kwargs
+    if not compiling() and name not in _SAID:
+        _SAID.add(name)
+        warnings.warn(
+            f"attention backend {name!r} does not take keys that count for many (heads of {width} "
+            "channels): PyTorch's own is used where they do; leave out weights to use yours",
+            stacklevel=2,
+        )
+    return kwargs | {"backend": "native"}
+
+
+_SAID: set[str] = set()  # backends of which it was said

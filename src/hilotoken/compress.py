@@ -231,7 +231,7 @@ class Compressed:
         self, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Run]:
         """From text alone: nothing is captured, nothing put back."""
-        watch, started = Stopwatch(), time.perf_counter()
+        watch, started = Stopwatch(self.pipe._execution_device), time.perf_counter()
         with ExitStack() as stack:
             stack.enter_context(watch.watch("vae", *vae_parts(self.pipe)))
             stack.enter_context(watch.watch("dit", self.pipe.transformer))
@@ -240,14 +240,15 @@ class Compressed:
             )
             output = self.pipe(*args, **kwargs)
         assert placement.tokens is not None  # else the pipeline would have failed
+        seconds = watch.seconds  # waits for the device, so that the total is whole
         return output, Run(
             whole_plan(placement.tokens.grid),
             method,
             placement.clock.step + 1,
             (placement.length, placement.length),
             0.0,
-            watch.seconds.get("dit", 0.0),
-            watch.seconds.get("vae", 0.0),
+            seconds.get("dit", 0.0),
+            seconds.get("vae", 0.0),
             time.perf_counter() - started,
             placement.kept,
         )
@@ -295,7 +296,7 @@ class Compressed:
             if not find and not takes_mask(self.pipe):
                 mask_B1HW = exact_mask(mask_image, mask_B1HW)
             output = self._composite(output, photo_B3HW, mask_B1HW)
-        return output, run.record(method, time.perf_counter() - started)
+        return output, run.record(method, started)
 
     def _composite(self, output: Any, photo_B3HW: Tensor, mask_B1HW: Tensor) -> Any:
         mixed = composite_images(output[0], photo_B3HW, mask_B1HW, self.feather, self.match)

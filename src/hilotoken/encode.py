@@ -40,7 +40,9 @@ def encode_reach(vae: Any) -> Reach | None:
     Probed on a strip of noise, as `decode.decode_margin` is.
     """
     encoder = getattr(vae, "encoder", None)
-    weight = next(encoder.parameters(), None) if isinstance(encoder, nn.Module) else None
+    if not isinstance(encoder, nn.Module):
+        return None
+    weight = next(encoder.parameters(), None)
     if weight is None or weight.dtype != torch.float32:  # kernels round half precision by the shape
         return None
     if encoder not in _REACHES:

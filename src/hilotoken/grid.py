@@ -72,6 +72,21 @@ def dilate(touched_Bhw: Tensor, radius: int) -> Tensor:
     return grown_B1hw[:, 0] > 0
 
 
+def nearest_outside(inside_hw: Tensor, count: int) -> Tensor:
+    """The tokens nearest to those inside, ring after ring: int64, at most `count` of them.
+
+    Those of one ring in row-major order; fewer where the grid has no more, none of an empty grid.
+    """
+    found_hw, index = inside_hw, torch.empty(0, dtype=torch.int64)
+    while len(index) < count and found_hw.any():
+        grown_hw = dilate(found_hw[None], 1)[0]
+        ring = (grown_hw & ~found_hw).flatten().nonzero().flatten().cpu()
+        if not len(ring):
+            break
+        found_hw, index = grown_hw, torch.cat([index, ring])
+    return index[:count]
+
+
 def luma(photo_B3HW: Tensor) -> Tensor:
     """Rec. 709 luma of the photo's gamma-encoded values: float32 [B, 1, H, W] in [0, 1]."""
     red_B1HW, green_B1HW, blue_B1HW = photo_B3HW.float().split(1, dim=1)

@@ -10,10 +10,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from operator import is_
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Call = dict[str, Any]  # the arguments of a transformer's call, by name
 Before = Callable[[nn.Module, tuple[Any, ...], Call], Any]
@@ -199,6 +200,23 @@ def for_this_thread_alone(module: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
+class Made:
+    """A value made of some tensors, and made anew only where one of them is another."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[tuple[Any, ...], list[int | None], Any]] = []
+
+    def of(self, things: tuple[Tensor, ...], make: Callable[[], Any]) -> Any:
+        """The value for these, of the last four: guidance may have as many branches."""
+        marks = [None if x.is_inference() else x._version for x in things]  # changes in place
+        for known, before, value in self._known:
+            if before == marks and all(map(is_, known, things)):
+                return value
+        made = make()
+        self._known = [*self._known[-3:], (things, marks, made)]
+        return made
+
+
 class StepClock:
     """Which step of a run a call of the transformer belongs to, and which branch of guidance.
 
@@ -209,22 +227,34 @@ class StepClock:
     def __init__(self, scheduler: Any) -> None:
         self.scheduler = scheduler
         self.step, self.branch = -1, 0
-        self.time: float | None = None
+        self._found, self._stepped = getattr(scheduler, "step_index", None), False
+        self._time: float | None = None
         self._mark: tuple[Any, ...] | None = None
+        self._read: dict[str, tuple[Any, list[float]]] = {}
 
-    def tick(self, time: float | None = None) -> None:
-        """Another call, at this timestep if it is known.
+    def tick(self, time: Callable[[], float] | None = None) -> None:
+        """Another call. A call at the same index of the scheduler is another branch.
 
-        A call at the same time and at the same index of the scheduler is another branch. Either
-        alone would not do: bfloat16 gives neighbouring timesteps one value, second-order schedulers
-        repeat them, and who drives a transformer by hand steps no scheduler.
+        Timesteps would not tell: bfloat16 gives neighbouring ones one value, second-order
+        schedulers repeat them. But who drives a transformer by hand may step no scheduler: until
+        its index has moved, calls at another time are other steps too.
+
+        Args:
+            time: reads the noise level off the call, 1 at pure noise and 0 without, for which the
+                host waits
         """
-        mark = getattr(self.scheduler, "step_index", None), time
+        index = getattr(self.scheduler, "step_index", None)
+        self._stepped = self._stepped or index not in (None, self._found)
+        self._time = None
+        if time is not None and not self._stepped:
+            self._time = time()
+            if hasattr(self.scheduler, "step_index"):  # it will tell, from the next step on
+                self._listed("timesteps")
+        mark = index, self._time
         if mark == self._mark:
             self.branch += 1
         else:
             self.step, self.branch, self._mark = self.step + 1, 0, mark
-        self.time = time
 
     @property
     def index(self) -> int:
@@ -235,4 +265,23 @@ class StepClock:
     @property
     def sigma(self) -> float:
         """The noise level of the step; the timestep would be too coarse in bfloat16."""
-        return float(self.scheduler.sigmas[self.index])
+        return self._listed("sigmas")[self.index]
+
+    @property
+    def sigmas(self) -> list[float]:
+        """The noise level of every step of the run."""
+        return self._listed("sigmas")[self.index - self.step : -1]
+
+    @property
+    def time(self) -> float:
+        """The timestep of the step as a noise level, 1 at pure noise and 0 without."""
+        if self._time is not None:
+            return self._time
+        return self._listed("timesteps")[self.index] / self.scheduler.config.num_train_timesteps
+
+    def _listed(self, name: str) -> list[float]:
+        """A table of the scheduler, read once a run: the host waits for a device that it is on."""
+        table = getattr(self.scheduler, name)
+        if self._read.get(name, (None,))[0] is not table:
+            self._read[name] = table, table.tolist()
+        return self._read[name][1]

@@ -25,6 +25,19 @@ def in_blocks(model: nn.Module, modules: Sequence[Any], blocks: Any) -> list[Any
     return [m for m in modules if order.index(parents[id(m)]) in chosen]
 
 
+def kept_bytes(branches: int, tokens: int, channels: int, modules: int, size: int) -> int:
+    """Memory that keys and values take.
+
+    Args:
+        branches: samples in all branches of guidance
+        tokens: of the context, and of text where that is kept too
+        channels: of all heads
+        modules: attention modules that keep them
+        size: bytes a number
+    """
+    return 2 * branches * tokens * channels * modules * size
+
+
 def stored(x_BXHD: Tensor, store: str | None) -> tuple[Tensor, ...]:
     """The tensor as `Refresh.store` says; eight bits have a scale for each head."""
     if store is None:

@@ -44,7 +44,7 @@ class Stage:
 
     def preview(self) -> Image.Image | None:
         """What the model takes the region for, at half its size; None before the first step, and
-        where latents are of another layout than FLUX's.
+        for latents of FLUX.2 and Bria Fibo.
 
         It costs a quarter of a decode: ask for it when it is shown.
         """
@@ -104,19 +104,27 @@ def each_step(scheduler: Any, told: Callable[[Tensor], None]) -> Iterator[None]:
 def preview(pipe: Any, clean_BNC: Tensor, region: Region) -> Image.Image | None:
     """Expected latents as a picture of half the working size, for a quarter of the decoder's work.
 
-    clean_BNC: packed latents of the FLUX layout; of a batch, the first. None for another layout.
+    clean_BNC: as the pipeline's scheduler has them, packed or [B, C, H, W]; of a batch, the first.
+        None for a layout that is not known: FLUX.2's, Bria Fibo's.
     """
-    if not hasattr(pipe, "_unpack_latents") or clean_BNC.ndim != 3:
-        return None
-    latents = pipe._unpack_latents(
-        clean_BNC[:1], region.height, region.width, pipe.vae_scale_factor
-    )
+    latents = clean_BNC[:1]
+    if latents.ndim == 3:
+        if not hasattr(pipe, "_unpack_latents"):
+            return None
+        size = region.height, region.width, pipe.vae_scale_factor
+        latents = pipe._unpack_latents(latents, *size)
     config = pipe.vae.config
-    if latents.ndim != 4 or "scaling_factor" not in config:
+    if "scaling_factor" in config:
+        latents = latents / config.scaling_factor + (config.shift_factor or 0.0)
+    elif latents.ndim == 5 and "latents_mean" in config:  # Qwen-Image's, of a video of one picture
+        std, mean = (latents.new_tensor(config[f"latents_{x}"]) for x in ("std", "mean"))
+        latents = latents * std.view(-1, 1, 1, 1) + mean.view(-1, 1, 1, 1)
+    else:
         return None
-    latents = F.avg_pool2d(latents, 2) / config.scaling_factor + (config.shift_factor or 0.0)
+    half = F.avg_pool2d(latents, 2) if latents.ndim == 4 else F.avg_pool3d(latents, (1, 2, 2))
     with torch.no_grad():
         # The class's own: of this pipeline's a run may decode the region alone that the mask needs.
         decode = type(pipe.vae).decode
-        picture = decode(pipe.vae, latents.to(pipe.vae.dtype), return_dict=False)[0]
-    return pipe.image_processor.postprocess(picture.float(), output_type="pil")[0]
+        picture = decode(pipe.vae, half.to(pipe.vae.dtype), return_dict=False)[0].float()
+    picture = picture if picture.ndim == 4 else picture[:, :, 0]
+    return pipe.image_processor.postprocess(picture, output_type="pil")[0]

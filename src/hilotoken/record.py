@@ -18,6 +18,7 @@ class Run:
     inside:   of a method that acts inside blocks: the mean share of the sequence's tokens that
               queries, keys and the feed-forward ran on
     refreshed: the steps at which context ran, where a method reuses it; None for all
+    between:  tokens of the grid that ran at the other steps
     kept_bytes: memory that its keys and values took
     blocks_run: share of the blocks that ran, where a step cache skips some
     decoded: share of the latents that were decoded, where a region is enough
@@ -41,6 +42,7 @@ class Run:
     inside: dict[str, float] = field(default_factory=dict)
     refreshed: tuple[int, ...] | None = None
     kept_bytes: int = 0
+    between: int = 0
     blocks_run: float = 1.0
     decoded: float = 1.0
     encoded: float = 1.0
@@ -67,8 +69,9 @@ class Run:
         if self.refreshed is None:
             return self.blocks_run * self.tokens_run
         edit, lent = self.counts["edit"], self.reused.get("context", 0.0)
-        share = len(self.refreshed) / max(1, self.steps) * (1 - lent)
-        return share * self.tokens_run + (1 - share) * edit
+        share = len(self.refreshed) / max(1, self.steps)
+        refresh = (1 - lent) * self.tokens_run + lent * edit
+        return share * refresh + (1 - share) * self.between
 
     @property
     def counts(self) -> dict[str, int]:

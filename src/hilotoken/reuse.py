@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adapters.base import ShortCall
-from .attention import rerouted, weighted
+from .attention import Weighted, rerouted
 from .hooks import Call, any_compiled, compiling
-from .kv_store import in_blocks, restored, stored, taken
+from .kv_store import in_blocks, kept_bytes, restored, stored, taken
 from .lending import Loan
 from .methods.refresh import Refresh, check_shown, refresh_steps
 
@@ -60,8 +61,8 @@ class Reuse:
             )
         self.run, self.refresh, self.family = run, refresh, run.family
         # The others attend as ever: at the steps between, edit tokens to themselves and to text.
-        attentions = self.family.attentions()
-        self.modules = in_blocks(self.family.model, attentions, refresh.blocks)
+        self.attentions = self.family.attentions()
+        self.modules = in_blocks(self.family.model, self.attentions, refresh.blocks)
         # Compiled code finds what was kept on the module: one graph then serves all blocks.
         self.compiled = any_compiled(transformer)
         self.branches: dict[int, Branch] = {}
@@ -86,12 +87,15 @@ class Reuse:
             if carry and self.branches and not self.loan
             else None
         )
-        self.whole, self.alone = whole, whole.edit_alone()
+        self.whole, self.alone = whole, whole.edit_alone(self.refresh.bucket)
         self.weighted = whole.weighted
         self.context_X = (~whole.edited_S).nonzero().flatten()
         self.counts_S = whole.counts_S  # its length, as a tensor's, is no constant to a compiler
         self.counts_X = self.counts_S[self.context_X]
         _of_any_length((self.counts_S, self.counts_X, self.context_X))
+        plan = whole.plan
+        self.context_K = plan.keep_K[~plan.edit_N[plan.keep_K]]
+        self._keys: dict[tuple[int, int, bool], Weighted] = {}
         if before_X is None or not self._carry(before_X, whole.places_S[self.context_X]):
             self.branches.clear()
         self.loan: Loan | None = None
@@ -112,8 +116,12 @@ class Reuse:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Reroute the attention for this context; what was left on modules goes."""
+        others = [module for module in self.attentions if module not in self.modules]
         try:
-            with rerouted(self.family.model, self.attend, self.modules):
+            with (
+                rerouted(self.family.model, self.attend, self.modules),
+                rerouted(self.family.model, self.attend_alone, others),
+            ):
                 yield
         finally:
             self._clear()
@@ -193,6 +201,7 @@ class Reuse:
             kept = self._borrowed(module, key, value)
         else:
             kept = module.kept_context if compiling() else self.kept.get(id(module))
+        key, value, kw = self._without_filler(key, value, kw)
         if kept is None:
             return original(query, key, value, **kw)
         half = len(kept) // 2
@@ -207,8 +216,40 @@ class Reuse:
             kw["attn_mask"] = torch.cat([mask, extra], -1)
         if not self.weighted:
             return original(query, key, value, **kw)
-        counts = self._counts(own, kept_key.shape[1])
-        return weighted(counts)(module, query, key, value, original, **kw)
+        keys = self._weighted(own, kept_key.shape[1])
+        return keys(module, query, key, value, original, **kw)
+
+    def attend_alone(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, original: Any, **kw: Any
+    ) -> Tensor:
+        """In the blocks of which nothing is kept: as ever, but for what fills up the length."""
+        key, value, kw = self._without_filler(key, value, kw)
+        return original(query, key, value, **kw)
+
+    def _without_filler(self, key: Tensor, value: Tensor, kw: Call) -> tuple[Tensor, Tensor, Call]:
+        """The keys that tokens attend to: not of those that fill up the length, the image's last.
+
+        So the edit is the same as if they had not run.
+        """
+        filler, image = self.run.short.filler, self.run.short.counts_S.shape[0]
+        if not filler or key.shape[1] < image:  # other keys than the image's
+            return key, value, kw
+        stop = image if self.family.image_first else key.shape[1]
+        mask = kw.get("attn_mask")
+        if mask is not None and mask.shape[-1] == key.shape[1]:
+            kept = torch.cat([mask[..., : stop - filler], mask[..., stop:]], -1)
+            kw = kw | {"attn_mask": kept}
+        key, value = (torch.cat([x[:, : stop - filler], x[:, stop:]], 1) for x in (key, value))
+        return key, value, kw
+
+    def _weighted(self, own: int, kept: int) -> Weighted:
+        """Made once for all attentions that have as many keys of either kind."""
+        if compiling():
+            return Weighted(self._counts(own, kept))
+        wanted = own, kept, self.refreshing
+        if wanted not in self._keys:
+            self._keys[wanted] = Weighted(self._counts(own, kept))
+        return self._keys[wanted]
 
     def _counts(self, own: int, kept: int) -> Tensor:
         """How many tokens each key stands for: those that run, text of any, and what was kept."""
@@ -255,18 +296,22 @@ class Reuse:
     def _due(self, step: int, call: Call) -> bool:
         if self.refresh.at == "auto":
             return step == self.start or self._drifted(call)
-        first = self.run.clock.index - (step - self.start)
-        sigmas = self.run.pipe.scheduler.sigmas[first:-1].tolist()
+        return step - self.start in self.steps
+
+    @cached_property
+    def steps(self) -> set[int]:
+        """Those at which context is computed, counted from `start`; asked for at the first."""
+        sigmas = self.run.clock.sigmas[self.start :]
         chosen = refresh_steps(self.refresh.at, sigmas)
         if not self.family.shown_photo:
             check_shown(chosen, sigmas)
-        return step - self.start in chosen
+        return chosen
 
     def _drifted(self, call: Call) -> bool:
         """Whether the context's x_t has moved by more than the bound since it was last computed."""
-        plan, source = self.whole.plan, self.whole.source
+        source = self.whole.source
         x_BNC = self.whole.x_t(call, source.latents_BNC.shape[-1]).float()
-        now_BXC = x_BNC.index_select(1, plan.keep_K[~plan.edit_N[plan.keep_K]])
+        now_BXC = x_BNC.index_select(1, self.context_K)
         if self.seen_BXC is None or self.seen_BXC.shape != now_BXC.shape:
             self.seen_BXC = now_BXC
             return False
@@ -277,20 +322,25 @@ class Reuse:
         return True
 
     def _check_memory(self, call: Call) -> None:
-        """Before the first refresh, rather than in the middle of it."""
+        """Before the first refresh of each branch of guidance, rather than in the middle of it."""
         tokens = self.family.tokens(call)
         config = getattr(self.family.model, "config", {})
         heads, width = config.get("num_attention_heads"), config.get("attention_head_dim")
         free = _free_memory(tokens.device)
-        if self.branches or free is None or not heads or not width:
+        known = self.run.clock.branch in self.branches
+        if known or free is None or not heads or not width:
             return
-        size = {"float8": 1, "bfloat16": 2}.get(self.refresh.store or "", tokens.element_size())
-        needed = 2 * len(tokens) * len(self.context_X) * heads * width * size * len(self.modules)
+        sizes = {"float8": 1, "bfloat16": 2, None: tokens.element_size()}
+        size = sizes[self.refresh.store]
+        text = call["encoder_hidden_states"].shape[1] if self.refresh.text else 0
+        context = len(self.context_X) + text
+        needed = kept_bytes(len(tokens), context, heads * width, len(self.modules), size)
+        needed += _yet_to_load(self.family.model, tokens.device)
         if needed > free:
             raise MemoryError(
-                f"the context's keys and values take {needed / 2**30:.1f} GiB and "
-                f"{free / 2**30:.1f} GiB are free: use Refresh(store='float8'), fewer blocks, a "
-                "smaller context, or leave refresh out"
+                f"the context's keys and values, and what is yet to be loaded of the model, take "
+                f"{needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free: use "
+                "Refresh(store='float8'), fewer blocks, a smaller context, or leave refresh out"
             )
 
 
@@ -302,8 +352,24 @@ def _step_cache_of(transformer: Any) -> str:
 
 
 def _free_memory(device: torch.device) -> int | None:
-    """Bytes free on a GPU; None elsewhere."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    """Bytes free on a GPU, with those that PyTorch holds and does not use; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
+
+
+def _yet_to_load(model: Any, device: torch.device) -> int:
+    """Bytes by which the device fills up as `enable_model_cpu_offload` loads a model for its call.
+
+    The model before it goes at the same time. Other ways of offloading load part by part.
+    """
+    hook: Any = getattr(model, "_hf_hook", None)
+    if not hasattr(hook, "prev_module_hook"):
+        return 0
+    before = getattr(hook.prev_module_hook, "model", None)
+    goes = sum(w.nbytes for w in before.parameters() if w.device == device) if before else 0
+    return max(0, sum(w.nbytes for w in model.parameters() if w.device != device) - goes)
 
 
 def _signature(call: Call) -> tuple[Any, ...]:

@@ -42,7 +42,7 @@ class Session:
     Weights may change meanwhile, and nothing stale is used; the scale of a LoRA may not.
 
     Raises:
-        TypeError: the pipeline makes pictures from text alone.
+        TypeError: the pipeline makes pictures from text alone; several photos.
         ValueError: an option out of range, or that would do nothing with this method.
     """
 
@@ -55,6 +55,8 @@ class Session:
         reuse_context: bool = False,
         offload: bool = False,
     ) -> None:
+        if isinstance(photo, list | tuple):
+            raise TypeError(f"a session is of one photo, got {len(photo)}: open each by itself")
         self._fast, self._call = fast, call
         self._photo_name, self._mask_name = photo_name(fast.pipe), mask_name(fast.pipe)
         self.memory = Memory(whole(0, 2**63)("memory", memory))

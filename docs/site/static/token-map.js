@@ -6,13 +6,6 @@
   const SIDE = 16;
   const LONGEST = 1024;
   const COLOURS = { edit: [213, 94, 0], detail: [0, 114, 178], coarse: "rgb(240 228 66)" };
-  const WHOLE = { byEnergy: false, detail: 1, coarse: "0", context: "frequency", text: false };
-  const PRESETS = {
-    paper: { ...WHOLE, detail: 0.1, coarse: "4", refresh: 0 },
-    balanced: { ...WHOLE, refresh: 1 },
-    faithful: { ...WHOLE, refresh: 2 },
-    fast: { ...WHOLE, detail: 0, context: "sampled", cell: 2, refresh: 2, text: true },
-  };
 
   const root = document.getElementById("token-map");
   const canvas = root.querySelector("canvas");
@@ -21,6 +14,10 @@
   const state = { photo: null, rgba: null, masked: null, plan: null };
 
   for (const name of TokenPlan.SCORES) field("score").append(new Option(name));
+  for (const name of Object.keys(TokenMapExample.presets)) {
+    const button = Object.assign(document.createElement("button"), { type: "button", value: name, textContent: name });
+    root.querySelector(".tm-presets").append(button);
+  }
 
   function options() {
     const number = (name) => Number(field(name).value);
@@ -167,7 +164,7 @@
 
   root.querySelector(".tm-options").addEventListener("input", soon);
   root.querySelector(".tm-presets").addEventListener("click", (event) => {
-    for (const [name, value] of Object.entries(PRESETS[event.target.value] ?? {})) {
+    for (const [name, value] of Object.entries(TokenMapExample.presets[event.target.value] ?? {})) {
       const one = field(name);
       if (one.type === "checkbox") one.checked = value;
       else one.value = value;

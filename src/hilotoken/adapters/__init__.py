@@ -56,11 +56,33 @@ REFUSED: dict[str, str] = {
         "it makes several pictures in one sequence, a layer each, and a plan is made for one"
     ),
     "QwenImage21Pipeline": (
-        "its image tokens stand between those of the text, in blocks that see only what came before"
+        "its references stand between the words, in blocks that see only what came before, and run "
+        "once: later steps read their keys from a cache"
     ),
     "ZImageOmniPipeline": (
         "it puts several pictures and the features of another encoder in one sequence, and a plan "
         "is made for one; use ZImageInpaintPipeline"
+    ),
+    "ZImageControlNetInpaintPipeline": (
+        "its control network runs every token at every step, and adds rows to the transformer's "
+        "that stand for all of them, padding and text too; use ZImageInpaintPipeline"
+    ),
+    "BriaFibo2Pipeline": (
+        "it makes tokens, their places and the marks of which are noisy in one piece, after tokens "
+        "whose number follows from the prompt: nothing can be gathered between; use "
+        "BriaFiboEditPipeline"
+    ),
+    "JoyImageEditPipeline": (
+        "its references are denoised and put back with the picture, as frames of one sequence "
+        "whose places follow from its size alone"
+    ),
+    "JoyImageEditPlusPipeline": (
+        "it packs pictures of several sizes into one sequence, padded, and denoises all of it; a "
+        "plan is made for one"
+    ),
+    "Kandinsky5I2IPipeline": (
+        "it takes places as rows and columns, whose every crossing is a token: a plan that leaves "
+        "some out has none to give"
     ),
     "OmniGenPipeline": (
         "it numbers image tokens on, like words, and an attention mask of its own goes with them"

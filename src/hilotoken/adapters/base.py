@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..hooks import Call
-from ..plan import TokenPlan, gather, scatter, token_positions
+from ..grid import nearest_outside
+from ..hooks import Call, Made
+from ..plan import TokenPlan, gather, token_positions
 from ..source import Source
 from .coarse import Coarse, cell_means
 from .family import Family
@@ -40,6 +41,8 @@ class ShortCall:
 
     beside_BND: what the target's tokens have in their channels besides x_t
     counts_S:   how many tokens each of the short sequence stands for: float32
+    filler:     how many of the native tokens, the last ones, run to fill up the length alone: no
+                token attends to them, and their answer is let go
     ran:        image tokens that the last call was seen to run on
     """
 
@@ -57,7 +60,8 @@ class ShortCall:
         counts = plan.count_S
         whole = [counts if span.short else counts.new_ones(span.length) for span in spans]
         self.counts_S = torch.cat(whole)
-        self.ran = 0
+        self.ran = self.filler = 0
+        self._placed = Made()
 
     @classmethod
     def of(
@@ -74,9 +78,22 @@ class ShortCall:
             made.coarse = made._encode_coarse(mask_B1HW)
         return made
 
-    def edit_alone(self) -> "ShortCall":
-        """The same with the edit tokens alone: no context, no coarse tokens, no references."""
-        return self.part(self.plan.edit_N, references=False)
+    def edit_alone(self, bucket: int = 1) -> "ShortCall":
+        """The same with the edit tokens alone: no context, no coarse tokens, no references.
+
+        Their number is filled up to a multiple of `bucket` by the tokens around them.
+        """
+        alone = self.part(self.plan.edit_N, references=False)
+        plan, edited = alone.plan, len(alone.plan.keep_K)
+        ring = nearest_outside(plan.edit_N.view(plan.grid), -edited % bucket).to(plan.keep_K)
+        if not len(ring):
+            return alone
+        keep_K = torch.cat([plan.keep_K, ring])
+        count_S = torch.cat([plan.count_S, plan.count_S.new_ones(len(ring))])
+        plan = replace(plan, keep_K=keep_K, count_S=count_S)
+        filled = type(self)(self.family, plan, self.source, alone.spans, self.beside_BND)
+        filled.filler = len(ring)
+        return filled
 
     def part(self, runs_N: Tensor, references: bool = True) -> "ShortCall":
         """The same with those of its native tokens alone that are in `runs_N`.
@@ -123,6 +140,11 @@ class ShortCall:
         )
 
     @cached_property
+    def coarse_rows(self) -> Tensor:
+        """Where the coarse ones are: int64."""
+        return self.coarse_S.nonzero().flatten()
+
+    @cached_property
     def edited_S(self) -> Tensor:
         """Which are edited: bool."""
         edited_S = torch.zeros_like(self.counts_S, dtype=torch.bool)
@@ -157,12 +179,18 @@ class ShortCall:
     def tokens(self, call: Call, sigma: float) -> Tensor:
         """The tokens that run, [B, S, D]."""
         tokens_BTD = self.family.tokens(call)
-        return torch.cat([self._short(tokens_BTD, span, sigma) for span in self.spans], 1)
+        parts = [self._short(tokens_BTD, span, sigma) for span in self.spans]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def placed(self, call: Call) -> Call:
         """The arguments that say where tokens sit."""
         name = self.family.ids_name
-        return {name: torch.cat([self.short_ids(call[name], s) for s in self.spans], -2)}
+        ids = call[name]
+
+        def make() -> Tensor:
+            return torch.cat([self.short_ids(ids, span) for span in self.spans], -2)
+
+        return {name: self._placed.of((ids,), make)}
 
     def restore(self, velocity_BSC: Tensor, call: Call, sigma: float) -> Tensor:
         """The velocity of the whole target. A dropped token follows the source.
@@ -172,7 +200,9 @@ class ShortCall:
         x_BNC = self.x_t(call, velocity_BSC.shape[-1]).float()
         fill_BNC = x_BNC - self.source.for_batch(len(x_BNC)).float()
         fill_BNC = fill_BNC / sigma if sigma else torch.zeros_like(fill_BNC)
-        return scatter(velocity_BSC, self.plan, fill_BNC.to(velocity_BSC.dtype))
+        answered_K = self.plan.keep_K[: len(self.plan.keep_K) - self.filler]
+        answer_BKC = velocity_BSC[:, : len(answered_K)]
+        return fill_BNC.to(velocity_BSC.dtype).index_copy(1, answered_K, answer_BKC)
 
     def check_ran(self) -> None:
         """Raise RuntimeError where the last call was seen to run on other tokens than planned."""

@@ -6,7 +6,9 @@ H W pixels.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -72,41 +74,50 @@ class Coarse:
 
     def tokens(self, x_BNC: Tensor, sigma: float | Tensor) -> Tensor:
         """The coarse tokens at noise level sigma (or [B, 1, 1] of them), [B, M, D]."""
-        B = len(x_BNC)
-        x0, noise, condition, touched = (
-            part.repeat(-(-B // len(part)), 1, 1)[:B]  # guidance may end, and its half with it
-            for part in (self.x0_BMC, self.noise_BMC, self.condition_BMD, self.touched_BM1)
-        )
-        known = (1 - sigma) * x0 + sigma * noise
-        average, missing = cell_averages(x_BNC, self.plan, self.fold)
-        unknown = average + sigma * missing * noise
-        return torch.cat([torch.where(touched, unknown, known), condition], -1)
+        parts = self.x0_BMC, self._noise_BMC, self.condition_BMD, self.touched_BM1
+        if len(x_BNC) != len(self.x0_BMC):  # guidance may end, and its half with it
+            B = len(x_BNC)
+            parts = [part.repeat(-(-B // len(part)), 1, 1)[:B] for part in parts]
+        x0, noise, condition, touched = parts
+        average, _ = cell_averages(x_BNC, self.plan, self.fold)
+        clean = torch.where(touched, average, (1 - sigma) * x0)
+        return torch.cat([clean + sigma * noise, condition], -1)
+
+    @cached_property
+    def _noise_BMC(self) -> Tensor:
+        """The noise to add: all of it to clean latents, to an average what it lacks."""
+        missing_MC = _missing(self.plan, self.fold, self.x0_BMC)
+        return torch.where(self.touched_BM1, missing_MC * self.noise_BMC, self.noise_BMC)
 
 
 def cell_averages(x_BNC: Tensor, plan: TokenPlan, fold: int = 2) -> tuple[Tensor, Tensor]:
-    """The average of x over each coarse cell, and the share of noise that it lacks: [B, M, C].
+    """The average of x over each coarse cell, [B, M, C], and the share of noise that it lacks,
+    [M, C].
 
     A token holds `fold` x `fold` latents, channel by channel, and so does a coarse token.
     """
     latents = F.pixel_shuffle(x_BNC.unflatten(1, plan.grid).movedim(-1, 1), fold)
-    down, across = (_shares(n, plan.stride, fold).to(latents) for n in plan.grid)
-    average = down @ latents @ across.T
-    # The variance of an average of independent noise is the sum of its squared shares.
-    variance = down.square().sum(1)[:, None] * across.square().sum(1)
-    missing = (1 - variance).sqrt().expand_as(average)
-    average_BMC, missing_BMC = (
-        F.pixel_unshuffle(part, fold).flatten(2).mT.index_select(1, plan.cells_M)
-        for part in (average, missing)
-    )
-    return average_BMC, missing_BMC
+    average = F.pixel_unshuffle(_pooled(latents, plan), fold)
+    average_BMC = average.flatten(2).mT.index_select(1, plan.cells_M)
+    return average_BMC, _missing(plan, fold, x_BNC)
 
 
 def cell_means(x_BND: Tensor, plan: TokenPlan) -> Tensor:
     """The mean of the tokens of each coarse cell, [B, M, D], of any tokens on the grid."""
+    if not x_BND.shape[-1]:  # nothing in the channels besides x_t
+        return x_BND.new_empty(len(x_BND), len(plan.cells_M), 0)
+    means = _pooled(x_BND.unflatten(1, plan.grid).movedim(-1, 1), plan)
+    return means.flatten(2).mT.index_select(1, plan.cells_M)
+
+
+def _pooled(x_BCHW: Tensor, plan: TokenPlan) -> Tensor:
+    """The mean of `stride` rows and columns each; the last ones fill up what is no whole cell."""
     h, w = plan.grid
-    down, across = (_shares(n, plan.stride, 1).to(x_BND) for n in plan.grid)
-    grid_BDhw = x_BND.unflatten(1, (h, w)).movedim(-1, 1)
-    return (down @ grid_BDhw @ across.T).flatten(2).mT.index_select(1, plan.cells_M)
+    rows = x_BCHW.shape[-2] // h
+    below, right = (-h % plan.stride) * rows, (-w % plan.stride) * rows
+    if below or right:
+        x_BCHW = F.pad(x_BCHW, (0, right, 0, below), mode="replicate")
+    return F.avg_pool2d(x_BCHW, plan.stride)
 
 
 def shrink(image: Tensor, grid: tuple[int, int], stride: int, pool: Any) -> Tensor:
@@ -117,6 +128,28 @@ def shrink(image: Tensor, grid: tuple[int, int], stride: int, pool: Any) -> Tens
     h, w = grid
     below, right = (-h % stride) * (image.shape[-2] // h), (-w % stride) * (image.shape[-1] // w)
     return pool(F.pad(image.float(), (0, right, 0, below), mode="replicate"), stride)
+
+
+# Of every plan, by the latents a side of a token and what tensors it goes with.
+_MISSING: WeakKeyDictionary[TokenPlan, dict[tuple[Any, ...], Tensor]] = WeakKeyDictionary()
+
+
+def _missing(plan: TokenPlan, fold: int, like_BNC: Tensor) -> Tensor:
+    """Of the noise in each channel of a coarse token, the share that its average lacks: [M, C].
+
+    Made once a plan: it would be copied to the device at every step.
+    """
+    known = _MISSING.setdefault(plan, {})
+    key = fold, like_BNC.shape[-1], like_BNC.dtype, like_BNC.device
+    if key not in known:
+        with torch.inference_mode(False):  # or no other mode could take it up
+            down, across = (_shares(n, plan.stride, fold) for n in plan.grid)
+            # The variance of an average of independent noise is the sum of its squared shares.
+            variance = down.square().sum(1)[:, None] * across.square().sum(1)
+            missing = F.pixel_unshuffle((1 - variance).sqrt()[None], fold).flatten(1).mT
+            missing = missing.to(like_BNC).index_select(0, plan.cells_M)
+            known[key] = missing.repeat(1, like_BNC.shape[-1] // fold**2)
+    return known[key]
 
 
 def _shares(tokens: int, stride: int, rows_each: int = 2) -> Tensor:

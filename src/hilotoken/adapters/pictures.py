@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention import rerouted, weighted
-from ..hooks import Call
+from ..attention import Weighted, rerouted
+from ..hooks import Call, compiling
 from ..plan import gather, scatter
 from .base import ShortCall
 from .family import Family
@@ -26,6 +26,10 @@ class PicturesShort(ShortCall):
 
     family: "Pictures"
     extra_BMD: Tensor | None = None  # the coarse tokens of the call under way
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._keys: dict[int, Weighted] = {}  # by their number
 
     def shorten(self, call: Call, sigma: float) -> Call:
         """The call as it is."""
@@ -55,9 +59,13 @@ class PicturesShort(ShortCall):
         """Attention in which keys of image tokens count for those they stand for; text for 1."""
         if not self.weighted:
             return original(query, key, value, **kw)
-        counts_S = self.counts_S
-        counts = F.pad(counts_S, (0, key.shape[1] - counts_S.shape[0]), value=1.0)
-        return weighted(counts)(module, query, key, value, original, **kw)
+        keys = None if compiling() else self._keys.get(key.shape[1])
+        if keys is None:
+            counts_S = self.counts_S
+            keys = Weighted(F.pad(counts_S, (0, key.shape[1] - counts_S.shape[0]), value=1.0))
+            if not compiling():
+                self._keys[key.shape[1]] = keys
+        return keys(module, query, key, value, original, **kw)
 
 
 class Pictures(Family):

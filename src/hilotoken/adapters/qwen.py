@@ -24,6 +24,10 @@ class QwenShort(RotaryShort):
     shapes: Any = None  # the whole grids of the call under way
     table_SD: Tensor | None = None
 
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._aligned_by_text: dict[int, Any] = {}
+
     def shorten(self, call: Call, sigma: float) -> Call:
         """The residuals of a ControlNet, a row for each token, are shortened with them."""
         short = super().shorten(call, sigma)
@@ -55,7 +59,9 @@ class QwenShort(RotaryShort):
             parts = []
             for span in self.spans:
                 part_TD = whole_TD[span.start : span.stop]
-                if span.short:
+                if span.short and not self.coarse:
+                    part_TD = part_TD.index_select(0, self.plan.keep_K)
+                elif span.short:
                     between_M2 = self._places(span)[len(self.plan.keep_K) :]
                     between_MD = _exponentials(pos_embed, part_TD, between_M2)
                     part_TD = torch.cat([part_TD[self.plan.keep_K], between_MD])
@@ -66,8 +72,13 @@ class QwenShort(RotaryShort):
 
     def _aligned_rotary(self, short: Call) -> Any:
         """All places over the stride; text begins where a picture so much smaller would end."""
-        module, text = self.family.model.pos_embed, short["encoder_hidden_states"].shape[1]
-        device = short["hidden_states"].device
+        text, device = short["encoder_hidden_states"].shape[1], short["hidden_states"].device
+        if text not in self._aligned_by_text:
+            self._aligned_by_text[text] = self._made_aligned(text, device)
+        return self._aligned_by_text[text]
+
+    def _made_aligned(self, text: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        module = self.family.model.pos_embed
         whole_TD, _ = type(module).forward(module, self.shapes, max_txt_seq_len=text, device=device)
         image_SD = [
             _exponentials(module, whole_TD[s.start : s.stop], self._places(s) / self.plan.stride)

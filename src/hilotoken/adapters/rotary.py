@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention import rerouted, weighted
-from ..hooks import Call
+from ..attention import Weighted, rerouted
+from ..hooks import Call, Made
 from .base import ShortCall
 from .family import Family
 
@@ -24,10 +24,14 @@ from .family import Family
 class RotaryShort(ShortCall):
     """Weights without an attention mask, aligned places, masks on keys shortened like the keys."""
 
-    counts_L: Tensor | None = None  # of the call under way
+    keys: Weighted | None = None  # those of the call under way
     aligned_rotary: Any = None
-    coarse_rows: Tensor | None = None
     coarse_rows_after_text: Tensor | None = None
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._keys: dict[int, Weighted] = {}  # by the tokens of text
+        self._aligned = Made()
 
     def shorten(self, call: Call, sigma: float) -> Call:
         short = super().shorten(call, sigma)
@@ -36,11 +40,13 @@ class RotaryShort(ShortCall):
             mask = self.short_keys(given["attention_mask"])
             short["joint_attention_kwargs"] = given | {"attention_mask": mask}
         text = call["encoder_hidden_states"].shape[1]
-        self.counts_L = F.pad(self.counts_S, (text, 0), value=1) if self.weighted else None
+        if self.weighted:
+            if text not in self._keys:
+                self._keys[text] = Weighted(F.pad(self.counts_S, (text, 0), value=1))
+            self.keys = self._keys[text]
         if self.aligned:
             self.aligned_rotary = self._aligned_rotary(short)
-            self.coarse_rows = self._coarse_index
-            self.coarse_rows_after_text = self._coarse_index + text
+            self.coarse_rows_after_text = self.coarse_rows + text
         return short
 
     def short_keys(self, mask: Tensor) -> Tensor:
@@ -58,10 +64,10 @@ class RotaryShort(ShortCall):
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, original: Any, **kw: Any
     ) -> Tensor:
         """Attention in which keys count for as many tokens as they stand for."""
-        counts_L = self.counts_L
-        if counts_L is None or counts_L.shape[0] != key.shape[1]:
+        keys = self.keys
+        if keys is None or keys.count_S.shape[0] != key.shape[1]:
             return original(query, key, value, **kw)  # other keys: an image prompt's, kept ones
-        return weighted(counts_L)(module, query, key, value, original, **kw)
+        return keys(module, query, key, value, original, **kw)
 
     def align(self, output: Any, redo: Callable[[Any], Any]) -> Any:
         """Coarse queries see every key on their own stride (after arXiv 2511.19778)."""
@@ -69,10 +75,6 @@ class RotaryShort(ShortCall):
         if isinstance(output, tuple):  # a double block: image and text apart
             return _with_rows(output[0], again[0], self.coarse_rows), *output[1:]
         return _with_rows(output, again, self.coarse_rows_after_text)
-
-    @cached_property
-    def _coarse_index(self) -> Tensor:
-        return self.coarse_S.nonzero().flatten()
 
     @cached_property
     def _index_S(self) -> Tensor:
@@ -87,11 +89,15 @@ class RotaryShort(ShortCall):
 
     def _aligned_rotary(self, short: Call) -> Any:
         """The rotary embedding with all places over the stride of the coarse tokens."""
-        ids = [short[name] if short[name].ndim == 2 else short[name][0] for name in _PLACES]
-        ids_LA = torch.cat([part.float() for part in ids])
-        scale_A = torch.ones_like(ids_LA[0])
-        scale_A[1:3] = self.plan.stride
-        return self.family.model.pos_embed.forward(ids_LA / scale_A)
+
+        def make() -> Any:
+            ids = [short[name] if short[name].ndim == 2 else short[name][0] for name in _PLACES]
+            ids_LA = torch.cat([part.float() for part in ids])
+            scale_A = torch.ones_like(ids_LA[0])
+            scale_A[1:3] = self.plan.stride
+            return self.family.model.pos_embed.forward(ids_LA / scale_A)
+
+        return self._aligned.of(tuple(short[name] for name in _PLACES), make)
 
 
 class Rotary(Family):

@@ -17,6 +17,8 @@ from .pictures import Pictures, PicturesShort
 
 
 class SD3Short(PicturesShort):
+    places_MD: Tensor | None = None  # what `pos_embed` adds to the coarse tokens
+
     def condition(self, masked_BmC: Tensor, mask_B1HW: Tensor) -> Tensor:
         if not self.beside_BND.shape[-1]:
             return super().condition(masked_BmC, mask_B1HW)
@@ -30,8 +32,9 @@ class SD3Short(PicturesShort):
         short_BKD = gather(whole_BND, self.plan)
         if self.extra_BMD is not None:
             strip = F.pixel_shuffle(self.extra_BMD.mT[:, :, None], 2)  # one patch high
-            places_MD = coarse_rows(pos_embed, self.plan).to(strip.device)
-            coarse_BMD = pos_embed.proj(strip).flatten(2).mT + places_MD
+            if self.places_MD is None:
+                self.places_MD = coarse_rows(pos_embed, self.plan).to(strip.device)
+            coarse_BMD = pos_embed.proj(strip).flatten(2).mT + self.places_MD
             short_BKD = torch.cat([short_BKD, coarse_BMD.to(short_BKD.dtype)], 1)
         self.ran = short_BKD.shape[1]
         return short_BKD

@@ -36,7 +36,7 @@ class ZImageShort(PicturesShort):
         if self.extra_BMD is not None:
             rows = self.extra_BMD.unflatten(-1, (-1, 4)).mT.flatten(2)  # channels innermost
             coarse_BMD = model.all_x_embedder[PATCH](rows).to(x_BLD.dtype)
-            turn_MF = rotary(model.rope_embedder, self.coarse_places).to(places_BLF.device)
+            turn_MF = self._coarse_MF
             turn_BMF = turn_MF.expand(len(x_BLD), -1, -1)
             time_BMF = places_BLF[:, :1, : -turn_MF.shape[-1]].expand(-1, len(turn_MF), -1)
             coarse_BMF = torch.cat([time_BMF, turn_BMF], -1)  # the text's length, then the place
@@ -54,15 +54,16 @@ class ZImageShort(PicturesShort):
         output = original(query, key, value, **kw)
         if self.extra_BMD is None:
             return output
-        turn_SF, rows_M = self._turn_SF, self._rows_M
+        turn_SF, rows_M = self._turn_SF, self.coarse_rows
         turn_LF = F.pad(turn_SF, (0, 0, 0, key.shape[1] - turn_SF.shape[0]), value=1.0)
         coarse_BMHD = turned(query.index_select(1, rows_M), turn_SF.index_select(0, rows_M))
         again_BMHD = original(coarse_BMHD, turned(key, turn_LF), value, **kw)
         return output.index_copy(1, rows_M, again_BMHD)
 
     @cached_property
-    def _rows_M(self) -> Tensor:
-        return self.coarse_S.nonzero().flatten()  # numbers would be constants to a compiler
+    def _coarse_MF(self) -> Tensor:
+        places_M2 = self.coarse_places
+        return rotary(self.family.model.rope_embedder, places_M2).to(places_M2.device)
 
     @cached_property
     def _turn_SF(self) -> Tensor:
@@ -116,7 +117,7 @@ class ZImage(Pictures):
         if not run.short.aligned:
             return []
         short = run.short
-        _ = short._turn_SF, short._rows_M  # made before compiled code asks for them
+        _ = short._turn_SF, short.coarse_rows  # made before compiled code asks for them
 
         def align(
             module: nn.Module, query: Tensor, key: Tensor, value: Tensor, original: Any, **kw: Any

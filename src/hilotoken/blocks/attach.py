@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..attention import rerouted, weighted
-from ..hooks import StepClock, bind_call, compiled_whole, hooked
+from ..attention import Weighted, rerouted
+from ..hooks import Made, StepClock, bind_call, compiled_whole, hooked
 from ..layout import Block, Call, Layout, layout_of
 from ..plan import TokenPlan
 from ..timing import Stopwatch
@@ -77,6 +77,7 @@ class Placement:
         self.session: Session = self.method.session()
         self.clock = StepClock(self.scheduler)
         self.tokens: Tokens | None = None
+        self._grids = Made()
         self.shape: tuple[Any, ...] = ()
         self.length = 0
         self.input: Tensor | None = None
@@ -124,7 +125,7 @@ class Placement:
         self.length = self.layout.image_tokens(module, call)
         if plan and hidden.ndim == 4:  # of a picture the tokens that run are gathered further in
             self.length = plan.tokens_run
-        grid = plan.grid if plan else self.layout.grid(module, call)
+        grid = plan.grid if plan else self._grid(module, call)
         shape = (grid, len(hidden), id(plan), hidden.device)
         if shape != self.shape:
             self.shape, self.session = shape, self.method.session()
@@ -138,13 +139,20 @@ class Placement:
                     f"has {self.tokens.count}: this use is not supported"
                 )
             self.method.check(self.tokens, self.layout.text_first is not None)
-        self.clock.tick(float(call["timestep"].flatten()[0]) / self.layout.levels)
+        self.clock.tick(lambda: call["timestep"].flatten()[0].item() / self.layout.levels)
+
+    def _grid(self, module: nn.Module, call: Call) -> tuple[int, int]:
+        """Read off the places of the tokens once, for which the host waits."""
+        places = call.get("img_ids")
+        if places is None:
+            return self.layout.grid(module, call)
+        return self._grids.of((places,), lambda: self.layout.grid(module, call))
 
     def _site(self, number: int, part: str) -> Site:
         assert self.tokens is not None
         assert self.input is not None
         begin = getattr(self.scheduler, "begin_index", None) or 0
-        clock, noise = self.clock, self.clock.time or 0.0
+        clock, noise = self.clock, self.clock.time
         steps = max(len(self.scheduler.timesteps) - begin, clock.step + 1)
         whole = self.input[:, : self.tokens.count]
         return Site(
@@ -248,7 +256,7 @@ class Placement:
         text = pending.text
         words = slice(0, text) if self.layout.text_first else slice(key.shape[1] - text, None)
         count_BL = joint_counts(key, image, counts, words, emphasis)
-        return weighted(count_BL)(module, query, key, value, original, **kw)
+        return Weighted(count_BL)(module, query, key, value, original, **kw)
 
     def _after_attention(self, module: nn.Module, args: Any, kwargs: Call, output: Any) -> Any:
         pending, self.pending = self.pending, None

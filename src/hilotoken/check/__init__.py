@@ -115,7 +115,8 @@ def check(
             promises.append(promise)
             tell(promise.name)
         journal.keep_promises(promises)
-    bench = Bench(pipe, asked, chosen, rounds, perceptual, tell)
+    sized = asked | {"size": side if size else None}  # some pipelines take no size at all
+    bench = Bench(pipe, sized, chosen, rounds, perceptual, tell)
     _measure(bench, subjects, journal, fewest, needs_control(pipe))
     ordered = {key_of(case): journal.measured[key_of(case)] for case in subjects}
     return Checked(

@@ -151,8 +151,10 @@ def _masked(pipe: Any, given: Callable[[], dict[str, Any]], dense: Tensor, bound
         return Promise(name, None, f"not tried: this attention backend takes no mask ({error})")
     keep_K = call.plan.keep_K
     short, masked, dense = (x.index_select(1, keep_K) for x in (short, masked, dense))
-    promise = _near(name, short, masked, bound)
-    return Promise(name, promise.held, f"{promise.found}; dense is {_apart(dense, masked):.1e} off")
+    promise, away = _near(name, short, masked, bound), _apart(dense, masked)
+    if promise.held and away < 3 * _apart(short, masked):
+        return Promise(name, None, f"cannot be told: dropping changes no more than {away:.1e} here")
+    return Promise(name, promise.held, f"{promise.found}; dense is {away:.1e} off")
 
 
 def _without(given: dict[str, Any], name: str) -> dict[str, Any]:

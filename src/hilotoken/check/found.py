@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..methods import PRESETS
 from .contract import Promise
 from .environment import Environment
 from .measure import CheckRow, Measured
@@ -89,9 +90,20 @@ class Checked:
 
     @property
     def line(self) -> str:
-        """The line of Python to paste; empty where no preset is recommended."""
+        """The line of Python to paste; empty where nothing is recommended."""
         chosen = self.recommended
-        return f'fast = hilotoken.compress(pipe, "{chosen}")' if chosen else ""
+        if chosen is None:
+            return ""
+        if chosen in PRESETS:
+            return f'fast = hilotoken.compress(pipe, "{chosen}")'
+        method = self.settings["methods"][chosen]
+        return f"fast = hilotoken.compress(pipe, {method})  # names of hilotoken.methods"
+
+    @property
+    def option(self) -> str:
+        """The same for the command line."""
+        chosen = self.recommended
+        return f"--preset {chosen}" if chosen in PRESETS else ""
 
     def as_dict(self) -> dict[str, Any]:
         """All of it but the pictures, in what JSON knows."""

@@ -85,7 +85,7 @@ class Bench:
     """Edits cases by one pipeline, and remembers what it refused.
 
     Args:
-        asked: of `edit_photo`: prompt, steps, seed ...
+        asked: of `edit_photo`: prompt, steps, size, seed ...
         methods: by name, dense first
         rounds: of every edit
         tell: is told what was done after each run
@@ -142,8 +142,8 @@ class Bench:
     ) -> Edit:
         photo = Image.fromarray(case.photo)
         return edit_photo(
-            self.pipe, photo, case.mask, method, match=False, size=photo.width, context=WHOLE,
-            control=control, **{**self.asked, "steps": steps},
+            self.pipe, photo, case.mask, method, match=False, context=WHOLE, control=control,
+            **{**self.asked, "steps": steps},
         )  # fmt: skip
 
     def _row(

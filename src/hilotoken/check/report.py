@@ -10,7 +10,8 @@ from .verdict import LOST, Spread, Summary
 
 WIDTH, HEIGHT = 640, 300  # of the plot, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 40  # around it
-LINE = 13  # from one name to the next
+LINE = 17  # from one name to the next
+SHOWN = 24  # cases whose pictures are in the page
 CEILING = 60.0  # dB: what is nearer is drawn there
 STEPS = [digit * 10.0**power for power in range(-2, 6) for digit in (1, 2, 5)]
 
@@ -24,7 +25,7 @@ def html(checked: Any) -> str:
         checked=checked,
         kind_of=kind_of,
         plot=_plot(checked),
-        cases=[_case(one) for one in _worst_first(checked)],
+        cases=[_case(one) for one in _worst_first(checked)[:SHOWN]],
         lost=2**LOST,
         lpips=any(row.lpips is not None for row in checked.rows),
         memory=any(row.peak_gib is not None for row in checked.rows),

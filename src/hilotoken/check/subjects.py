@@ -20,11 +20,15 @@ def photos_in(photos: str | Path | Sequence[str | Path] | None) -> list[Path | S
 
     Raises:
         FileNotFoundError: no such file, or a folder without photographs.
+        ValueError: two photographs of one name.
     """
     found = [Path(photos)] if isinstance(photos, str | Path) else photos or [BUNDLED]
     files = [file for one in found for file in _files(Path(one))]
     if not files:
         raise FileNotFoundError(f"no photographs in {photos}: give PNG, JPEG, WebP, BMP or TIFF")
+    names = [file.name for file in files]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"two photographs are called {min(twice)}: rename one of them")
     return [_with_mask(file) for file in files]
 
 

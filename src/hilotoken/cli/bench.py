@@ -86,6 +86,30 @@ def speed(
         print(f"drawn: {path}")
 
 
+@app.command()
+def memory(
+    models: Annotated[
+        str, typer.Option(help="Of flux, flux2, qwen-image, sd3.5; between commas.")
+    ] = "flux,flux2,qwen-image,sd3.5",
+    presets: Annotated[str, typer.Option(help="Presets, between commas.")] = "balanced,fast",
+    sizes: Annotated[str, typer.Option(help="Pixels a side, between commas.")] = "1024,2048",
+    output: Output = None,
+) -> None:
+    """Predict the GPU memory of an edit at full size, and which cards it fits, without a GPU.
+
+    Prints a Markdown table. GB are 10^9 bytes.
+    """
+    from ..bench.measure.memory import bench_memory
+    from ..bench.results.rows import append_rows
+    from ..bench.show.tables import memory_table
+
+    chosen = [part.split(",") for part in (models, presets, sizes)]
+    rows = list(bench_memory(chosen[0], chosen[1], [int(size) for size in chosen[2]]))
+    if output:
+        append_rows(output, rows)
+    print(memory_table(rows), end="")
+
+
 def _subject(
     arch: str, scale: str, model: str, device: str, dtype: str | None, text: int
 ) -> "Subject":

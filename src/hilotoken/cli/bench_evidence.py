@@ -1,5 +1,6 @@
 """The commands of evidence: `hilo bench ablate`, and those that read rows, as `report` does."""
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,9 @@ import typer
 from .shared import check_apart
 
 Rows = Annotated[Path, typer.Argument(help="A CSV that `hilo bench` has written.")]
+RowsOrFound = Annotated[
+    Path, typer.Argument(help="A CSV that `hilo bench` has written, or `hilo check`'s check.json.")
+]
 Labels = Annotated[
     list[str] | None,
     typer.Option("--label", help='What a method is called: "LABEL: METHOD"; repeatable.'),
@@ -75,7 +79,7 @@ def plot(
 
 
 def table(
-    rows: Rows,
+    rows: RowsOrFound,
     part: Annotated[str | None, typer.Option(help=PARTS)] = None,
     only: Only = None,
     skip: Skip = 0,
@@ -96,6 +100,10 @@ def made_tables(
     from ..bench.results.readings import narrowed, read_rows
     from ..bench.show.markdown import labels_from, tables
 
+    if rows.suffix == ".json":
+        from ..bench.show.checked import checked
+
+        return checked(json.loads(rows.read_text(encoding="utf-8")), only or ())
     readings = narrowed(read_rows(rows), only or [], skip)
     return tables(readings, labels_from(label or []), part)
 

@@ -59,7 +59,7 @@ def serve(
 ) -> None:
     """Serve edits over HTTP, as clients of the images API know it: POST /v1/images/edits.
 
-    Every pixel outside the mask comes back bit for bit. Errors, limits and metrics: docs/how-to/serve.md.
+    Every pixel outside the mask comes back bit for bit. More: docs/how-to/serve.md.
     """
     require_service()
     from ..serve.routes import Limits

@@ -53,6 +53,8 @@ def run_on_ray(
         address: "local" for a cluster of this process's own, or what `ray.init` takes
         workers: actors
     """
+    if not rows:
+        return
     threads = max(1, (os.cpu_count() or 1) // workers)
     with connected(address, workers):
         for row in rows:

@@ -58,13 +58,8 @@ class TokenPoolingSession(MergingSession):
         if not removed:
             return identity(at.tokens.count, normed_BNC)
         weight_BN = self.weight.get(at.branch)
-        return pool(
-            normed_BNC,
-            clusters=at.tokens.count - removed,
-            weights=weight_BN,
-            kind=self.method.kind,
-            iterations=self.method.iterations,
-        )
+        clusters, method = at.tokens.count - removed, self.method
+        return _pool(normed_BNC, clusters, weight_BN, method.kind, method.iterations)
 
     def attended(
         self, at: Site, query_BQHD: Tensor, key_BSHD: Tensor, image: slice, short: Short | None
@@ -127,9 +122,12 @@ def pool(x: Tensor, *, clusters: int, weights: Tensor | None, kind: str, iterati
 
     Arguments and errors are those of `cluster`.
     """
-    slot_BN, centres_BKC = cluster(
-        x, clusters=clusters, weights=weights, kind=kind, iterations=iterations
-    )
+    _check(x, clusters, weights, kind, iterations)
+    return _pool(x, clusters, weights, kind, iterations)
+
+
+def _pool(x: Tensor, clusters: int, weights: Tensor | None, kind: str, iterations: int) -> Pool:
+    slot_BN, centres_BKC = _cluster(x, clusters, weights, kind, iterations)
     tokens_BNC = widen(x)
     weight_BN = _weights(weights, tokens_BNC)
     away_BN = (tokens_BNC - take(widen(centres_BKC), slot_BN)).square().sum(-1)
@@ -181,6 +179,12 @@ def cluster(
         ValueError: tokens that are not [B, N, C], clusters outside [1, N], weights of another shape
             or negative or not finite, an unknown kind, iterations below 1.
     """
+    _check(x, clusters, weights, kind, iterations)
+    return _cluster(x, clusters, weights, kind, iterations)
+
+
+def _check(x: Tensor, clusters: int, weights: Tensor | None, kind: str, iterations: int) -> None:
+    """Raise ValueError for arguments that `cluster` does not take; the host reads the weights."""
     if x.ndim != 3:
         raise ValueError(f"tokens must have shape [B, N, C], got {list(x.shape)}")
     N = x.shape[1]
@@ -190,6 +194,19 @@ def cluster(
         raise ValueError(f"unknown kind {kind!r}; choose from {sorted(KINDS)}")
     if iterations < 1:
         raise ValueError(f"iterations must be 1 or more, got {iterations}")
+    if weights is None:
+        return
+    if weights.shape != x.shape[:2]:
+        B, N, _ = x.shape
+        raise ValueError(f"weights must have shape [{B}, {N}], got {list(weights.shape)}")
+    low, high = (bound.item() for bound in torch.aminmax(weights))
+    if not (low >= 0 and high < math.inf):  # one NaN makes both bounds NaN
+        raise ValueError(f"weights must be finite and 0 or more, got values from {low} to {high}")
+
+
+def _cluster(
+    x: Tensor, clusters: int, weights: Tensor | None, kind: str, iterations: int
+) -> tuple[Tensor, Tensor]:
     tokens_BNC = widen(x)
     weight_BN = _weights(weights, tokens_BNC)
     start_BK = _heaviest(weight_BN, clusters)
@@ -250,15 +267,7 @@ def _squared_distance(x_BNC: Tensor, y_BKC: Tensor) -> Tensor:
 
 
 def _weights(weights: Tensor | None, x_BNC: Tensor) -> Tensor:
-    if weights is None:
-        return x_BNC.new_ones(x_BNC.shape[:2])
-    if weights.shape != x_BNC.shape[:2]:
-        B, N, _ = x_BNC.shape
-        raise ValueError(f"weights must have shape [{B}, {N}], got {list(weights.shape)}")
-    low, high = (bound.item() for bound in torch.aminmax(weights))
-    if not (low >= 0 and high < math.inf):  # one NaN makes both bounds NaN
-        raise ValueError(f"weights must be finite and 0 or more, got values from {low} to {high}")
-    return weights.to(x_BNC.dtype)
+    return x_BNC.new_ones(x_BNC.shape[:2]) if weights is None else weights.to(x_BNC.dtype)
 
 
 KINDS: dict[str, Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]] = {

@@ -23,6 +23,8 @@ class Refresh:
             "auto": whenever the context's x_t has drifted
     text:   whether text runs only with the context, its keys and values kept too
     drift:  for "auto": how far x_t of the context may move, relative to its norm; 0.3 unless given
+    bucket: the number of edit tokens that run between is rounded up to a multiple of this, so that
+            a service sees few lengths: the tokens around them run too, and change nothing
     store:  keys and values are kept as they are (None), in "bfloat16" or in "float8"
     blocks: those whose keys and values are kept, "all" or like "0-18", numbered as they run; in the
             others edit tokens see no context between refreshes
@@ -36,9 +38,10 @@ class Refresh:
     drift: float | None = None
     store: str | None = None
     blocks: str | int | Sequence[int] = "all"
+    bucket: int = 1
 
     def __post_init__(self) -> None:
-        settle(self, at=_schedule, text=flag, drift=unless_none(number(0)))
+        settle(self, at=_schedule, text=flag, drift=unless_none(number(0)), bucket=whole(1))
         settle(self, store=unless_none(choice(*STORES)), blocks=blocks)
         if self.drift is None and self.at == "auto":
             object.__setattr__(self, "drift", 0.3)

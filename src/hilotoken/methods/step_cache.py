@@ -3,14 +3,11 @@
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from ..checks import number, settle
-from ..hooks import StepClock, hooked
 from ..record import Run
 from .controls import Control, Edit
 from .dense import Dense
@@ -55,8 +52,7 @@ class StepCache(Control):
         with _twin(pipe) as transformer:
             share = _counted(transformer)
             transformer.enable_cache(FirstBlockCacheConfig(threshold=self.threshold))
-            with _contexts(transformer, pipe.scheduler):
-                output, run = edit(Dense(), given)
+            output, run = edit(Dense(), given)
         return output, dataclasses.replace(run, blocks_run=share())
 
 
@@ -100,19 +96,3 @@ def _counted(transformer: Any) -> Callable[[], float]:
     for module in modules:
         module.register_forward_hook(count(1))
     return lambda: calls[1] / max(1, calls[0] * len(modules))
-
-
-@contextmanager
-def _contexts(transformer: Any, scheduler: Any) -> Iterator[None]:
-    """Each branch of guidance keeps a cache of its own, also where the pipeline names none."""
-    clock, opened = StepClock(scheduler), ExitStack()
-
-    def enter(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        clock.tick()
-        opened.enter_context(transformer.cache_context(f"branch {clock.branch}"))
-
-    def leave(*_: Any) -> None:
-        opened.close()
-
-    with hooked(transformer, enter, leave, first=True):
-        yield

@@ -56,10 +56,10 @@ class ToMeSession(MergingSession):
         if tokens.whole:
             removed = self.method.removed(tokens, h * w - (h // sy) * (w // sx))
             return match(x_BNC, h, w, removed=removed, stride=(sy, sx), generator=draw)
-        score_N = torch.arange(tokens.count).float()
+        score_N = torch.arange(tokens.count, device=x_BNC.device).float()
         if draw:
-            score_N = torch.rand(tokens.count, generator=draw)
-        destination_D = tokens.least((sy, sx), score_N.to(x_BNC.device))
+            score_N = torch.rand(tokens.count, generator=draw).to(x_BNC.device)
+        destination_D = tokens.least((sy, sx), score_N)
         removed = self.method.removed(tokens, tokens.count - len(destination_D))
         return match_sources(x_BNC, destination_D.expand(len(x_BNC), -1), removed)
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from .. import photo as photo_room
 from ..adapters import family_of
@@ -23,7 +22,7 @@ from ..edit import Edit, edit_photo
 from ..methods.parse import read_method
 from ..photo import Photo, PhotoError, load_photo, save_photo
 from ..plan import TokenPlan
-from ..progress import each_step, preview
+from ..progress import Stage
 from ..region import CONTEXT, Region, choose_regions
 from ..request import working_size
 
@@ -176,9 +175,8 @@ def run_task(pipe: Any, task: Task, report: Report) -> None:
     )  # fmt: skip
     for image in range(task.count):
         seed = (task.seed + image) % 2**32
-        follow = _Follower(pipe, task, photo, mask, regions, image, report)
-        with each_step(pipe.scheduler, follow):
-            edited = _refusing(None, partial(edit, seed=seed))
+        follow = _Follower(task, photo, mask, regions, image, report)
+        edited = _refusing(None, partial(edit, seed=seed, progress=follow))
         report(_picture(task, edited, mask, image, seed))
 
 
@@ -201,11 +199,10 @@ def _refusing(param: str | None, do: Callable[[], Any]) -> Any:
 
 
 class _Follower:
-    """Told of every step: reports progress and, where wanted, previews of the first region."""
+    """Told of every step: reports progress and, where wanted, previews of the region under way."""
 
     def __init__(
         self,
-        pipe: Any,
         task: Task,
         photo: Photo,
         mask: np.ndarray,
@@ -213,22 +210,24 @@ class _Follower:
         image: int,
         report: Report,
     ) -> None:
-        self.pipe, self.task, self.photo, self.mask = pipe, task, photo, mask
-        self.region, self.image, self.report = regions[0], image, report
-        self.steps = len(regions) * task.steps  # of a picture
+        self.task, self.photo, self.mask = task, photo, mask
+        self.regions, self.image, self.report = regions, image, report
+        self.steps = steps = len(regions) * task.steps  # of a picture
         self.done = 0
-        wanted, steps = min(task.partials, task.steps - 1), task.steps
+        wanted = min(task.partials, steps - 1)
         self.shown = [round((i + 1) * steps / (wanted + 1)) for i in range(wanted)]
 
-    def __call__(self, clean: Tensor) -> None:
+    def __call__(self, stage: Stage) -> None:
+        if stage.name != "denoise":
+            return
         self.done += 1
         all_steps = self.task.count * self.steps
         self.report(Progress(min(self.image * self.steps + self.done, all_steps), all_steps))
         if self.done in self.shown:
-            small = preview(self.pipe, clean, self.region)
-            if small is None:  # latents of another layout than FLUX's
+            small = stage.preview()
+            if small is None:  # latents of a layout that is not known
                 return
-            shown = _paste(self.photo, self.mask, self.region, small)
+            shown = _paste(self.photo, self.mask, self.regions[stage.region], small)
             data = _encode(shown, self.mask, self.task)
             index = self.shown.index(self.done)
             self.report(Preview(self.image, index, data, bounding_box(self.mask)))

@@ -8,6 +8,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from ...methods import HiLo
+from ..measure.memory import MemoryRow
 from ..measure.speed import Case, SpeedRow
 from ..results.readings import (
     DENSE,
@@ -120,3 +121,24 @@ def plot_curve(rows: Sequence[SpeedRow], curve: str, path: Path) -> None:
     axis.legend(fontsize=8)
     figure.tight_layout()
     save_plot(figure, path)
+
+
+def memory_table(rows: Sequence[MemoryRow]) -> str:
+    """Peaks of predicted edits and the smallest card for each, in Markdown."""
+    head = ["model", "pixels", "preset", "keys kept as", "tokens", "kept", "a step", "decoder"]
+    head += ["all on the GPU", "model offload", "group offload"]
+    lines = [head, ["---"] * 5 + ["--:"] * 6]
+    for row in rows:
+        places = (
+            f"{peak:.1f} ({card} GB)" if card else f"{peak:.1f} (none)"
+            for peak, card in (
+                (row.all_gb, row.fits_all),
+                (row.offload_gb, row.fits_offload),
+                (row.group_gb, row.fits_group),
+            )
+        )
+        tokens = f"{row.tokens_run} of {row.tokens_full}"
+        parts = (f"{gb:.2f}" for gb in (row.kept_gb, row.step_gb, row.decode_gb))
+        named = [row.model, str(row.size), row.preset, row.store, tokens]
+        lines.append([*named, *parts, *places])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,0 +1,183 @@
+"""Host time that compressing adds: to a step around the transformer, to an attention inside it.
+
+`python benchmarks/overhead.py -o FILE.csv`: a FLUX Inpaint pipeline of tiny tensors, whose
+transformer does nothing, so that what is left of a call is what is put around it. On a GPU the host
+issues the same operations, each a launch; whether they hide behind the device's own work is for a
+trace there to say. One thread; methods take turns, round by round, and medians are kept.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from diffusers import (
+    AutoencoderTiny,
+    FlowMatchEulerDiscreteScheduler,
+    FluxInpaintPipeline,
+    FluxTransformer2DModel,
+)
+from PIL import Image
+
+from hilotoken import compress
+from hilotoken.attention import Weighted
+from hilotoken.bench.results.rows import append_rows
+from hilotoken.methods.parse import method_from
+
+METHODS = (
+    "hilo coarse=0", "hilo", "hilo positions=aligned weights=True", "hilo coarse=0 refresh=3",
+    "hilo context=sampled detail=0 refresh=3", "tome",
+)  # fmt: skip
+SIZE, STEPS, TEXT = 256, 8, 6
+
+
+@dataclass(frozen=True)
+class OverheadRow:
+    """Microseconds of the host: median, and the quartiles around it.
+
+    what: a method's text, for what it adds to a call of the transformer after a run's first; or
+          what is put around an attention call
+    """
+
+    what: str
+    rounds: int
+    median_us: float
+    lower_us: float
+    upper_us: float
+
+
+class Nothing(FluxTransformer2DModel):
+    """Answers at once. `spent`: seconds of every call around its forward."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**config)
+        self.spent: list[float] = []
+        self.inside = 0.0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        output = super().__call__(*args, **kwargs)
+        self.spent.append(time.perf_counter() - started - self.inside)
+        return output
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        pooled_projections: torch.Tensor,
+        timestep: torch.Tensor,
+        img_ids: torch.Tensor,
+        txt_ids: torch.Tensor,
+        guidance: torch.Tensor | None = None,
+        joint_attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+    ) -> tuple[torch.Tensor]:
+        started = time.perf_counter()
+        output = hidden_states * 0
+        self.inside = time.perf_counter() - started
+        return (output,)
+
+
+Nothing.__name__ = "FluxTransformer2DModel"  # by which a pipeline's family is known
+
+
+def pipeline() -> Any:
+    transformer = Nothing(
+        in_channels=16, out_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=16, pooled_projection_dim=16,
+        axes_dims_rope=(4, 6, 6), guidance_embeds=True,
+    )  # fmt: skip
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
+        num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1),
+    )  # fmt: skip
+    none: Any = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    pipe = FluxInpaintPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae,  # pyright: ignore[reportArgumentType]
+        transformer=transformer,
+        **none,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def step_microseconds(pipe: Any, method: Any) -> list[float]:
+    """Of every call of the transformer after the first of a run."""
+    pipe.transformer.spent.clear()
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[90:160, 70:150] = 255
+    run = compress(pipe, method) if method else pipe
+    run(
+        image=Image.fromarray(np.full((SIZE, SIZE, 3), 90, np.uint8)),
+        mask_image=Image.fromarray(mask),
+        prompt_embeds=torch.zeros(1, TEXT, 16),
+        pooled_prompt_embeds=torch.zeros(1, 16),
+        height=SIZE,
+        width=SIZE,
+        strength=1.0,
+        num_inference_steps=STEPS,
+        output_type="latent",
+    )
+    return [1e6 * seconds for seconds in pipe.transformer.spent[1:]]
+
+
+def attention_microseconds(weighted: bool, calls: int = 200) -> list[float]:
+    """Of what weights put around an attention of tiny tensors, which itself does nothing."""
+    query, key, value = torch.randn(3, 1, 64, 2, 16).unbind()
+    attend = Weighted(torch.rand(64) + 1)
+    original: Callable[..., Any] = lambda query, key, value, **kwargs: value  # noqa: E731
+    module: Any = None
+    found = []
+    for _ in range(calls):
+        started = time.perf_counter()
+        if weighted:
+            attend(module, query, key, value, original)
+        else:
+            original(query, key, value)
+        found.append(1e6 * (time.perf_counter() - started))
+    return found
+
+
+def rows(methods: Mapping[str, Any], rounds: int) -> Iterator[OverheadRow]:
+    pipe = pipeline()
+    measures: dict[str, Callable[[], list[float]]] = {
+        name: lambda method=method: step_microseconds(pipe, method)
+        for name, method in methods.items()
+    }
+    measures["attention: nothing"] = lambda: attention_microseconds(False)
+    measures["attention: weights"] = lambda: attention_microseconds(True)
+    found: dict[str, list[float]] = {name: [] for name in measures}
+    for round in range(rounds + 1):
+        for name, measure in measures.items():
+            seen = measure()
+            found[name] += seen if round else []  # the first warms up
+    for name, seen in found.items():
+        lower, _, upper = quantiles(seen, n=4)
+        yield OverheadRow(name, rounds, median(seen), lower, upper)
+
+
+def main(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A CSV.")] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds.", min=1)] = 20,
+    method: Annotated[list[str] | None, typer.Option(help="Repeatable.")] = None,
+) -> None:
+    """Measure what compressing adds on the host."""
+    torch.set_num_threads(1)
+    names: Sequence[str] = method or METHODS
+    with torch.no_grad():
+        chosen: Any = {name: method_from(*name.split()) for name in names}
+        found = list(rows({"the pipeline alone": None, **chosen}, rounds))
+    for row in found:
+        print(f"{row.median_us:8.1f} us ({row.lower_us:.1f} to {row.upper_us:.1f})  {row.what}")
+    if output:
+        append_rows(output, found)
+
+
+if __name__ == "__main__":
+    typer.run(main)
