@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("sphinx", reason="needs the extra `docs`")
 
+from browsing import CHROMIUM, DRIVER, browser, drag
+from serving import until
 from sphinx.cmd.build import build_main
 
 ROOT = Path(__file__).parents[1]
@@ -96,6 +98,38 @@ def test_the_site(tmp_path):
     assert (site / "_static/token-map-example.js").stat().st_size > 10_000
     # Search needs no server.
     assert "docs/explanation/token-map" in (site / "searchindex.js").read_text(encoding="utf-8")
+    if CHROMIUM and DRIVER:
+        paint_on_the_token_map(site)
+
+
+def paint_on_the_token_map(site: Path) -> None:
+    """From a folder, without a server: it plans at once, by presets, strokes and sliders."""
+    with browser() as driver:
+        driver.get((site / "docs/explanation/token-map.html").as_uri())
+        root = driver.find_element("id", "token-map")
+        until(lambda: root.get_attribute("data-ready") is not None)
+
+        def run() -> int:
+            return driver.execute_script("return tokenMap.state.plan.run")
+
+        def press(preset: str) -> None:  # by script: the theme scrolls smoothly, and clicks miss
+            button = root.find_element("css selector", f"button[value={preset}]")
+            driver.execute_script("arguments[0].click()", button)
+
+        paper = run()
+        assert f"{paper} of 2688" in root.find_element("css selector", ".tm-result").text
+        press("balanced")
+        until(lambda: run() == 2688)
+        assert "refresh=1" in root.find_element("css selector", ".tm-code").text
+        press("paper")
+        until(lambda: run() == paper)
+        canvas = root.find_element("tag name", "canvas")
+        driver.execute_script("arguments[0].scrollIntoView({behavior: 'instant'})", canvas)
+        box = driver.execute_script("return arguments[0].getBoundingClientRect().toJSON()", canvas)
+        x, y = int(box["x"]), int(box["y"])
+        drag(driver, (x + 60, y + 60), (x + 200, y + 60), (x + 300, y + 120))
+        until(lambda: run() > paper)
+        assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
 def test_dead_links_and_what_comes_from_elsewhere_are_found_out(tmp_path):
