@@ -11,7 +11,7 @@ from family import Lack
 from tiny import make_mask
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from hilotoken import HiLo, Refresh, compress
+from hilotoken import HiLo, compress
 from hilotoken.methods import ToDo, ToMe
 
 # Of three steps the last reuses what the second kept; the first is but noise to an Inpaint.
@@ -88,14 +88,13 @@ def test_compiled_blocks_after_a_plain_call_need_no_graph_for_another_mask(edit)
 
 
 @of_classes(["FluxInpaintPipeline", "QwenImageEditInpaintPipeline"])
-def test_compiled_blocks_that_keep_keys_need_no_graph_for_another_mask_or_plan(edit):
+def test_compiled_blocks_that_keep_keys_need_no_graph_for_another_mask_or_step(edit):
     counter = CompileCounterWithBackend("eager")
     pipe, graphs = compiled(edit, by_blocks, counter), []
-    for method in (KEEPS, HiLo(detail=1.0, coarse=0, refresh=Refresh((0, 1), bucket=32))):
-        for box in BOXES[:2]:
-            check(edit, pipe, method, box, num_inference_steps=3)
-            graphs.append(counter.frame_count)
-    assert graphs == [graphs[0]] * len(graphs)
+    for box in BOXES:
+        check(edit, pipe, KEEPS, box, num_inference_steps=3)
+        graphs.append(counter.frame_count)
+    assert graphs[0] == graphs[-1] > 0
 
 
 # Each class once: what wraps it, and whether a plain call comes before.

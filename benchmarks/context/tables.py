@@ -190,7 +190,8 @@ def pairs(model: str) -> str:
     lines = []
     for one, other in PAIRS:
         if one in found and other in found:
-            both = [(found[one][key], found[other][key]) for key in found[one]]
+            shared = sorted(found[one].keys() & found[other].keys())
+            both = [(found[one][key], found[other][key]) for key in shared]
             lines.append([f"{one}, less {other}", _points(both), _decibels(both)])
     return markdown(["difference", "solved, points", "PSNR, dB"], lines)
 

@@ -92,7 +92,8 @@ class Reuse:
         self.context_X = (~whole.edited_S).nonzero().flatten()
         self.counts_S = whole.counts_S  # its length, as a tensor's, is no constant to a compiler
         self.counts_X = self.counts_S[self.context_X]
-        _of_any_length((self.counts_S, self.counts_X, self.context_X))
+        self.filler_R = self.counts_S.new_empty(self.alone.filler)
+        _of_any_length((self.counts_S, self.counts_X, self.context_X, self.filler_R))
         plan = whole.plan
         self.context_K = plan.keep_K[~plan.edit_N[plan.keep_K]]
         self._keys: dict[tuple[int, int, bool], Weighted] = {}
@@ -231,7 +232,10 @@ class Reuse:
 
         So the edit is the same as if they had not run.
         """
-        filler, image = self.run.short.filler, self.run.short.counts_S.shape[0]
+        short = self.run.short
+        if short is not self.alone:
+            return key, value, kw
+        filler, image = self.filler_R.shape[0], short.counts_S.shape[0]
         if not filler or key.shape[1] < image:  # other keys than the image's
             return key, value, kw
         stop = image if self.family.image_first else key.shape[1]

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..adapters import family_of
 from ..bench.results.rows import origin
-from ..compress import Compressed
+from ..compress import Compressed, compress
 from ..data.cases import Case
 from ..method import Method
 from ..metrics.lpips import load_lpips
@@ -159,7 +159,7 @@ def _arguments(pipe: Any, asked: dict[str, Any], case: Case) -> Callable[[int], 
 
 def _settings(
     pipe: Any,
-    name: str,
+    called: str,
     asked: dict[str, Any],
     side: int,
     rounds: int,
@@ -169,11 +169,11 @@ def _settings(
     """What a check goes on by, and rows of another are not added to."""
     same = ("pipeline", "weights", "device", "attention backend", "compiled", "hilotoken", "torch")
     return {
-        "name": name,
+        "name": called,
         **asked,
         "size": side,
         "rounds": rounds,
-        "methods": {k: m if isinstance(m, str) else brief(m) for k, m in methods.items()},
+        "methods": {name: brief(compress(pipe, method).method) for name, method in methods.items()},
         **{key: around.facts[key] for key in same},
     }
 

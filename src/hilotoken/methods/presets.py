@@ -11,9 +11,9 @@ from .refresh import Refresh
 
 # Where the model is shown the clean photo, in its channels or as a reference: Fill, Kontext, Edit.
 PRESETS: dict[str, HiLo] = {
-    # As in the paper, for models that were trained so: 3.2 / 2.5 / 1.7.
+    # As in the paper, for models that were trained so: 3.2 / 2.5 / 1.6.
     "paper": HiLo(),
-    # Nearest to dense, the whole context computed twice: 2.5 / 2.1 / 1.6.
+    # Nearest to dense, the whole context computed twice: 2.4 / 2.1 / 1.5.
     "faithful": HiLo(detail=1.0, coarse=0, refresh=2),
     # The whole context, computed once: 3.2 / 2.5 / 1.7.
     "balanced": HiLo(detail=1.0, coarse=0, refresh=1),
