@@ -67,7 +67,9 @@ def test_a_script_of_one_pipeline(script, files, monkeypatch, capsys):
     cls = getattr(diffusers, family.name)
     monkeypatch.setattr(cls, "from_pretrained", lambda *names, **options: pipe)
     result = out.with_suffix(".png")
-    main(script)(photo, mask, "a cup", result, steps=2)
+    run = main(script)
+    given = {"photo": photo, "mask": mask, "prompt": "a cup", "output": result, "steps": 2}
+    run(**{name: given[name] for name in inspect.signature(run).parameters})
     assert "tokens" in capsys.readouterr().out
     edited = Image.open(result).convert("RGB")
     before, white = (
