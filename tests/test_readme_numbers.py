@@ -46,7 +46,7 @@ def _generated(text: str) -> str:
     return "\n".join(_made(*arguments) for arguments in [*commands_in(text), *COMMANDS])
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_marked_tables_are_those_of_the_rows(document):
     text = document.read_text(encoding="utf-8")
     assert refreshed(text, lambda arguments: _made(*arguments)) == text, (
@@ -140,7 +140,7 @@ def _four_steps() -> list[float]:
 @pytest.mark.parametrize(
     "document",
     [path for path in DOCUMENTS if path.name != "training-log.md"],  # which is history
-    ids=lambda path: path.name,
+    ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_a_figure_without_an_interval_is_in_the_rows_or_listed(document):
     text = _prose(document.read_text(encoding="utf-8"))
@@ -252,7 +252,7 @@ def _in_rows(path: Path) -> set[str]:
     return {f"{value:.{digits}f}" for value in rounded for digits in (0, 1, 2)}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS[1:], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS[1:], ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_table_by_hand_is_of_rows_or_says_why_not(document):
     if document.name == "training-log.md":  # which is history
         return
@@ -274,7 +274,7 @@ def test_a_figure_by_hand_that_is_in_no_row_is_found_out():
 PRINTED = re.compile(r"^<!-- python -m (\S+) --table -->\n(.*?)^<!-- end -->", MANY)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS[1:], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS[1:], ids=lambda path: str(path.relative_to(ROOT)))
 def test_tables_of_other_programs_are_as_they_print_them(document):
     for module, table in PRINTED.findall(document.read_text(encoding="utf-8")):
         assert import_module(module).table().strip() == table.strip(), f"python -m {module} --table"
