@@ -237,6 +237,7 @@ def test_nothing_stays_on_the_pipeline(fill, monkeypatch):
         assert not module._forward_pre_hooks
 
 
+@pytest.mark.parametrize("toy", ["flux-inpaint"], indirect=True)
 def test_the_embedded_model_brings_its_prompt_and_another_is_given_one(toy):
     embedded = subject_of(load_model(saved_model()), 40)
     assert (embedded.arch, embedded.text, embedded.arguments) == ("embedded", 8, {})
