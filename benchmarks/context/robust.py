@@ -1,8 +1,8 @@
-"""Make the context-bound model robust by LoRA, and measure it: `python -m benchmarks.context.robust`.
+"""Make the context-bound model robust by LoRA: `python -m benchmarks.context.robust --folder RUN`.
 
-The model has never seen a sequence with gaps. An adapter is trained on drawn pictures with the model
-as its own teacher; then held-out pictures are filled with it and without it, from the same noise, by
-every token and by presets, each against the fill of every token without it.
+The model has never seen a sequence with gaps. An adapter is trained on drawn pictures with the
+model as its own teacher; then held-out pictures are filled with it and without it, from the same
+noise, by every token and by presets, each against the fill of every token without it.
 
 Set before it was trained: under `paper` and `fast` the distance to dense, the root mean square in
 the mask, is to be halved in the mean over pictures (+6 dB), and dense with the adapter stays within
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--identity", type=float, default=1.0)
-    parser.add_argument("--pictures", type=int, default=20, help="held out, a kind")
+    parser.add_argument("--pictures", type=int, default=6, help="held out, a kind")
     parser.add_argument("--out", type=Path, default=RESULTS / "robust.csv")
     given = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

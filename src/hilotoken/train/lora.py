@@ -270,7 +270,7 @@ def imitate(
     """Add to the gradients of how far the adapter is from the model, by one call of each.
 
     The distance is the mean squared error of sigma times the velocity, which is that of the clean
-    picture that it points to: in the mask, or everywhere where every token runs.
+    picture that it points to: in the mask, and where every token runs beside it too.
 
     Args:
         given: the pipeline's arguments
@@ -288,11 +288,12 @@ def imitate(
     finally:
         model.enable_adapters()
     with at_step(pipe, method, given, at, opened) as pupil:
-        at_E = pupil.keep_K if isinstance(method, Dense) else pupil.keep_K[pupil.inside_K]
-        said_BKC = pupil.velocity_BKC
-        said_BEC = said_BKC if isinstance(method, Dense) else said_BKC[:, pupil.inside_K]
-        error = (said_BEC.float() - wanted_BNC[:, at_E].float()).square().mean()
-        loss = pupil.sigma**2 * error
+        wanted_BKC = wanted_BNC[:, pupil.keep_K]
+        error_BK = (pupil.velocity_BKC.float() - wanted_BKC.float()).square().mean(-1)
+        loss = error_BK[:, pupil.inside_K].mean()
+        if isinstance(method, Dense) and not pupil.inside_K.all():
+            loss = loss + error_BK[:, ~pupil.inside_K].mean()
+        loss = pupil.sigma**2 * loss
         # In this thread: what is computed again on the way back goes by this thread's stand-ins.
         with torch.autograd.set_multithreading_enabled(False):
             (weight * loss).backward()
@@ -314,9 +315,7 @@ class AtStep:
 
 
 @contextmanager
-def at_step(
-    pipe: Any, method: Method, given: Call, at: float, opened: Opened
-) -> Iterator[AtStep]:
+def at_step(pipe: Any, method: Method, given: Call, at: float, opened: Opened) -> Iterator[AtStep]:
     """Run the pipeline by a method up to one step, and there the transformer, with gradients.
 
     x_t is on the line from the photo to the noise that `given` draws. Context is computed at the
@@ -376,9 +375,7 @@ class _Way:
             run.short.ran = len(run.short.counts_S)  # as if they had
         return (self._truth(),)  # of which nothing is used: see `answer`
 
-    def answer(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: Call, output: Any
-    ) -> Any:
+    def answer(self, module: nn.Module, args: tuple[Any, ...], kwargs: Call, output: Any) -> Any:
         """Before the step that counts, whatever was said."""
         return None if output is None else (self._truth(),)
 
