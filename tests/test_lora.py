@@ -8,8 +8,8 @@ import pytest
 import torch
 from families import BY_NAME, arguments
 from tiny import make_photo
-from toys import interrupt_at, saved_model, write_mask
 from torch import Tensor
+from toys import interrupt_at, saved_model, write_mask
 
 from hilotoken import Dense, HiLo, Refresh, compress, load_model
 from hilotoken.lending import Opened
