@@ -15,6 +15,7 @@ from .bench import app as bench
 from .check import check
 from .compare import compare
 from .edit import edit, plan
+from .lora import lora
 from .methods import methods
 from .paint import paint
 from .serve import serve
@@ -51,7 +52,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench, name="bench")
-for _command in (edit, plan, check, compare, methods, batch, serve, train):
+for _command in (edit, plan, check, compare, methods, batch, serve, train, lora):
     app.command()(_command)
 app.command("app")(paint)
 

@@ -159,13 +159,22 @@ def _gradients(
 
 
 def draw_plan(batch: Batch, rng: np.random.Generator) -> TokenPlan:
+    """The plan of a random budget, a fourth of them by scores that are random too."""
+    method = draw_method(rng)
+    h, w = (side // 2 for side in batch.latents.shape[-2:])
+    random = torch.from_numpy(rng.random(h * w, dtype=np.float32))
+    scores = random if rng.random() < 0.25 else batch.score_N
+    return method.select(scores, touch(batch.mask, (h, w))[0], (h, w))
+
+
+def draw_method(rng: np.random.Generator) -> HiLo:
     """A random budget: what HiLo's options can be set to."""
     sampled = rng.random() < 0.4
     dilate, detail = int(rng.integers(1, 4)), float(rng.choice([0.0, 0.05, 0.1, 0.2]))
     coarse = 0 if sampled or rng.random() < 0.2 else STRIDE
     # Drawn whether they are used or not: a run that resumes draws as it did.
     cell, weights = int(rng.integers(2, 4)), bool(rng.random() < 0.5)
-    method = HiLo(
+    return HiLo(
         dilate=dilate,
         detail=detail,
         coarse=coarse,
@@ -175,10 +184,6 @@ def draw_plan(batch: Batch, rng: np.random.Generator) -> TokenPlan:
         bucket=16,
         seed=int(rng.integers(1 << 31)),
     )
-    h, w = (side // 2 for side in batch.latents.shape[-2:])
-    random = torch.from_numpy(rng.random(h * w, dtype=np.float32))
-    scores = random if rng.random() < 0.25 else batch.score_N
-    return method.select(scores, touch(batch.mask, (h, w))[0], (h, w))
 
 
 def _loss(
