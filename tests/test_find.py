@@ -133,6 +133,12 @@ def test_tokens_join_and_none_leaves():
 # Options.
 
 
+def test_a_run_without_a_step_to_shorten_says_why_it_stays_dense():
+    searches = [find.Search(Find(last=n), noise(1, 256, 4), GRID, 1, 12, True) for n in (8, 9)]
+    assert [search.early for search in searches] == [True, False]
+    assert searches[1].reasons == ("12 steps, all of them dense ones or the last",)
+
+
 def test_options_are_words_too():
     for method in (
         HiLo(find=True),

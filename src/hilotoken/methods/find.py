@@ -323,6 +323,8 @@ class Search:
         self.reason = reason
         if early and not reason and steps < find.fewest:
             self.early, self.reason = False, f"{steps} steps, fewer than {find.fewest}"
+        elif early and not reason and self.first + find.last >= steps:
+            self.early, self.reason = False, f"{steps} steps, all of them dense ones or the last"
         self.region_hw: Tensor | None = None
         self.end: Look | None = None  # of a run that every token ran to the end
         self._changed_hw = torch.zeros(grid, dtype=torch.bool)  # the region before it is grown
