@@ -14,6 +14,7 @@ Interrupt it and call it again: it goes on where it was.
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -117,6 +118,13 @@ def rows_of(model: ContextModel, pipe: Any, case: Case, samples: int) -> list[Ro
     return rows
 
 
+FIGURES: list[tuple[Callable[[dict[str, str]], float], str]] = [  # of a row, and how it is written
+    (lambda row: float(row["psnr_dense"]), ".1f"),
+    (lambda row: 4 * 10 ** (-float(row["psnr_dense"]) / 10), ".4f"),
+    (lambda row: float(row["psnr"]), ".1f"),
+]
+
+
 def table(file: Path) -> str:
     """Without the adapter and with it, each method's means, in Markdown."""
     lines = [
@@ -126,21 +134,17 @@ def table(file: Path) -> str:
     rows = read(file)
     for name in METHODS:
         for label, wanted in (("", "01"), (", told", "1"), (", not told", "0")):
-            of = [r for r in rows if r["method"] == name and r["told"] in wanted]
-            if not of or (label and len(of) == len([r for r in rows if r["method"] == name])):
+            some = [r for r in rows if r["method"] == name and r["told"] in wanted]
+            if not some or (label and len(some) == len([r for r in rows if r["method"] == name])):
                 continue
-            one, other = ([r for r in of if int(r["adapter"]) is a] for a in (0, 1))
+            without, adapted = ([r for r in some if r["adapter"] == a] for a in "01")
             cells = [
-                f"{mean(measure(r) for r in one):{form}} to {mean(measure(r) for r in other):{form}}"
-                for measure, form in (
-                    (lambda r: float(r["psnr_dense"]), ".1f"),
-                    (lambda r: 4 * 10 ** (-float(r["psnr_dense"]) / 10), ".4f"),
-                    (lambda r: float(r["psnr"]), ".1f"),
-                )
+                f"{mean(map(of, without)):{form}} to {mean(map(of, adapted)):{form}}"
+                for of, form in FIGURES
             ]
             if name == "dense":
                 cells[0], cells[1] = (cell.rpartition(" ")[2] for cell in cells[:2])
-            lines.append(f"| {name}{label} | {len(one)} | {' | '.join(cells)} |")
+            lines.append(f"| {name}{label} | {len(without)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
