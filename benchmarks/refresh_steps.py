@@ -1,8 +1,9 @@
 """Where refreshes belong: the whole context computed at two or three of eight steps.
 
 `python -m benchmarks.refresh_steps PHOTOS` appends a row for each photograph, shift of the schedule
-and placement: how near the fill is to dense from the same noise. Interrupted, it goes on from there.
-`python -m benchmarks.refresh_steps --table` prints the table of docs/explanation/reusing-context.md.
+and placement: how near the fill is to dense from the same noise. Interrupted, it goes on.
+`python -m benchmarks.refresh_steps --table` prints the table of
+docs/explanation/reusing-context.md.
 """
 
 import csv

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hilotoken import METHODS, HiLo, Refresh, plan_tokens
+from hilotoken import METHODS, Find, HiLo, Refresh, plan_tokens
 from hilotoken.checks import block_numbers, number, said, share, whole
 from hilotoken.methods import SDTM, Method, RandomKeep, ToMe, UDiTAttention
 
@@ -26,7 +26,7 @@ HOSTILE = [
     "²", "1" * 5000,
     (0, None), [0, 1.5], (0, 10**5000), range(10**12), (True, 2), ("2", 2),
 ]  # fmt: skip
-KINDS = [*METHODS.values(), UDiTAttention, Refresh]
+KINDS = [*METHODS.values(), UDiTAttention, Refresh, Find]
 FIELDS = [(kind, field.name) for kind in KINDS for field in dataclasses.fields(kind)]
 BESIDE = {"cell": {"context": "sampled"}, "drift": {"at": "auto"}}  # without which it does nothing
 PLAIN = (bool, int, float, str, type(None))
@@ -48,7 +48,7 @@ def test_an_option_takes_a_value_as_pythons_own_or_refuses_it_by_name(kind, name
 
 def leaves(value):
     """What a value is made of."""
-    value = tuple(vars(value).values()) if isinstance(value, Refresh) else value
+    value = tuple(vars(value).values()) if isinstance(value, Refresh | Find) else value
     value = tuple(value.values()) if isinstance(value, dict) else value
     return [leaf for one in value for leaf in leaves(one)] if isinstance(value, tuple) else [value]
 

@@ -274,7 +274,7 @@ def test_places_by_hand():
 
 
 BAD = {
-    "dilate": (-1, 1.5, "2", True, None),
+    "dilate": (-1, 1.5, "2", True),
     "detail": (-0.1, 1.1, float("nan"), True, "much"),
     "energy": (-0.1, 1.1, float("nan"), "much"),
     "score": ("entropy", {}, {"laplacian": -1.0}, {"entropy": 1.0}, {"sobel": 0.0}),

@@ -1,5 +1,6 @@
 """A photo kept open: the first edit to the bit, later ones from what is kept."""
 
+import operator
 import threading
 from itertools import pairwise
 
@@ -7,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from contract import Stop, of_classes, stepping, stop_at
+from peft import LoraConfig
 from tiny import arguments, make_mask, make_photo, make_pipe
 
 from hilotoken import HiLo, Refresh, compress
 from hilotoken.arguments import mask_name, photo_name
 from hilotoken.bench.measure.flops import flops_by_pass
-from hilotoken.memory import Memory, bytes_of, fingerprint
+from hilotoken.memory import Memory, bytes_of, fingerprint, weights_of
 
 WHOLE = HiLo(dilate=1, detail=1.0, coarse=0, refresh=(0, 2))
 SAMPLED = HiLo(dilate=1, detail=0.05, bucket=8, context="sampled", refresh=(0, 2))
@@ -111,6 +113,33 @@ def test_variations_share_the_context_of_the_first(edit):
 
 
 @of_classes(["FluxFillPipeline"])
+def test_variations_are_of_the_photo_as_it_was_when_they_began(edit):
+    def second(meanwhile):
+        _, session, mask, given = opened(edit)
+        made = session.variations(mask, 2, seed=7, **given)
+        next(made)
+        meanwhile(session)
+        return next(made).images
+
+    other = lambda session: session.accept(make_photo(seed=5))  # noqa: E731
+    assert torch.equal(second(other), second(lambda session: None))
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae.encoder"])
+def test_weights_that_change_behind_the_back_of_autograd_are_noticed(part):
+    pipe, given = make_pipe("tiny"), arguments()  # its own: weights change
+    photo, mask = given.pop("image"), given.pop("mask_image")
+    del given["generator"]
+    fast = compress(pipe, WHOLE)
+    session = fast.open(photo, reuse_context=True)
+    session.edit(mask, seed=7, **given)
+    weight = next(iter(operator.attrgetter(part)(pipe).parameters()))
+    weight.data += 0.1  # as a LoRA is fused
+    found = session.edit(mask, seed=7, **given).images
+    assert torch.equal(found, fast.open(photo).edit(mask, seed=7, **given).images)
+
+
+@of_classes(["FluxFillPipeline"])
 def test_a_further_variation_costs_what_the_edit_tokens_alone_do(edit):
     _, session, mask, given = opened(edit)
     made = session.variations(mask, 2, seed=7, **given)
@@ -179,6 +208,7 @@ def test_sessions_on_one_pipeline_and_their_threads_do_not_mix(edit):
 @of_classes(["FluxFillPipeline"])
 def test_a_closed_session_and_what_it_cannot_do_are_refused(edit):
     fast, session, mask, given = opened(edit)
+    photo = session.photo
     with session:
         session.edit(mask, **given)
         for wrong in ({"image": make_photo()}, {"seed": 1, "generator": torch.Generator()}):
@@ -189,6 +219,11 @@ def test_a_closed_session_and_what_it_cannot_do_are_refused(edit):
     assert session.bytes == 0
     with pytest.raises(ValueError, match="closed"):
         session.edit(mask, **given)
+    with pytest.raises(ValueError, match="offload"):
+        compress(edit.pipe, HiLo()).open(make_photo(), offload=True)
+    for several in (lambda: fast.open([photo]), lambda: fast.open(photo).accept([photo])):
+        with pytest.raises(TypeError, match="one photo, got 1"):
+            several()
     for method, why in (
         (HiLo(), "keeps no context"),
         (HiLo(refresh=(0, 2)), "coarse"),
@@ -213,10 +248,29 @@ def test_memory_is_bounded_and_what_was_used_longest_ago_goes():
     assert bytes_of({"one": shared, "two": [shared, (torch.zeros(5),)]}) == 60
 
 
+def test_the_scale_of_an_adapter_and_its_absence_are_noticed():
+    model = make_pipe("tiny").transformer
+    model.add_adapter(LoraConfig(target_modules=["to_q"]), "one")
+    changes = (
+        lambda: None,
+        lambda: model.set_adapters("one", 0.5),
+        lambda: model.disable_adapters(),
+    )
+    found = []
+    for change in changes:
+        change()
+        found.append(weights_of(model))
+        assert weights_of(model) == found[-1]
+    assert len(set(found)) == 3
+
+
 def test_a_fingerprint_is_of_the_content():
     one = {"prompt": "a", "x": torch.arange(4), "image": make_photo(), "a": np.ones(2)}
     assert fingerprint(one) == fingerprint(one | {"x": torch.arange(4)})
     for other in ({"prompt": "b"}, {"x": torch.arange(4.0)}, {"image": make_photo(seed=1)}):
         assert fingerprint(one | other) != fingerprint(one)
+    coloured = [make_photo().convert("P") for _ in range(2)]
+    coloured[1].putpalette(bytes(range(256)) * 3)
+    assert len({fingerprint(each) for each in coloured}) == 2
     assert fingerprint(["ab", "c"]) != fingerprint(["a", "bc"])
     assert fingerprint(object()) is None

@@ -143,7 +143,7 @@ def test_full_scale_is_flux_and_small_has_its_width():
 def test_the_page_says_what_the_tokens_allow():
     with torch.device("meta"):
         config = archs._parts("flux-fill", SCALES["full"])[0].config
-    page = Path(__file__).parent.parent / "docs" / "speed.md"
+    page = Path(__file__).parent.parent / "docs/explanation/speed.md"
     said = re.findall(r"^\| `(hilo.*?)` \|(.*x.*)$", page.read_text(), re.M)
     assert len(said) == 6
     for method, figures in said:
@@ -237,6 +237,7 @@ def test_nothing_stays_on_the_pipeline(fill, monkeypatch):
         assert not module._forward_pre_hooks
 
 
+@pytest.mark.parametrize("toy", ["flux-inpaint"], indirect=True)
 def test_the_embedded_model_brings_its_prompt_and_another_is_given_one(toy):
     embedded = subject_of(load_model(saved_model()), 40)
     assert (embedded.arch, embedded.text, embedded.arguments) == ("embedded", 8, {})
@@ -305,14 +306,14 @@ def test_an_arch_on_the_command_line_with_its_curve(tmp_path):
 
 def test_a_run_that_is_stopped_keeps_its_rows(tmp_path, monkeypatch):
     path, count = tmp_path / "rows.csv", iter(range(100))
-    edit = speed._edit
+    edit = speed.edit
 
     def stopping(*args, **kwargs):
         if next(count) == 4:  # two to warm up, a round of two, and no more
             raise KeyboardInterrupt
         return edit(*args, **kwargs)
 
-    monkeypatch.setattr(speed, "_edit", stopping)
+    monkeypatch.setattr(speed, "edit", stopping)
     result = run("--model", saved_model(), *SHORT, "-o", path)
     assert result.exit_code == 130
     assert "realised" in result.output

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from comfyui.method import PRESETS
 from hilotoken.methods.hilo import HiLo
+from hilotoken.methods.presets import PRESETS, preset
 from hilotoken.methods.refresh import Refresh
 
 SIZE, STEPS = 256, 8
@@ -23,7 +23,9 @@ METHODS = {
 }
 
 # Coarse tokens are made otherwise in ComfyUI, without a VAE.
-METHODS |= {f"preset {name}": method for name, method in PRESETS.items() if not method.coarse}
+# As the nodes have them, which here cannot be imported: ComfyUI's stand-ins are not diffusers'.
+NODES = {name: preset(name, text_rests=False) for name in PRESETS}
+METHODS |= {f"preset {name}": method for name, method in NODES.items() if not method.coarse}
 
 
 def photo_and_mask() -> tuple[Image.Image, Image.Image]:

@@ -96,7 +96,7 @@ def api() -> str:
 
 def run() -> str:
     """The record of a run."""
-    return "```{eval-rst}\n.. autoclass:: hilotoken.Run\n   :members:\n```"
+    return "```{eval-rst}\n.. autoclass:: hilotoken.Run()\n   :members:\n```"
 
 
 def token_map() -> str:

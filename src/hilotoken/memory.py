@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 Key = tuple[Hashable, ...]  # the kind of thing first
+SAMPLES = 64  # numbers of a weight, by which a change of it is told
 
 
 class Memory:
@@ -95,7 +96,7 @@ def _parts(value: Any) -> Iterator[bytes | memoryview]:
         yield f"array {value.dtype} {value.shape}".encode()
         yield np.ascontiguousarray(value).tobytes()
     elif isinstance(value, Image.Image):
-        yield f"picture {value.mode} {value.size}".encode()
+        yield f"picture {value.mode} {value.size} {value.getpalette()}".encode()
         yield value.tobytes()
     elif isinstance(value, str | bytes | int | float | None | torch.dtype | torch.device):
         yield f"{type(value).__name__} {value!r};".encode()
@@ -116,6 +117,27 @@ def _parts(value: Any) -> Iterator[bytes | memoryview]:
 
 
 def weights_of(*modules: Any) -> Key:
-    """Changes when weights are loaded, or changed in place; not for the scale of a LoRA."""
-    parameters = (p for m in modules if isinstance(m, nn.Module) for p in m.parameters())
-    return tuple((id(p), p.dtype, None if p.is_inference() else p._version) for p in parameters)
+    """Changes when weights are loaded or changed, and with the adapters of a LoRA and their scales.
+
+    What is changed through `.data`, as a LoRA is fused, counts as no change to autograd: some
+    numbers of each weight are looked at too.
+    """
+    models = [m for m in modules if isinstance(m, nn.Module)]
+    parameters = [p for m in models for p in m.parameters()]
+    marks = [(id(p), p.dtype, None if p.is_inference() else p._version) for p in parameters]
+    tuners = [
+        (repr(part.scaling), repr(part.active_adapters), part.disable_adapters)
+        for m in models
+        for part in m.modules()
+        if hasattr(part, "scaling") and hasattr(part, "active_adapters")  # PEFT's layers
+    ]
+    return (*marks, *tuners, _sampled(parameters))
+
+
+def _sampled(parameters: list[nn.Parameter]) -> bytes:
+    """Some numbers of each, evenly over it; none of those that are quantised, or not there."""
+    plain = [p.detach() for p in parameters if type(p) is nn.Parameter and not p.is_meta]
+    samples = [p.reshape(-1)[:: max(1, p.numel() // SAMPLES)].float() for p in plain]
+    devices = dict.fromkeys(x.device for x in samples)
+    parts = [torch.cat([x for x in samples if x.device == device]) for device in devices]
+    return b"".join(x.cpu().numpy().tobytes() for x in parts)

@@ -39,7 +39,7 @@ class Session:
     offload:       those keys and values wait in the CPU's memory
     last_run:      the record of the last edit; `reused` says what was taken from before
 
-    Weights may change meanwhile, and nothing stale is used; the scale of a LoRA may not.
+    Weights may change meanwhile, adapters and their scales too, and nothing stale is used.
 
     Raises:
         TypeError: the pipeline makes pictures from text alone; several photos.
@@ -55,8 +55,7 @@ class Session:
         reuse_context: bool = False,
         offload: bool = False,
     ) -> None:
-        if isinstance(photo, list | tuple):
-            raise TypeError(f"a session is of one photo, got {len(photo)}: open each by itself")
+        _check_one(photo)
         self._fast, self._call = fast, call
         self._photo_name, self._mask_name = photo_name(fast.pipe), mask_name(fast.pipe)
         self.memory = Memory(whole(0, 2**63)("memory", memory))
@@ -66,6 +65,11 @@ class Session:
         )
         if reuse_context:
             self._check_context()
+        if offload and fast.method.refresh is None:
+            raise ValueError(
+                f"offload: {brief(fast.method)} keeps no context that could wait elsewhere: give "
+                "one with refresh, such as the preset 'fast', or leave out offload"
+            )
         self._photos = [photo]
         self._closed = False
         self.last_run: Run | None = None
@@ -92,12 +96,14 @@ class Session:
             ValueError: a session that is closed, a seed beside a generator; and see `compress`.
         """
         lending = Lending(self.memory, device=self._device) if self.reuse_context else None
-        return self._edit(mask, seed, arguments, lending)
+        return self._edit(self.photo, mask, seed, arguments, lending)
 
     def variations(
         self, mask: Any, count: int, *, seed: int = 0, **arguments: Any
     ) -> Iterator[Any]:
         """Several results under one mask, of the seeds from `seed` on, each as it is done.
+
+        All are of the photo as it is now, also where one of them is accepted meanwhile.
 
         The first is an edit like any other. By a method that refreshes, the others run the edit
         tokens alone: they take the context of the first, so all share the noise of its context.
@@ -107,21 +113,26 @@ class Session:
         """
         count, seed = whole(1)("count", count), whole(0, SEED - count)("seed", seed)
         self._check_open()
-        return self._variations(mask, range(seed, seed + count), arguments)
+        return self._variations(self.photo, mask, range(seed, seed + count), arguments)
 
-    def _variations(self, mask: Any, seeds: range, arguments: dict[str, Any]) -> Iterator[Any]:
+    def _variations(
+        self, photo: Any, mask: Any, seeds: range, arguments: dict[str, Any]
+    ) -> Iterator[Any]:
         room = Memory((self.memory.limit or 0) - self.bytes)
         for seed in seeds:
             lends = seed == seeds[0] and len(seeds) > 1
-            yield self._edit(mask, seed, arguments, Lending(room, lends, self._device, True))
+            lending = Lending(room, lends, self._device, True)
+            yield self._edit(photo, mask, seed, arguments, lending)
 
     def accept(self, image: Any) -> None:
         """Make a result the photo: the next edit starts from it, and encodes the change alone.
 
         Raises:
+            TypeError: several pictures.
             ValueError: a picture of another size than the photo.
         """
         self._check_open()
+        _check_one(image)
         new, now = (as_batch(x, 3).shape[-2:] for x in (image, self.photo))
         if new != now:
             raise ValueError(
@@ -162,7 +173,12 @@ class Session:
         return "cpu" if self.offload else None
 
     def _edit(
-        self, mask: Any, seed: int | None, arguments: dict[str, Any], lending: Lending | None
+        self,
+        photo: Any,
+        mask: Any,
+        seed: int | None,
+        arguments: dict[str, Any],
+        lending: Lending | None,
     ) -> Any:
         self._check_open()
         for name in (self._photo_name, self._mask_name):
@@ -173,7 +189,7 @@ class Session:
                 raise ValueError("seed and generator both make the noise: give one of them")
             made = torch.Generator().manual_seed(whole(0, SEED)("seed", seed))
             arguments = arguments | {"generator": made}
-        given = arguments | {self._photo_name: self.photo, self._mask_name: mask}
+        given = arguments | {self._photo_name: photo, self._mask_name: mask}
         output = self._call((), given, Opened(self.memory, lending))
         self.last_run = self._fast.last_run
         return output
@@ -197,3 +213,9 @@ class Session:
             why = "runs compiled, and compiled code takes no context of another edit"
         if why:
             raise ValueError(f"reuse_context: {brief(method)} {why}, or leave out reuse_context")
+
+
+def _check_one(photo: Any) -> None:
+    """Raise TypeError for several photos."""
+    if isinstance(photo, list | tuple):
+        raise TypeError(f"a session is of one photo, got {len(photo)}: give each by itself")

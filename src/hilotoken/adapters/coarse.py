@@ -74,11 +74,11 @@ class Coarse:
 
     def tokens(self, x_BNC: Tensor, sigma: float | Tensor) -> Tensor:
         """The coarse tokens at noise level sigma (or [B, 1, 1] of them), [B, M, D]."""
-        parts = self.x0_BMC, self._noise_BMC, self.condition_BMD, self.touched_BM1
-        if len(x_BNC) != len(self.x0_BMC):  # guidance may end, and its half with it
-            B = len(x_BNC)
-            parts = [part.repeat(-(-B // len(part)), 1, 1)[:B] for part in parts]
-        x0, noise, condition, touched = parts
+        B = len(x_BNC)  # guidance may end, and its half with it
+        x0, noise, condition, touched = (
+            part if len(part) == B else part.repeat(-(-B // len(part)), 1, 1)[:B]
+            for part in (self.x0_BMC, self._noise_BMC, self.condition_BMD, self.touched_BM1)
+        )
         average, _ = cell_averages(x_BNC, self.plan, self.fold)
         clean = torch.where(touched, average, (1 - sigma) * x0)
         return torch.cat([clean + sigma * noise, condition], -1)
