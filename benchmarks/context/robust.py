@@ -14,8 +14,10 @@ Interrupt it and call it again: it goes on where it was.
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -116,16 +118,52 @@ def rows_of(model: ContextModel, pipe: Any, case: Case, samples: int) -> list[Ro
     return rows
 
 
+FIGURES: list[tuple[Callable[[dict[str, str]], float], str]] = [  # of a row, and how it is written
+    (lambda row: float(row["psnr_dense"]), ".1f"),
+    (lambda row: 4 * 10 ** (-float(row["psnr_dense"]) / 10), ".4f"),
+    (lambda row: float(row["psnr"]), ".1f"),
+]
+
+
+def table(file: Path) -> str:
+    """Without the adapter and with it, each method's means, in Markdown."""
+    lines = [
+        "| method | pictures | to dense, dB | to dense, squared | to the truth, dB |",
+        "|---|---|---|---|---|",
+    ]
+    rows = read(file)
+    for name in METHODS:
+        for label, wanted in (("", "01"), (", told", "1"), (", not told", "0")):
+            some = [r for r in rows if r["method"] == name and r["told"] in wanted]
+            if not some or (label and len(some) == len([r for r in rows if r["method"] == name])):
+                continue
+            without, adapted = ([r for r in some if r["adapter"] == a] for a in "01")
+            cells = [
+                f"{mean(map(of, without)):{form}} to {mean(map(of, adapted)):{form}}"
+                for of, form in FIGURES
+            ]
+            if name == "dense":
+                cells[0], cells[1] = (cell.rpartition(" ")[2] for cell in cells[:2])
+            lines.append(f"| {name}{label} | {len(without)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="checkpoint, log, LoRA")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/robust"), help="checkpoint, log, LoRA"
+    )
     parser.add_argument("--samples", type=int, default=20_000)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--identity", type=float, default=1.0)
     parser.add_argument("--pictures", type=int, default=6, help="held out, a kind")
     parser.add_argument("--out", type=Path, default=RESULTS / "robust.csv")
+    parser.add_argument("--table", action="store_true", help="of the rows there are, and no more")
     given = parser.parse_args()
+    if given.table:
+        print(table(given.out))
+        return
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     model = load("dense")
     pipe = model.pipeline()

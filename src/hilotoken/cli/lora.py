@@ -54,14 +54,16 @@ def lora(
     """
     check_apart([run], [photos])
 
+    from ..model import find_device
     from ..request import Request, working_size
     from ..train.lora import LoraOptions, check_pipeline, photo_draw, train_lora
+    from ..train.parallel import own_device
 
     options = LoraOptions(
         samples, batch, rank, rate, identity=identity, eight_bit=eight_bit,
         checkpointing=checkpointing,
     )  # fmt: skip
-    pipe, _ = load(model, device=device, dtype=dtype)
+    pipe, _ = load(model, device=own_device(find_device(device)), dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     check_pipeline(pipe)
     draw = photo_draw(pipe, photos, working_size(pipe, size), Request(prompt, guidance=guidance))

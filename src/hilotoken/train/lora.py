@@ -48,7 +48,7 @@ FILE = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 STEPS = (8, 28)  # of the samplers whose noise levels are trained at, from, to
 KEPT = 2**28  # bytes of what was encoded: a teacher's photo and words are its pupil's too
 
-Draw = Callable[[int], dict[str, Any]]  # the pipeline's arguments, by the pictures before
+Draw = Callable[[int], dict[str, Any]]  # the pipeline's arguments, by a random number
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def train_lora(
     Args:
         pipe: of a family whose tokens are rows, on its device and in its dtype; what is trained is
             kept in float32
-        draw: what it is given, by the number of pictures before; the same for the same number. One
-            call may hold several pictures under one mask
+        draw: what it is given, by a random number; the same for the same number. One call may hold
+            several pictures under one mask
         run: the folder of checkpoints, log and LoRA
         begun: what the run's photos and words are: another is refused in the same folder
 
@@ -103,7 +103,9 @@ def train_lora(
     options = options or LoraOptions()
     family = check_pipeline(pipe)
     _keep_settings(run, {"rank": options.rank, "begun": begun})
-    pupil = add_adapter(family, options.rank)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # processes at one training begin alike
+        pupil = add_adapter(family, options.rank)
     if options.checkpointing:
         family.model.enable_gradient_checkpointing()
     opened = Opened(Memory(KEPT))
@@ -136,7 +138,10 @@ def photo_draw(pipe: Any, photos: Path, size: int, request: Request) -> Draw:
 
     Raises:
         FileNotFoundError: no photos.
+        ValueError: a size that is no whole number of tokens.
     """
+    if size % (token := family_of(pipe).token_pixels):
+        raise ValueError(f"size must be a multiple of {token}, the pixels of a token, got {size}")
     entries = [entry for entry in read_manifest(photos) if entry.split == "train"]
     if not entries:
         raise FileNotFoundError(f"no photograph in {photos} has the split 'train'")
@@ -240,7 +245,8 @@ def _gradients(
     """Gradients of a few calls; what was drawn depends on `done` alone, so a run resumes."""
     rng, count, sums = np.random.default_rng((8, done)), 0, {}
     for _ in range(options.batch):
-        given = draw(done + count) | {"num_inference_steps": int(rng.integers(*STEPS) + 1)}
+        number, steps = int(rng.integers(1 << 31)), int(rng.integers(*STEPS)) + 1
+        given = draw(number) | {"num_inference_steps": steps}
         dense = rng.random() < options.dense
         method = Dense() if dense else random_method(family, rng)
         pictures, loss = imitate(pipe, method, given, float(rng.random()), opened,
