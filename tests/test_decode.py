@@ -23,8 +23,8 @@ def embedded():
     return pipe
 
 
-def edit(pipe, mask, **options):
-    fast = compress(pipe, Dense(), **options)
+def edit(pipe, mask, method=None, **options):
+    fast = compress(pipe, method or Dense(), **options)
     given = {"height": 512, "width": 512, "num_inference_steps": 1, "output_type": "pt"}
     output = fast(
         image=make_photo().resize((512, 512)), mask_image=mask.resize((512, 512)), **given,
@@ -94,8 +94,17 @@ def test_a_decoder_that_normalises_over_the_picture_decodes_the_whole():
         compress(pipe, FEW, decode="region")(**arguments(output_type="pil"))
 
 
-def test_tiling_and_a_mask_over_everything_decode_the_whole(embedded):
+def test_a_mask_over_everything_decodes_the_whole(embedded):
     assert edit(embedded, make_mask(box=(0, 0, 256, 256)))[1].decoded == 1
+
+
+def test_an_autoencoder_that_works_in_parts_does_the_whole(embedded, monkeypatch):
+    assert edit(embedded, make_mask(box=MIDDLE), FEW)[1].decoded < 1
+    monkeypatch.setattr(embedded.vae, "use_slicing", True)
+    assert edit(embedded, make_mask(box=MIDDLE), FEW)[1].decoded == 1
+    for way in ("decode", "encode"):
+        with pytest.raises(ValueError, match=f"{way}='region' does nothing while tiling"):
+            edit(embedded, make_mask(box=MIDDLE), **{way: "region"})
 
 
 def test_the_decoder_is_left_as_it_was(embedded):

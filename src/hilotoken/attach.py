@@ -14,7 +14,7 @@ from .adapters import family_of
 from .adapters.base import ShortCall
 from .blocks.attach import Placement, placed
 from .capture import Seen, captured
-from .decode import RegionDecode, decode_margin
+from .decode import RegionDecode, decode_margin, in_parts
 from .encode import Encoding, Prompts, encode_reach
 from .hooks import (
     Call,
@@ -389,8 +389,9 @@ def _region_encode(pipe: Any, encode: str, opened: Opened | None) -> Encoding | 
     """How to encode what is new; None where all is encoded.
 
     Raises:
-        ValueError: "region" for an autoencoder whose crops encode to other latents.
+        ValueError: "region" for an autoencoder whose crops encode to other latents, or in tiles.
     """
+    _check_parts("encode", encode, pipe.vae)
     reach = None if encode == "whole" else encode_reach(pipe.vae)
     if reach is None and encode == "region":
         raise ValueError(
@@ -399,6 +400,15 @@ def _region_encode(pipe: Any, encode: str, opened: Opened | None) -> Encoding | 
     if reach is None and opened is None:
         return None
     return Encoding(pipe.vae, opened.memory if opened else Memory(), reach)
+
+
+def _check_parts(name: str, way: str, vae: Any) -> None:
+    """Raise ValueError for a region that tiling or slicing would leave without effect."""
+    if way == "region" and in_parts(vae):
+        raise ValueError(
+            f"{name}='region' does nothing while tiling or slicing is on: call "
+            f"vae.disable_tiling() and vae.disable_slicing(), or give {name}='auto' or 'whole'"
+        )
 
 
 _LOOKS = (
@@ -436,8 +446,9 @@ def _region_decode(pipe: Any, decode: str) -> RegionDecode | None:
     """How to decode a region; None where the whole is decoded.
 
     Raises:
-        ValueError: "region" for an autoencoder whose crops decode to other pixels.
+        ValueError: "region" for an autoencoder whose crops decode to other pixels, or in tiles.
     """
+    _check_parts("decode", decode, pipe.vae)
     margin = None if decode == "whole" else decode_margin(pipe.vae)
     if margin is not None:
         return RegionDecode(pipe.vae, margin)

@@ -93,6 +93,11 @@ def area_of(boxes: list[Box]) -> int:
     return sum((r.stop - r.start) * (c.stop - c.start) for r, c in boxes)
 
 
+def in_parts(vae: Any) -> bool:
+    """Whether the autoencoder works in parts already, by tiling or slicing: then not by ours."""
+    return bool(getattr(vae, "use_tiling", False) or getattr(vae, "use_slicing", False))
+
+
 class RegionDecode:
     """Stands in for `vae.decode` in a run: crops for the mask, the photo's own pixels elsewhere.
 
@@ -136,8 +141,7 @@ class RegionDecode:
         return output
 
     def _boxes(self, latents: Tensor, mask_B1HW: Tensor) -> list[Box]:
-        parts = getattr(self.vae, "use_tiling", False) or getattr(self.vae, "use_slicing", False)
-        if latents.ndim != 4 or parts:
+        if latents.ndim != 4 or in_parts(self.vae):
             return []
         (H, W), (h, w) = mask_B1HW.shape[-2:], latents.shape[-2:]
         if H % h or W % w or H // h != W // w or len(latents) % len(mask_B1HW):

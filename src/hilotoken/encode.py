@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from .decode import FURTHEST, ROWS, WORTH, area_of, boxes_of
+from .decode import FURTHEST, ROWS, WORTH, area_of, boxes_of, in_parts
 from .memory import Key, Memory, fingerprint, weights_of
 
 ROUNDING = 5e-7  # half of what may come of a crop and of what is left out together
@@ -140,8 +140,7 @@ class Encoding:
         return self._anew(original, picture, known, output) if least else (output, 0.0)
 
     def _by_parts(self, picture: Tensor) -> bool:
-        whole = getattr(self.vae, "use_tiling", False) or getattr(self.vae, "use_slicing", False)
-        return self.reach is not None and picture.ndim == 4 and not whole
+        return self.reach is not None and picture.ndim == 4 and not in_parts(self.vae)
 
     def _anew(
         self, original: Callable[..., Any], picture: Tensor, known: Tensor, output: Any
