@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from families import BY_NAME, arguments
+from safetensors.torch import load_file
 from tiny import make_photo
 from torch import Tensor
 from toys import interrupt_at, saved_model, write_mask
@@ -84,10 +85,10 @@ def test_the_pupil_is_asked_as_an_edit_asks(name):
 def test_an_adapter_begins_as_nothing_and_every_token_is_the_teacher(name):
     pipe = BY_NAME[name].make()
     add_adapter(check_pipeline(pipe), 2)
-    for method in (Dense(), HiLo(detail=1.0, coarse=0)):
-        for at in (0.0, 0.6):
-            assert imitate(pipe, method, given(name), at, opened(), 1.0)[1] < 1e-8
-    assert imitate(pipe, FEW, given(name), 0.6, opened(), 1.0)[1] > 1e-4
+    kept = opened()
+    for method, at in ((Dense(), 0.6), (HiLo(detail=1.0, coarse=0), 0.3)):
+        assert imitate(pipe, method, given(name), at, kept, 1.0)[1] < 1e-8
+    assert imitate(pipe, FEW, given(name), 0.6, kept, 1.0)[1] > 1e-4
 
 
 def test_x_t_is_on_the_line_from_the_photo_to_the_noise(pipe):
@@ -169,7 +170,7 @@ def test_it_comes_nearer_to_the_teacher():
     pupil = add_adapter(check_pipeline(pipe), 4)
     optimizer = torch.optim.AdamW(pupil.parameters(), lr=2e-2)
     distances, kept = [], opened()
-    for _ in range(20):
+    for _ in range(15):
         optimizer.zero_grad()
         distances.append(imitate(pipe, FEW, given("FluxFillPipeline"), 0.0, kept, 1.0)[1])
         optimizer.step()
@@ -195,12 +196,12 @@ def test_what_cannot_be_trained_is_refused(monkeypatch):
     with pytest.raises(TypeError, match="takes no LoRA in diffusers"):
         check_pipeline(BY_NAME["LongCatImageEditPipeline"].make())
     pipe = BY_NAME["FluxFillPipeline"].make()
-    pupil = add_adapter(check_pipeline(pipe), 2)
+    add_adapter(check_pipeline(pipe), 2)
     with pytest.raises(ValueError, match="robust is on the transformer"):
         check_pipeline(pipe)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ImportError, match="pip install bitsandbytes"):
-        lora._optimizer(pupil, eight_bit=True)
+        lora.check_installed(LoraOptions(eight_bit=True))
     with pytest.raises(ValueError, match="rate must be more than 0"):
         LoraOptions(rate=0.0)
 
@@ -217,13 +218,10 @@ def test_the_command_makes_what_edit_takes(hilo, tmp_path):
     assert done.code == 0, done.err
     file = tmp_path / "run" / "pytorch_lora_weights.safetensors"
     assert f"wrote {file}" in done.err
-    pictures = []
-    for number, extra in enumerate(([], ["--lora", file])):
-        out = tmp_path / f"{number}.png"
-        done = hilo(
-            "edit", photo, "--mask", mask, "-o", out, "--model", saved_model(), "--size", 128,
-            "--steps", 2, *extra,
-        )  # fmt: skip
-        assert done.code == 0, done.err
-        pictures.append(load_photo(out).pixels)
-    assert not np.array_equal(*pictures)
+    learned = [w for name, w in load_file(file).items() if "lora_B" in name]
+    assert any(weight.abs().max() > 0 for weight in learned)
+    done = hilo(
+        "edit", photo, "--mask", mask, "-o", tmp_path / "out.png", "--model", saved_model(),
+        "--size", 128, "--steps", 1, "--lora", file,
+    )  # fmt: skip
+    assert done.code == 0, done.err

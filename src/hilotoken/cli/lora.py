@@ -56,13 +56,14 @@ def lora(
 
     from ..model import find_device
     from ..request import Request, working_size
-    from ..train.lora import LoraOptions, check_pipeline, photo_draw, train_lora
+    from ..train.lora import LoraOptions, check_installed, check_pipeline, photo_draw, train_lora
     from ..train.parallel import own_device
 
     options = LoraOptions(
         samples, batch, rank, rate, identity=identity, eight_bit=eight_bit,
         checkpointing=checkpointing,
     )  # fmt: skip
+    check_installed(options)
     pipe, _ = load(model, device=own_device(find_device(device)), dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     check_pipeline(pipe)

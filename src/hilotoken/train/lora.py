@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ def train_lora(
         ImportError: a library is missing.
     """
     options = options or LoraOptions()
+    check_installed(options)
     family = check_pipeline(pipe)
     _keep_settings(run, {"rank": options.rank, "begun": begun})
     with torch.random.fork_rng():
@@ -162,6 +164,16 @@ def photo_draw(pipe: Any, photos: Path, size: int, request: Request) -> Draw:
     return draw
 
 
+def check_installed(options: LoraOptions) -> None:
+    """Raise ImportError for a library that is missing, and say how to get it."""
+    if not find_spec("peft"):
+        raise ImportError("LoRA is trained by peft: pip install 'hilotoken[lora]'")
+    if options.eight_bit and not find_spec("bitsandbytes"):
+        raise ImportError(
+            "an optimiser in eight bits is bitsandbytes': pip install bitsandbytes, or leave it out"
+        )
+
+
 def check_pipeline(pipe: Any) -> Family:
     """The pipeline's family. Raises TypeError or ValueError where it cannot be trained here."""
     family, name = family_of(pipe), type(pipe).__name__
@@ -183,11 +195,8 @@ def add_adapter(family: Family, rank: int) -> nn.ParameterDict:
 
     All else is frozen. As it begins, it changes nothing.
     """
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise ImportError("LoRA is trained by peft: pip install 'hilotoken[lora]'") from error
     from diffusers.training_utils import cast_training_params
+    from peft import LoraConfig
 
     model, attentions = family.model, {id(module) for module in family.attentions()}
     targets = [
@@ -220,12 +229,8 @@ def _optimizer(pupil: nn.ParameterDict, eight_bit: bool) -> torch.optim.Optimize
     given: dict[str, Any] = {"weight_decay": 0.0, "betas": (0.9, 0.99)}
     if not eight_bit:
         return torch.optim.AdamW(pupil.parameters(), **given)
-    try:
-        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ImportError(
-            "an optimiser in eight bits is bitsandbytes': pip install bitsandbytes, or leave it out"
-        ) from error
+    from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+
     return AdamW8bit(pupil.parameters(), **given)
 
 
