@@ -89,6 +89,15 @@ def test_closing_fills_a_gap_and_grows_nothing():
     assert find.closed(torch.ones(5, 5, dtype=torch.bool), 2).all()
 
 
+def test_nothing_has_changed_is_not_said_of_what_can_be_seen():
+    """A background so uneven that no token is certain, and a change of a tenth of the picture."""
+    score_hw = torch.full((20, 20), 0.1).mul_(torch.linspace(-2.5, 2, 400).exp().view(20, 20))
+    region_hw, reason = find.changed(score_hw, 1.0, Find())
+    assert not region_hw.any()
+    assert "lies between changed and not" in reason
+    assert find.changed(score_hw / 10, 1.0, Find())[1] == ""  # which nobody sees
+
+
 def test_what_lies_between_changed_and_not_is_a_doubt():
     score_hw = 0.1 + 0.001 * noise(16, 16).abs()
     score_hw[3:6, 3:6] = 1.0

@@ -218,7 +218,8 @@ def changed(score_hw: Tensor, style: float, find: Find) -> tuple[Tensor, str]:
 
     A token is certain at `strong` times the background and 4.5 of its deviations; those at `weak`
     times and 3 are taken where they touch one that is (hysteresis, Canny 1986): a thin edge
-    survives, and a lone doubtful token does not count. Many that are seen and lone are a doubt.
+    survives, and a lone doubtful token does not count. Many that are seen and lone are a doubt, and
+    so are many that are seen where none is certain.
 
     Args:
         style: the background's score from which on the whole picture has changed
@@ -231,7 +232,9 @@ def changed(score_hw: Tensor, style: float, find: Find) -> tuple[Tensor, str]:
     strong_hw = log_hw > level + max(math.log(find.strong), 4.5 * deviation)
     weak_hw = log_hw > level + max(math.log(find.weak), 3 * deviation)
     region_hw = connected(strong_hw, weak_hw)
-    doubt = (weak_hw & ~region_hw & (score_hw > SEEN)).float().mean().item()
+    # Where no token is certain, whatever is seen is a doubt: "nothing has changed" must be true.
+    unsure_hw = weak_hw & ~region_hw if region_hw.any() else torch.ones_like(weak_hw)
+    doubt = (unsure_hw & (score_hw > SEEN)).float().mean().item()
     reason = f"{doubt:.0%} of the picture lies between changed and not" if doubt > DOUBT else ""
     return region_hw, reason
 
