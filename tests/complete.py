@@ -201,3 +201,13 @@ def saved(name: str) -> Path:
         torch.manual_seed(0)
         MAKERS[name](name).save_pretrained(_folders[-1].name)
     return Path(_folders[-1].name)
+
+
+@cache
+def loaded(name: str) -> Any:
+    """The pipeline that is saved under that name, in single precision."""
+    from hilotoken import load_model
+
+    pipe = load_model(saved(name), dtype="float32")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

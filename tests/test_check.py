@@ -4,14 +4,13 @@ import json
 import re
 import sys
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from browsing import browser, need_browser
-from complete import saved, without_torchvision
+from complete import loaded, saved, without_torchvision
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from PIL import Image
 from tiny import make_mask, make_photo
@@ -45,13 +44,6 @@ ASKED: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def no_torchvision(monkeypatch):
     without_torchvision(monkeypatch)
-
-
-@cache
-def loaded(name: str) -> Any:
-    pipe = load_model(saved(name), dtype="float32")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,11 @@
 """Every pipeline at the front: loaded from a folder, asked in one vocabulary, by a command too."""
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from complete import MAKERS, saved, without_torchvision
+from complete import MAKERS, loaded, saved, without_torchvision
 from PIL import Image
 from tiny import make_mask, make_photo
 
@@ -23,13 +22,6 @@ SLOW = "QwenImageEditPipeline"  # its reference is a megapixel, whatever the pho
 @pytest.fixture(autouse=True)
 def no_torchvision(monkeypatch):
     without_torchvision(monkeypatch)
-
-
-@cache
-def loaded(name: str) -> Any:
-    pipe = load_model(saved(name), dtype="float32")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture

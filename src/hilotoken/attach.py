@@ -14,8 +14,8 @@ from .adapters import family_of
 from .adapters.base import ShortCall
 from .blocks.attach import Placement, placed
 from .capture import Seen, captured
-from .decode import RegionDecode, decode_margin, in_parts
-from .encode import Encoding, Prompts, encode_reach
+from .decode import RegionDecode
+from .encode import Encoding, Prompts
 from .hooks import (
     Call,
     StepClock,
@@ -27,7 +27,6 @@ from .hooks import (
     unwrap,
 )
 from .lending import Loan, Opened
-from .memory import Memory
 from .method import Method
 from .methods.find import Find, Search
 from .plan import TokenPlan
@@ -75,8 +74,8 @@ class Running:
         self.search: Search | None = None
         self._region_hw: Tensor | None = None  # that the plan in force was made by
         self.dense: list[int] = []  # the steps of a search at which every token runs
-        self._decode = _region_decode(pipe, decode)
-        self._encode = _region_encode(pipe, encode, opened)
+        self._decode = RegionDecode.of(pipe.vae, decode)
+        self._encode = Encoding.of(pipe.vae, encode, opened.memory if opened else None)
         self._prompts = Prompts(pipe, opened.memory) if opened else None
         self._call: Call = {}  # the one under way, whole
         self._inside = ExitStack()  # what is put inside the transformer for `short`
@@ -385,38 +384,6 @@ def attached(
         run.loan.settle()
 
 
-def _region_encode(pipe: Any, encode: str, opened: Opened | None) -> Encoding | None:
-    """How to encode what is new; None where all is encoded.
-
-    Raises:
-        ValueError: "region" for an autoencoder whose crops encode to other latents, or in tiles.
-    """
-    _check_parts("encode", encode, pipe.vae)
-    reach = None if encode == "whole" else encode_reach(pipe.vae)
-    if reach is None and encode == "region":
-        raise ValueError(
-            _LOOKS.format("encode", type(pipe.vae).__name__, "encodes to other latents")
-        )
-    if reach is None and opened is None:
-        return None
-    return Encoding(pipe.vae, opened.memory if opened else Memory(), reach)
-
-
-def _check_parts(name: str, way: str, vae: Any) -> None:
-    """Raise ValueError for a region that tiling or slicing would leave without effect."""
-    if way == "region" and in_parts(vae):
-        raise ValueError(
-            f"{name}='region' does nothing while tiling or slicing is on: call "
-            f"vae.disable_tiling() and vae.disable_slicing(), or give {name}='auto' or 'whole'"
-        )
-
-
-_LOOKS = (
-    "{}='region': {} looks at the whole picture, by its norms or its attention, and a crop {}: "
-    "use 'auto' or 'whole'"
-)
-
-
 def check_devices(pipe: Any) -> None:
     """Raise ValueError for a pipeline that is spread over several devices.
 
@@ -440,23 +407,6 @@ def check_devices(pipe: Any) -> None:
             f"device_map puts the transformer on {parts['transformer']} and the autoencoder on "
             f"{parts.get('vae')}: it is not supported; put both on one device"
         )
-
-
-def _region_decode(pipe: Any, decode: str) -> RegionDecode | None:
-    """How to decode a region; None where the whole is decoded.
-
-    Raises:
-        ValueError: "region" for an autoencoder whose crops decode to other pixels, or in tiles.
-    """
-    _check_parts("decode", decode, pipe.vae)
-    margin = None if decode == "whole" else decode_margin(pipe.vae)
-    if margin is not None:
-        return RegionDecode(pipe.vae, margin)
-    if decode == "region":
-        raise ValueError(
-            _LOOKS.format("decode", type(pipe.vae).__name__, "decodes to other pixels")
-        )
-    return None
 
 
 def vae_parts(pipe: Any) -> list[nn.Module]:

@@ -98,6 +98,25 @@ def in_parts(vae: Any) -> bool:
     return bool(getattr(vae, "use_tiling", False) or getattr(vae, "use_slicing", False))
 
 
+def check_region(name: str, way: str, vae: Any, exact: bool) -> None:
+    """Raise ValueError for the way "region" where it would do nothing, or come to something else.
+
+    Args:
+        name: of the option, "decode" or "encode"
+        exact: whether a crop comes to the same as the whole
+    """
+    if way == "region" and in_parts(vae):
+        raise ValueError(
+            f"{name}='region' does nothing while tiling or slicing is on: call "
+            f"vae.disable_tiling() and vae.disable_slicing(), or give {name}='auto' or 'whole'"
+        )
+    if way == "region" and not exact:
+        raise ValueError(
+            f"{name}='region': {type(vae).__name__} looks at the whole picture, by its norms or "
+            f"its attention, and a crop of it {name}s to something else: use 'auto' or 'whole'"
+        )
+
+
 class RegionDecode:
     """Stands in for `vae.decode` in a run: crops for the mask, the photo's own pixels elsewhere.
 
@@ -107,6 +126,20 @@ class RegionDecode:
     def __init__(self, vae: Any, margin: int) -> None:
         self.vae, self.margin = vae, margin
         self.decoded = 1.0
+
+    @classmethod
+    def of(cls, vae: Any, way: str) -> "RegionDecode | None":
+        """Of a run; None where the whole is decoded.
+
+        Args:
+            way: "auto", "region" or "whole"
+
+        Raises:
+            ValueError: see `check_region`.
+        """
+        margin = None if way == "whole" else decode_margin(vae)
+        check_region("decode", way, vae, margin is not None)
+        return None if margin is None else cls(vae, margin)
 
     def __call__(
         self,

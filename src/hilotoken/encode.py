@@ -10,13 +10,14 @@ B batch, C latent channels, h w latents, H W pixels.
 import copy
 import itertools
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from .decode import FURTHEST, ROWS, WORTH, area_of, boxes_of, in_parts
+from .decode import FURTHEST, ROWS, WORTH, area_of, boxes_of, check_region, in_parts
 from .memory import Key, Memory, fingerprint, weights_of
 
 ROUNDING = 5e-7  # half of what may come of a crop and of what is left out together
@@ -106,6 +107,28 @@ class Encoding:
         self.vae, self.memory, self.reach = vae, memory, reach
         self.asked = self.ran = 0
 
+    @classmethod
+    def of(cls, vae: Any, way: str, memory: Memory | None) -> "Encoding | None":
+        """Of a run; None where all of it is encoded.
+
+        Args:
+            way: "auto", "region" or "whole"
+            memory: of the session that the run is of, if any
+
+        Raises:
+            ValueError: see `check_region`.
+        """
+        reach = None if way == "whole" else encode_reach(vae)
+        check_region("encode", way, vae, reach is not None)
+        if reach is None and memory is None:
+            return None
+        return cls(vae, memory or Memory(), reach)
+
+    @cached_property
+    def _weights(self) -> Key:
+        """Those that it encodes by, which are the same for all of a run."""
+        return weights_of(self.vae)
+
     @property
     def share(self) -> float:
         """Of the latents asked for, those that were encoded."""
@@ -114,7 +137,7 @@ class Encoding:
     def __call__(self, original: Callable[..., Any], picture: Any, *args: Any, **kw: Any) -> Any:
         if not isinstance(picture, Tensor) or args or kw or torch.is_grad_enabled():
             return original(picture, *args, **kw)
-        key = KIND, picture.shape, picture.dtype, picture.device, weights_of(self.vae)
+        key = KIND, picture.shape, picture.dtype, picture.device, self._weights
         output, ran = self._from_memory(original, picture, key)
         if output is None:
             output, ran = original(picture), 1.0
