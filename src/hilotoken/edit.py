@@ -139,8 +139,8 @@ def edit_photo(
     for number, region in enumerate(regions):
         with ExitStack() as stack:
             if progress:
-                stage = Stage("encode", number, len(regions))
-                stack.enter_context(following(pipe, region, stage, progress))
+                stage = Stage("encode", number, len(regions), region)
+                stack.enter_context(following(pipe, stage, progress))
             part = _edit_region(fast, photo, painted, region, request)
         shown = _found(photo, part) if painted is None else painted
         edited = _paste(edited, shown, part, feather)

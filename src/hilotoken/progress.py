@@ -25,6 +25,7 @@ class Stage:
 
     name:        of `STAGES`
     region, regions: the region under way, from 0, and how many there are
+    area:        where in the photo that is
     step, steps: denoising steps that are done in it; 0 of 0 until they are known
     show:        makes the preview
     """
@@ -32,6 +33,7 @@ class Stage:
     name: str
     region: int
     regions: int
+    area: Region
     step: int = 0
     steps: int = 0
     show: Callable[[], Image.Image | None] = lambda: None
@@ -55,7 +57,7 @@ Told = Callable[[Stage], None]
 
 
 @contextmanager
-def following(pipe: Any, region: Region, stage: Stage, told: Told) -> Iterator[None]:
+def following(pipe: Any, stage: Stage, told: Told) -> Iterator[None]:
     """Tell of a region's run in this context: the encoders, each step, the decoder.
 
     What `told` raises breaks the run off there.
@@ -68,7 +70,7 @@ def following(pipe: Any, region: Region, stage: Stage, told: Told) -> Iterator[N
         done += 1
         steps = len(pipe.scheduler.timesteps) - (pipe.scheduler.begin_index or 0)
         now = replace(stage, name="denoise", step=done, steps=max(done, steps))
-        told(replace(now, show=lambda: preview(pipe, clean, region)))
+        told(replace(now, show=lambda: preview(pipe, clean, stage.area)))
         if done == steps:
             told(replace(now, name="decode"))
 

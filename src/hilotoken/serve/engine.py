@@ -17,13 +17,12 @@ import numpy as np
 from PIL import Image
 
 from .. import photo as photo_room
-from ..adapters import family_of
 from ..edit import Edit, edit_photo
 from ..methods.parse import read_method
 from ..photo import Photo, PhotoError, load_photo, save_photo
 from ..plan import TokenPlan
 from ..progress import Stage
-from ..region import CONTEXT, Region, choose_regions
+from ..region import Region
 from ..request import working_size
 
 
@@ -167,7 +166,7 @@ def run_task(pipe: Any, task: Task, report: Report) -> None:
         photo = _apply(photo, patch)
     mask = read_mask(task, photo)
     method = _refusing("method", partial(read_method, task.method))
-    regions = _regions(pipe, task, mask)
+    _refusing("working_size", partial(working_size, pipe, task.size))
     edit = partial(
         edit_photo, pipe, photo, mask, method,
         prompt=task.prompt, label=task.label, feather=task.feather, match=task.match,
@@ -175,15 +174,9 @@ def run_task(pipe: Any, task: Task, report: Report) -> None:
     )  # fmt: skip
     for image in range(task.count):
         seed = (task.seed + image) % 2**32
-        follow = _Follower(task, photo, mask, regions, image, report)
+        follow = _Follower(task, photo, mask, image, report)
         edited = _refusing(None, partial(edit, seed=seed, progress=follow))
         report(_picture(task, edited, mask, image, seed))
-
-
-def _regions(pipe: Any, task: Task, mask: np.ndarray) -> list[Region]:
-    """Where `edit_photo` will work, one region after another."""
-    size = _refusing("working_size", partial(working_size, pipe, task.size))
-    return choose_regions(mask, size, CONTEXT, family_of(pipe).token_pixels)
 
 
 def _refusing(param: str | None, do: Callable[[], Any]) -> Any:
@@ -206,30 +199,28 @@ class _Follower:
         task: Task,
         photo: Photo,
         mask: np.ndarray,
-        regions: list[Region],
         image: int,
         report: Report,
     ) -> None:
         self.task, self.photo, self.mask = task, photo, mask
-        self.regions, self.image, self.report = regions, image, report
-        self.steps = steps = len(regions) * task.steps  # of a picture
-        self.done = 0
-        wanted = min(task.partials, steps - 1)
-        self.shown = [round((i + 1) * steps / (wanted + 1)) for i in range(wanted)]
+        self.image, self.report, self.done = image, report, 0
 
     def __call__(self, stage: Stage) -> None:
         if stage.name != "denoise":
             return
         self.done += 1
-        all_steps = self.task.count * self.steps
-        self.report(Progress(min(self.image * self.steps + self.done, all_steps), all_steps))
-        if self.done in self.shown:
+        steps = stage.regions * self.task.steps  # of a picture
+        all_steps = self.task.count * steps
+        self.report(Progress(min(self.image * steps + self.done, all_steps), all_steps))
+        wanted = min(self.task.partials, steps - 1)
+        shown_at = [round((i + 1) * steps / (wanted + 1)) for i in range(wanted)]
+        if self.done in shown_at:
             small = stage.preview()
             if small is None:  # latents of a layout that is not known
                 return
-            shown = _paste(self.photo, self.mask, self.regions[stage.region], small)
+            shown = _paste(self.photo, self.mask, stage.area, small)
             data = _encode(shown, self.mask, self.task)
-            index = self.shown.index(self.done)
+            index = shown_at.index(self.done)
             self.report(Preview(self.image, index, data, bounding_box(self.mask)))
 
 
