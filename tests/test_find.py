@@ -19,6 +19,7 @@ from hilotoken import Find, HiLo, Refresh, compress
 from hilotoken.bench.measure.steer import KINDS, LOCAL, steered
 from hilotoken.methods import Dense, find
 from hilotoken.methods.parse import as_words, method_from
+from hilotoken.search import Search
 
 GRID = (16, 16)
 INSTRUCTED = [
@@ -122,7 +123,7 @@ def test_a_shift_is_seen_and_a_patch_is_none(down, right):
 
 def test_tokens_join_and_none_leaves():
     source_BNC = noise(1, 256, 16)
-    search = find.Search(Find(looks=1), source_BNC, GRID, 2, 20, early=True)
+    search = Search(Find(looks=1), source_BNC, GRID, 2, 20, early=True)
     x0 = source_BNC.clone()
     x0[:, :8] += 2
     search.see(3, 0.9, x0)
@@ -143,7 +144,7 @@ def test_tokens_join_and_none_leaves():
 
 
 def test_a_run_without_a_step_to_shorten_says_why_it_stays_dense():
-    searches = [find.Search(Find(last=n), noise(1, 256, 4), GRID, 1, 12, True) for n in (8, 9)]
+    searches = [Search(Find(last=n), noise(1, 256, 4), GRID, 1, 12, True) for n in (8, 9)]
     assert [search.early for search in searches] == [True, False]
     assert searches[1].reasons == ("12 steps, all of them dense ones or the last",)
 

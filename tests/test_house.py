@@ -24,7 +24,7 @@ FLOORS: Floors = (  # from the ground up
     ("capture", "encode"),
     ("adapters", "kv_store", "methods", "request"),
     ("lending", "model"),
-    ("reuse", "session"),
+    ("reuse", "search", "session"),
     ("attach",),
     ("compress",),
     ("bench", "bench.results", "edit", "train"),

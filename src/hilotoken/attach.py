@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapters import family_of
@@ -28,10 +27,11 @@ from .hooks import (
 )
 from .lending import Loan, Opened
 from .method import Method
-from .methods.find import Find, Search
+from .methods.find import Find
 from .plan import TokenPlan
 from .record import Run
 from .reuse import Reuse
+from .search import Searching
 from .source import Source
 from .timing import Stopwatch
 
@@ -39,10 +39,10 @@ from .timing import Stopwatch
 class Running:
     """A call under way: all that it knows is reached from here, and nothing is left elsewhere.
 
-    short:    the short call that runs next; None where every token runs
-    plan:     the plan in force; assign another by `use`
-    sequence: image tokens of a call, references included: all of them, and those that ran
-    search:   of a run without a mask, what it knows of the region that changes
+    short:     the short call that runs next; None where every token runs
+    plan:      the plan in force; assign another by `use`
+    sequence:  image tokens of a call, references included: all of them, and those that ran
+    searching: of a run without a mask, how it looks for what changes
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Running:
         opened: Opened | None = None,
         find: Find | None = None,
     ) -> None:
-        self.pipe, self.method, self.mask_image, self.find = pipe, method, mask_image, find
+        self.pipe, self.method, self.mask_image = pipe, method, mask_image
         self.transformer: nn.Module = pipe.transformer
         self.family = family_of(pipe)
         self.watch = Stopwatch(pipe._execution_device)
@@ -71,9 +71,7 @@ class Running:
         self.loan: Loan | None = None
         if not (method.shortens or method.inner):  # the untouched pipeline, unless told otherwise
             decode, encode = (way.replace("auto", "whole") for way in (decode, encode))
-        self.search: Search | None = None
-        self._region_hw: Tensor | None = None  # that the plan in force was made by
-        self.dense: list[int] = []  # the steps of a search at which every token runs
+        self.searching = Searching(self, find) if find else None
         self._decode = RegionDecode.of(pipe.vae, decode)
         self._encode = Encoding.of(pipe.vae, encode, opened.memory if opened else None)
         self._prompts = Prompts(pipe, opened.memory) if opened else None
@@ -108,6 +106,11 @@ class Running:
         if short.inside != before:
             self._put_inside()
 
+    def rest(self) -> None:
+        """Run every token from the next call on, with nothing inside the transformer."""
+        self.short = None
+        self._inside.close()
+
     def _put_inside(self) -> None:
         """Put on anew what acts inside the transformer; reuse last, so that it is asked first."""
         self._inside.close()
@@ -138,16 +141,17 @@ class Running:
             encoded=self._encode.share if self._encode else 1.0,
             reused=self._reused(),
             mask=self.mask_B1HW,
-            searched=self.search is not None,
-            reasons=self.search.reasons if self.search else (),
+            searched=self.searching is not None,
+            reasons=self.searching.reasons if self.searching else (),
         )
 
     def _refreshed(self) -> tuple[int, ...] | None:
         """The steps at which context ran; None for all."""
         if self.reuse is None:
             return None
-        steps = sorted({*self.dense, *self.reuse.refreshed})
-        return None if self.search and len(steps) > self.clock.step else tuple(steps)
+        dense = self.searching.dense if self.searching else ()
+        steps = sorted({*dense, *self.reuse.refreshed})
+        return None if self.searching and len(steps) > self.clock.step else tuple(steps)
 
     def _reused(self) -> dict[str, float]:
         """Of what a session keeps, the shares that this run took from it."""
@@ -197,7 +201,7 @@ class Running:
         if self.plan is not None:
             return
         self._call = call = bind_call(module, args, kwargs)
-        if self.find and seen.photo_B3HW is not None:  # until it is found, all of it may change
+        if self.searching and seen.photo_B3HW is not None:  # all of it may change, until found
             everywhere = torch.ones_like(seen.photo_B3HW[:, :1], dtype=torch.float32)
             seen = replace(seen, mask_B1HW=everywhere)
         made = self.family.make_source(seen, self.mask_image, call)
@@ -207,9 +211,10 @@ class Running:
                 "or call the pipeline itself"
             )
         self.source, self.mask_B1HW = made
-        if self.find:
-            self._begin_search(self.find, seen)
-        plan = self._plan()
+        if self.searching:
+            assert seen.photo_B3HW is not None
+            self.searching.begin(seen.photo_B3HW.shape[-2:])
+        plan = self.planned()
         tokens = self.family.tokens(call).shape[1]
         self.sequence = tokens, tokens
         if not self.method.shortens:
@@ -221,15 +226,15 @@ class Running:
             self.loan = self._borrow()
             self.reuse = Reuse(self, self.method.refresh, self.short, self.loan)
             self._put_inside()
-        if self.search:
-            self._rest()
+        if self.searching:
+            self.rest()
 
-    def _plan(self) -> TokenPlan:
+    def planned(self) -> TokenPlan:
         """The method's plan, by the mask; while a region is looked for, of no edit yet."""
         assert self.source is not None
         assert self.mask_B1HW is not None
         mask_B1HW = self.mask_B1HW
-        if self.search and self.search.region_hw is None:
+        if self.searching and not self.searching.found:
             mask_B1HW = torch.zeros_like(mask_B1HW)
         with self.watch.time("plan"):
             photo_B3HW = (self.source.photo_B3HW / 2 + 0.5).clamp(0, 1)
@@ -282,59 +287,12 @@ class Running:
 
     def _replan(self) -> None:
         assert self.plan is not None
-        if self.search:
-            self._follow(self.search, self.clock.step)
+        if self.searching:
+            self.searching.follow(self.clock.step)
         elif self.short is None:
             return
         elif (plan := self.method.replan(self.clock.step, self.plan)) is not self.plan:
             self.use(plan)
-
-    # Of a run without a mask: the region is looked for.
-
-    def _begin_search(self, find: Find, seen: Seen) -> None:
-        assert self.source is not None
-        assert seen.photo_B3HW is not None
-        size, whole = self.source.photo_B3HW.shape[-2:], seen.photo_B3HW.shape[-2:]
-        reason = "" if size == whole else f"the output is {tuple(size)}, the photo {tuple(whole)}"
-        steps = len(self.pipe.scheduler.sigmas) - 1 - self.clock.index
-        source_BNC, grid, fold = (
-            self.source.latents_BNC, self.source.grid, self.family.latents_a_side,
-        )  # fmt: skip
-        early = self.method.find is not None
-        self.search = Search(find, source_BNC, grid, fold, steps, early, reason)
-
-    def _rest(self) -> None:
-        """Every token runs, and nothing is inside the transformer."""
-        self.short = None
-        self._inside.close()
-
-    def _follow(self, search: Search, step: int) -> None:
-        """Run the step as far as the region is known."""
-        region_hw = search.plan(step)
-        if region_hw is None:
-            if self.short is not None:
-                self._rest()
-            self.dense.append(step)
-        elif region_hw is not self._region_hw or self.short is None:
-            self.use(self._plan(), carry=self.short is not None)
-        if self.reuse and not search.found:
-            self.reuse.start = step  # what is kept is of the last step that looked in vain
-        self._region_hw = region_hw
-
-    def stepped(
-        self, original: Any, velocity: Tensor, timestep: Any, sample: Tensor, *args: Any, **kw: Any
-    ) -> Any:
-        """Around the scheduler's step, where guidance is over: look at where the run is going."""
-        search, step = self.search, self.clock.step
-        every = self.short is None or self.reuse is None or self.reuse.refreshing
-        if search and every and search.due(step):
-            with self.watch.time("plan"):
-                x0 = sample.float() - self.clock.sigma * velocity.float()
-                search.see(step, self.clock.sigma, x0 if x0.ndim == 3 else self.family.pack(x0))
-            assert self.mask_B1HW is not None
-            shown_11hw = search.shown_hw[None, None].to(self.mask_B1HW)
-            self.mask_B1HW = F.interpolate(shown_11hw, self.mask_B1HW.shape[-2:])
-        return original(velocity, timestep, sample, *args, **kw)
 
 
 @contextmanager
@@ -362,8 +320,8 @@ def attached(
             transformer._reset_stateful_cache()  # a run broken off may have left another length's
         stack.enter_context(run.watch.watch("vae", *vae_parts(pipe)))
         stack.enter_context(run.around_encoders())
-        if find:
-            stack.enter_context(shadowed(pipe.scheduler, "step", run.stepped))
+        if run.searching:
+            stack.enter_context(shadowed(pipe.scheduler, "step", run.searching.stepped))
         # Innermost of all hooks: the user's own see whole sequences, going in and coming out.
         stack.enter_context(hooked(transformer, run.before, run.after))
         stack.enter_context(run.watch.watch("dit", transformer))
