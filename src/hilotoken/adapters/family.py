@@ -27,6 +27,7 @@ IN_NOISE_ALONE = (
     *("StableDiffusion3InpaintPipeline", "StableDiffusion3Img2ImgPipeline"),
     *("ZImageInpaintPipeline", "ZImageImg2ImgPipeline"),
 )
+PLACES = ("txt_ids", "img_ids")  # where tokens sit: one table for the whole batch, or one for each
 MASKED_SD3 = 33  # channels of an SD3 that is given mask and masked latents too
 
 
@@ -39,12 +40,14 @@ class Family:
     text_rests:  whether its text may run with the context alone, see `without_text`
     ids_name:    the argument that holds the places of image tokens
     image_first: whether image tokens come before text in the attention
+    listed:      the arguments that are a list of one for each picture
     """
 
     short: ClassVar[Any]
     text_rests: ClassVar[bool] = False
     ids_name: ClassVar[str] = "img_ids"
     image_first: ClassVar[bool] = False
+    listed: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
@@ -82,6 +85,52 @@ class Family:
     def tokens(self, call: Call) -> Tensor:
         """All image tokens of a call, [B, T, D]."""
         return call["hidden_states"]
+
+    def batch(self, call: Call) -> int:
+        """How many pictures a call is of; those of a second prompt in it count again."""
+        return len(call["hidden_states"])
+
+    def part(self, call: Call, number: int, count: int) -> Call:
+        """The call of every `count`-th picture of the batch from `number` on, alone.
+
+        Raises ValueError where the batch is no multiple of that.
+        """
+        batch = self.batch(call)
+        if batch % count:
+            raise ValueError(
+                f"the transformer was given a batch of {batch}, but {count} pictures have plans of "
+                "their own: this use is not supported"
+            )
+        if count == 1:
+            return call
+
+        def own(value: Any) -> Any:
+            if isinstance(value, Tensor):  # a view: what is known by its address stays known
+                return value[number::count] if value.ndim and len(value) == batch else value
+            if isinstance(value, list | tuple):
+                return type(value)(map(own, value))
+            return {k: own(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+        shared = [name for name in PLACES if getattr(call.get(name), "ndim", 0) == 2]
+        part = {name: value if name in shared else own(value) for name, value in call.items()}
+        return part | {name: call[name][number::count] for name in self.listed}
+
+    def joined(self, answers: list[Any]) -> Any:
+        """The answers of all parts of a batch as that of the batch: see `part`."""
+        if len(answers) == 1:
+            return answers[0]
+        if isinstance(answers[0], Tensor):
+            return torch.stack(answers, 1).flatten(0, 1)
+        return [one for group in zip(*answers, strict=True) for one in group]
+
+    def pictures_of(self, call: Call, least: int) -> int:
+        """How many different pictures the batch is of: guidance may go through them twice.
+
+        least: a number that it is a multiple of
+        """
+        batch, tokens_BTD = self.batch(call), self.tokens(call)
+        fewer = (n for n in range(least, batch, least) if batch % n == 0)
+        return next((n for n in fewer if torch.equal(tokens_BTD[n:], tokens_BTD[:-n])), batch)
 
     def pack(self, latents: Tensor) -> Tensor:
         """Latents as the pipeline's VAE step leaves them, [B, C/4, 2h, 2w], as tokens [B, N, C]."""
