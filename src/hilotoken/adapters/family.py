@@ -168,9 +168,8 @@ class Family:
             latents = None
         if list(mask_B1HW.shape[-2:]) != size:
             mask_B1HW = F.adaptive_max_pool2d(mask_B1HW.float(), size)
-        if latents is None:
-            private = torch.Generator().manual_seed(0)  # the user's generator stays untouched
-            latents_BNC = self.encode_tokens(photo_B3HW, private)
+        if latents is None:  # each photo as if it were the only one
+            latents_BNC = torch.cat([self._encode_alone(one) for one in photo_B3HW.split(1)])
         else:
             latents_BNC = self.pack(latents)
         if latents_BNC.shape[1] != grid[0] * grid[1]:
@@ -179,6 +178,10 @@ class Family:
                 "this use is not supported"
             )
         return Source(photo_B3HW, latents_BNC, grid), mask_B1HW.float()
+
+    def _encode_alone(self, photo_13HW: Tensor) -> Tensor:
+        private = torch.Generator().manual_seed(0)  # the user's generator stays untouched
+        return self.encode_tokens(photo_13HW, private)
 
     def attentions(self) -> list[Any]:
         """The attention modules whose keys are those of the image."""
