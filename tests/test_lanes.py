@@ -105,17 +105,24 @@ def test_each_runs_its_own_tokens_and_no_others(edit):
     assert set(one).isdisjoint(other)  # the masks are of different sizes
 
 
+def of_one_photo(edit: Edit) -> dict[str, Any]:
+    """Two pictures of one photo under one mask."""
+    given = both(edit)
+    return given | {name: [given[name][0]] * 2 for name in ("image", "mask_image")}
+
+
 @EDITS
 def test_pictures_of_one_photo_and_mask_share_a_call_and_each_is_as_it_is_alone(edit):
-    fast, given = compress(edit.pipe, COARSE), both(edit)
-    for name in ("image", "mask_image"):
-        given[name] = [given[name][0]] * 2
-    together = lengths(edit.pipe, lambda: check_alone(edit, fast, given, plans=1))
-    assert len(fast.last_run.plans) == 1
-    count = len(together) // 3  # the two together, and then each alone
-    assert [batch for batch, _ in together[:count]] == [
-        2 * batch for batch, _ in together[count : 2 * count]
-    ]
+    fast, given = compress(edit.pipe, COARSE), of_one_photo(edit)
+    found = lengths(edit.pipe, lambda: check_alone(edit, fast, given, plans=1))
+    batches = [batch for batch, _ in found]
+    count = len(batches) // 3  # the two together, and then each alone
+    assert batches[:count] == [2 * batch for batch in batches[count : 2 * count]]
+
+
+@EDITS
+def test_pictures_that_refresh_by_what_they_become_do_so_each_for_itself(edit):
+    check_alone(edit, compress(edit.pipe, METHODS["auto"]), of_one_photo(edit))
 
 
 def test_a_step_cache_is_kept_for_each_picture():
