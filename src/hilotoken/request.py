@@ -6,7 +6,7 @@ nothing there; what would do nothing is refused.
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .arguments import MASKS, first_of
+from .arguments import MASKS, PHOTOS, first_of
 
 # Transformers of these classes take guidance as a number of their own, where they were distilled to
 # (`guidance_embeds`), and classifier-free guidance as `true_cfg_scale`; elsewhere `guidance_scale`
@@ -25,6 +25,15 @@ LISTS = ("Flux2Pipeline", "Flux2KleinPipeline", "QwenImageEditPlusPipeline")
 # They work at a megapixel, whatever they are given.
 MEGAPIXEL = ("LongCatImageEditPipeline", "QwenImageEditInpaintPipeline")
 SIDE = 1024  # pixels of a megapixel's side
+# They take a list of photos as a batch of them, each with words, a mask and noise of its own.
+BATCHES = (
+    *("FluxFillPipeline", "FluxInpaintPipeline", "FluxImg2ImgPipeline"),
+    *("FluxKontextPipeline", "FluxKontextInpaintPipeline", "Flux2KleinInpaintPipeline"),
+    *("QwenImageInpaintPipeline", "QwenImageImg2ImgPipeline", "QwenImageEditPipeline"),
+    *("QwenImageEditInpaintPipeline", "StableDiffusion3InpaintPipeline"),
+    *("StableDiffusion3Img2ImgPipeline", "ZImageInpaintPipeline", "ZImageImg2ImgPipeline"),
+    *("ChromaInpaintPipeline", "ChromaImg2ImgPipeline"),
+)
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,27 @@ def arguments_for(
     if request.steps:
         given["num_inference_steps"] = request.steps
     return given | {"generator": torch.Generator().manual_seed(request.seed)}
+
+
+def takes_together(pipe: Any, request: Request) -> bool:
+    """Whether one call of the pipeline may make several pictures of what is asked for."""
+    names = {base.__name__ for base in type(pipe).__mro__}
+    return bool(names & set(BATCHES)) and not request.references and request.control is None
+
+
+def for_seeds(given: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
+    """The arguments of one edit for several in one call, each with the noise of its own seed.
+
+    given: by `arguments_for`, of a pipeline that `takes_together`
+    """
+
+    def times(name: str, value: Any) -> Any:
+        if name in (*PHOTOS, *MASKS, "prompt", "negative_prompt"):
+            return [value] * len(seeds)
+        return value.repeat_interleave(len(seeds), 0) if isinstance(value, torch.Tensor) else value
+
+    noise = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return {name: times(name, value) for name, value in given.items()} | {"generator": noise}
 
 
 def _parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
