@@ -37,7 +37,10 @@ CLASSES = [
 ]  # fmt: skip
 
 # Those on which context computed seldom is tried.
-REFRESHED = [*CLASSES, "FluxFillPipeline", "QwenImageInpaintPipeline"]
+REFRESHED = [
+    *CLASSES,
+    *("FluxFillPipeline", "QwenImageInpaintPipeline", "ZImageControlNetInpaintPipeline"),
+]
 
 
 def calls_of(family: Family) -> list[str]:

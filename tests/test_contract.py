@@ -33,7 +33,8 @@ from tiny import TOKENS, fixed, inside, make_mask, make_photo
 from torch import Tensor, nn
 
 from hilotoken import HiLo, compress
-from hilotoken.attention import rerouted
+from hilotoken.attention import aside, rerouted
+from hilotoken.hooks import shadowed
 from hilotoken.methods.hilo import COARSE_CELLS
 from hilotoken.plan import POSITIONS
 
@@ -102,6 +103,18 @@ def test_a_permutation_of_all_tokens_equals_it(edit, seed):
         assert worst(a.end, b.end) <= 2e-6 * max(1, b.end.abs().max())
 
 
+def whole_controlnet(pipe: Any) -> AbstractContextManager[Any]:
+    """A ControlNet that runs blocks of the transformer's drops nothing in them."""
+    if not hasattr(pipe, "controlnet"):
+        return nullcontext()
+
+    def apart(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with aside(pipe.transformer):
+            return original(*args, **kwargs)
+
+    return shadowed(pipe.controlnet, "forward", apart)
+
+
 @pytest.mark.parametrize("kept", [1, 40, 200])
 @every_edit
 def test_dropping_tokens_equals_a_key_mask_on_them(edit, kept):
@@ -129,7 +142,7 @@ def test_dropping_tokens_equals_a_key_mask_on_them(edit, kept):
             mask = mask & given if given.dtype == torch.bool else given.masked_fill(~mask, -INF)
         return original(query, key, value, **kwargs | {"attn_mask": mask})
 
-    with rerouted(edit.pipe.transformer, attend):
+    with rerouted(edit.pipe.transformer, attend), whole_controlnet(edit.pipe):
         masked = edit.run(**given).steps[0].velocity
     short, masked = (x[:, keep_K] for x in (short, masked))
     assert worst(short, masked) <= 2e-6 * masked.abs().max()

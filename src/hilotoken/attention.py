@@ -75,6 +75,21 @@ def rerouted(
         yield
 
 
+@contextmanager
+def aside(transformer: nn.Module) -> Iterator[None]:
+    """Attention calls of this thread pass by everything that reroutes them, for this context.
+
+    For a model that shares modules with the transformer, such as its ControlNet.
+    """
+    router = _ROUTERS.setdefault(unwrap(transformer), _Router())
+    before = router.aside, getattr(router.here, "aside", False)
+    router.aside = router.here.aside = True
+    try:
+        yield
+    finally:
+        router.aside, router.here.aside = before
+
+
 class _Router:
     """What the stand-ins of one transformer have in common.
 
@@ -85,7 +100,8 @@ class _Router:
     def __init__(self) -> None:
         self.levels: list[Level] = []
         self.module: nn.Module | None = None  # the one under way, in compiled code
-        self.here = threading.local()  # the same, of each thread
+        self.aside = False  # whether its calls pass by, see `aside`
+        self.here = threading.local()  # the same two, of each thread
         self.classes: dict[type, type] = {}
         self.replaced: dict[int, tuple[Any, int]] = {}  # by module: its processor, contexts inside
         self.lock = threading.Lock()
@@ -125,6 +141,12 @@ class _Router:
         object.__setattr__(made, "__dict__", vars(processor))
         return made
 
+    def asks(self, owner: int) -> bool:
+        """Whether a call goes to what that thread has put in its way."""
+        if compiling():
+            return not self.aside
+        return get_ident() == owner and not getattr(self.here, "aside", False)
+
     def _class_for(self, kind: type) -> type:
         own: Any = kind.__call__
         names = set(own.__code__.co_names)
@@ -160,7 +182,7 @@ class _Router:
                 self.here.module = attn
             output = rerun(this, attn, *args, **kwargs)
             for _, again, meant, owner in self.levels:
-                if again and id(attn) in meant and (compiling() or get_ident() == owner):
+                if again and id(attn) in meant and self.asks(owner):
 
                     def redo(places: Any) -> Any:
                         if len(args) > rotary:
@@ -183,7 +205,7 @@ class _Router:
             module = self.module if compiling() else self.here.module
             attention = innermost
             for attend, _, meant, owner in self.levels:
-                if id(module) in meant and (compiling() or get_ident() == owner):
+                if id(module) in meant and self.asks(owner):
                     attention = _around(attend, module, attention)
             return turn(attention(turn(query), turn(key), turn(value), **kwargs))
 

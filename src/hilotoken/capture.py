@@ -54,8 +54,11 @@ class Seen:
 
 
 @contextmanager
-def captured(pipe: Any) -> Iterator[Seen]:
+def captured(pipe: Any, photo_last: bool = False) -> Iterator[Seen]:
     """Keep what the pipeline makes of photo and mask while in this context.
+
+    Args:
+        photo_last: whether the photo is the last picture that is made into pixels, not the first
 
     Raises:
         RuntimeError: the pipeline is in a captured call already.
@@ -67,7 +70,7 @@ def captured(pipe: Any) -> Iterator[Seen]:
         raise RuntimeError(
             "this pipeline is in a compressed call already: wait for it, or load a second pipeline"
         )
-    tap, masks = _Tap(), getattr(pipe, "mask_processor", None)
+    tap, masks = _Tap(photo_last), getattr(pipe, "mask_processor", None)
     with ExitStack() as stack:
         for thing, name, keep in (
             (processor, "preprocess", tap.photo),
@@ -85,8 +88,8 @@ def captured(pipe: Any) -> Iterator[Seen]:
 class _Tap:
     """The shadows: each calls the original, gives back what it gave, and keeps what is new."""
 
-    def __init__(self) -> None:
-        self.seen = Seen()
+    def __init__(self, photo_last: bool = False) -> None:
+        self.seen, self.photo_last = Seen(), photo_last
         self.steps: list[tuple[Any, Step, Any]] = []  # before, what was done, after
         self.inside = False  # a processor's method that another of its methods calls
 
@@ -96,7 +99,7 @@ class _Tap:
             result = original(image, *args, **kwargs)
         finally:
             self.inside = False
-        if self.seen.photo_B3HW is None:
+        if self.seen.photo_B3HW is None or self.photo_last:
             self.seen.photo_B3HW = result
             self.seen.path = [lambda other: original(other, *args, **kwargs)]
             first = self._trace(image)

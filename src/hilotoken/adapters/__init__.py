@@ -11,7 +11,7 @@ from .flux2 import Flux2
 from .longcat import LongCat
 from .qwen import QwenImage, QwenImageControlNet
 from .sd3 import SD3
-from .zimage import ZImage
+from .zimage import ZImage, ZImageControlNet
 
 __all__ = ["ADAPTERS", "Family", "family_of"]
 
@@ -35,6 +35,7 @@ ADAPTERS: dict[tuple[str, str], type[Family]] = {
     ("StableDiffusion3Img2ImgPipeline", "SD3Transformer2DModel"): SD3,
     ("ZImageInpaintPipeline", "ZImageTransformer2DModel"): ZImage,
     ("ZImageImg2ImgPipeline", "ZImageTransformer2DModel"): ZImage,
+    ("ZImageControlNetInpaintPipeline", "ZImageTransformer2DModel"): ZImageControlNet,
     ("QwenImageInpaintPipeline", "QwenImageTransformer2DModel"): QwenImage,
     ("QwenImageImg2ImgPipeline", "QwenImageTransformer2DModel"): QwenImage,
     ("QwenImageEditPipeline", "QwenImageTransformer2DModel"): QwenImage,
@@ -62,10 +63,6 @@ REFUSED: dict[str, str] = {
     "ZImageOmniPipeline": (
         "it puts several pictures and the features of another encoder in one sequence, and a plan "
         "is made for one; use ZImageInpaintPipeline"
-    ),
-    "ZImageControlNetInpaintPipeline": (
-        "its control network runs every token at every step, and adds rows to the transformer's "
-        "that stand for all of them, padding and text too; use ZImageInpaintPipeline"
     ),
     "BriaFibo2Pipeline": (
         "it makes tokens, their places and the marks of which are noisy in one piece, after tokens "

@@ -39,12 +39,14 @@ class Family:
     text_rests:  whether its text may run with the context alone, see `without_text`
     ids_name:    the argument that holds the places of image tokens
     image_first: whether image tokens come before text in the attention
+    photo_last:  whether the pipeline takes up the photo after a control picture
     """
 
     short: ClassVar[Any]
     text_rests: ClassVar[bool] = False
     ids_name: ClassVar[str] = "img_ids"
     image_first: ClassVar[bool] = False
+    photo_last: ClassVar[bool] = False
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe

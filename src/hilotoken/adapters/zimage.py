@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention import rerouted
+from ..attention import aside, rerouted
 from ..hooks import Call, shadowed
 from ..plan import token_positions
 from .pictures import Pictures, PicturesShort
@@ -25,6 +25,19 @@ PATCH = "2-1"  # the key of the patch size that the pipelines use
 
 
 class ZImageShort(PicturesShort):
+    def shorten(self, call: Call, sigma: float) -> Call:
+        """The residuals of a ControlNet are shortened as the tokens are, by `gathered`."""
+        short = super().shorten(call, sigma)
+        if residuals := call.get("controlnet_block_samples"):
+            N = self.plan.tokens_full
+            short = short | {
+                "controlnet_block_samples": {
+                    layer: torch.cat([self.rows(x_BLD[:, :N]), x_BLD[:, N:]], 1)
+                    for layer, x_BLD in residuals.items()
+                }
+            }
+        return short
+
     def restore(self, velocity_BSC: Any, call: Call, sigma: float) -> Any:
         """A list of pictures of -v."""
         pictures = torch.cat(velocity_BSC, 1).movedim(0, 1)
@@ -125,6 +138,22 @@ class ZImage(Pictures):
             return run.short.align(module, query, key, value, original, **kw)
 
         return [rerouted(self.pipe.transformer, align, attentions)]
+
+
+class ZImageControlNet(ZImage):
+    """ControlNet Inpaint: the masked photo is shown to the ControlNet alone, which runs whole.
+
+    The ControlNet runs the transformer's own refining blocks too, and nothing of ours is for it.
+    """
+
+    photo_last: ClassVar[bool] = True
+
+    def stand_ins(self, run: Any) -> Iterable[AbstractContextManager[None]]:
+        def apart(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            with aside(self.pipe.transformer):
+                return original(*args, **kwargs)
+
+        return (*super().stand_ins(run), shadowed(self.pipe.controlnet, "forward", apart))
 
 
 def rotary(embedder: Any, place_M2: Tensor) -> Tensor:
