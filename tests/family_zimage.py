@@ -86,7 +86,7 @@ def tokens(pipe: Any, latents: Tensor) -> Tensor:
 
 
 def source(pipe: Any, given: dict[str, Any]) -> Tensor:
-    if "ControlNet" in type(pipe).__name__:  # it encodes the masked photo; the wrapper does the photo
+    if "ControlNet" in type(pipe).__name__:  # the photo is encoded by the wrapper
         given = given | {"generator": torch.Generator().manual_seed(0)}
     photo = pipe.image_processor.preprocess(given["image"]).to(pipe.dtype)
     latents = pipe.vae.encode(photo).latent_dist.sample(given["generator"])

@@ -328,10 +328,12 @@ class Running:
         search, step = self.search, self.clock.step
         every = self.short is None or self.reuse is None or self.reuse.refreshing
         if search and every and search.due(step):
+            assert self.plan is not None
+            assert self.mask_B1HW is not None
             with self.watch.time("plan"):
                 x0 = sample.float() - self.clock.sigma * velocity.float()
-                search.see(step, self.clock.sigma, x0 if x0.ndim == 3 else self.family.pack(x0))
-            assert self.mask_B1HW is not None
+                x0_BTC = x0 if x0.ndim == 3 else self.family.pack(x0)
+                search.see(step, self.clock.sigma, x0_BTC[:, : self.plan.tokens_full])
             shown_11hw = search.shown_hw[None, None].to(self.mask_B1HW)
             self.mask_B1HW = F.interpolate(shown_11hw, self.mask_B1HW.shape[-2:])
         return original(velocity, timestep, sample, *args, **kw)

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from .arguments import read_mask
+from .grid import as_batch
 from .hooks import shadowed
 
 Step = Callable[[Any], Any]
@@ -71,13 +72,17 @@ def captured(pipe: Any, photo_last: bool = False) -> Iterator[Seen]:
             "this pipeline is in a compressed call already: wait for it, or load a second pipeline"
         )
     tap, masks = _Tap(photo_last), getattr(pipe, "mask_processor", None)
+    resizer = getattr(pipe, "vae_image_processor", processor)  # JoyImage Edit's own
     with ExitStack() as stack:
         for thing, name, keep in (
             (processor, "preprocess", tap.photo),
             (processor, "resize", tap.step),
             (processor, "_resize_to_target_area", tap.step),
+            (resizer, "resize_center_crop", tap.step),
             (masks, "preprocess", tap.mask),
+            (pipe.vae, "encode", tap.encoded),
             (pipe, "_encode_vae_image", tap.latents),
+            (pipe, "normalize_latents", tap.latents),
             (pipe.scheduler, "scale_noise", tap.noised),
         ):
             if hasattr(thing, name):
@@ -121,6 +126,16 @@ class _Tap:
         if not self.inside and result is not image:
             self.steps.append((image, lambda other: original(other, *args, **kwargs), result))
         return result
+
+    def encoded(self, original: Callable[..., Any], picture: Any, *args: Any, **kw: Any) -> Any:
+        """A photo that no processor made into pixels: the pipeline did it by itself."""
+        if self.seen.photo_B3HW is None and isinstance(picture, Tensor):
+            self.seen.photo_B3HW = picture if picture.ndim == 4 else picture[:, :, 0]
+            self.seen.path = [lambda image: 2 * as_batch(image, 3) - 1]
+            first = self._trace(self.steps[-1][2]) if self.steps else None
+            first = first[0] if isinstance(first, list | tuple) else first
+            self.seen.size = first.size if isinstance(first, Image.Image) else None
+        return original(picture, *args, **kw)
 
     def mask(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)

@@ -8,6 +8,7 @@ from .chroma import Chroma
 from .family import Family
 from .flux import Flux, FluxFill
 from .flux2 import Flux2
+from .joyimage import JoyImageEdit, JoyImageEditPlus
 from .longcat import LongCat
 from .qwen import QwenImage, QwenImageControlNet
 from .sd3 import SD3
@@ -31,6 +32,8 @@ ADAPTERS: dict[tuple[str, str], type[Family]] = {
     ("ChromaImg2ImgPipeline", "ChromaTransformer2DModel"): Chroma,
     ("LongCatImageEditPipeline", "LongCatImageTransformer2DModel"): LongCat,
     ("BriaFiboEditPipeline", "BriaFiboTransformer2DModel"): Fibo,
+    ("JoyImageEditPipeline", "JoyImageEditTransformer3DModel"): JoyImageEdit,
+    ("JoyImageEditPlusPipeline", "JoyImageEditPlusTransformer3DModel"): JoyImageEditPlus,
     ("StableDiffusion3InpaintPipeline", "SD3Transformer2DModel"): SD3,
     ("StableDiffusion3Img2ImgPipeline", "SD3Transformer2DModel"): SD3,
     ("ZImageInpaintPipeline", "ZImageTransformer2DModel"): ZImage,
@@ -68,14 +71,6 @@ REFUSED: dict[str, str] = {
         "it makes tokens, their places and the marks of which are noisy in one piece, after tokens "
         "whose number follows from the prompt: nothing can be gathered between; use "
         "BriaFiboEditPipeline"
-    ),
-    "JoyImageEditPipeline": (
-        "its references are denoised and put back with the picture, as frames of one sequence "
-        "whose places follow from its size alone"
-    ),
-    "JoyImageEditPlusPipeline": (
-        "it packs pictures of several sizes into one sequence, padded, and denoises all of it; a "
-        "plan is made for one"
     ),
     "Kandinsky5I2IPipeline": (
         "it takes places as rows and columns, whose every crossing is a token: a plan that leaves "
