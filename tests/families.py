@@ -5,9 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import family_chroma
+import family_fibo2
 import family_flux
 import family_flux2
 import family_joyimage
+import family_kandinsky
 import family_longcat
 import family_qwen
 import family_sd3
@@ -20,7 +22,8 @@ from torch import Tensor
 FAMILIES: list[Family] = [
     *family_flux.FAMILIES, *family_qwen.FAMILIES, *family_sd3.FAMILIES, *family_zimage.FAMILIES,
     *family_flux2.FAMILIES, *family_chroma.FAMILIES, *family_longcat.FAMILIES,
-    *family_joyimage.FAMILIES,
+    *family_fibo2.FAMILIES, *family_joyimage.FAMILIES,
+    *family_kandinsky.FAMILIES,
 ]  # fmt: skip
 BY_NAME = {family.name: family for family in FAMILIES}
 
@@ -36,7 +39,8 @@ CLASSES = [
     "FluxInpaintPipeline", "FluxKontextPipeline", "Flux2KleinInpaintPipeline",
     "ChromaInpaintPipeline", "LongCatImageEditPipeline", "BriaFiboEditPipeline",
     "QwenImageEditInpaintPipeline", "StableDiffusion3InpaintPipeline", "ZImageInpaintPipeline",
-    "JoyImageEditPipeline", "JoyImageEditPlusPipeline",
+    "BriaFibo2Pipeline", "JoyImageEditPipeline", "JoyImageEditPlusPipeline",
+    "Kandinsky5I2IPipeline",
 ]  # fmt: skip
 
 # Those on which context computed seldom is tried.

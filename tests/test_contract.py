@@ -53,6 +53,10 @@ def places_mixed_up(transformer: Any) -> AbstractContextManager[Any]:
     """Every token stands where another did, and is what it was."""
     if hasattr(transformer, "rope_embedder"):
         return patch.object(transformer, "rope_embedder", turned(transformer.rope_embedder))
+    if hasattr(transformer, "visual_rope_embeddings"):  # Kandinsky's
+        embeddings = transformer.visual_rope_embeddings
+        original = embeddings.forward
+        return patch.object(embeddings, "forward", lambda *given: original(*given).flip(2))
     for name in ("get_rotary_pos_embed", "_get_rotary_pos_embed_for_range"):  # JoyImage's
         if hasattr(transformer, name):
             return patch.object(transformer, name, turned(getattr(transformer, name)))

@@ -23,7 +23,8 @@ from hilotoken.methods.parse import as_words, method_from
 GRID = (16, 16)
 INSTRUCTED = [
     "FluxKontextPipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline", "Flux2Pipeline",
-    "Flux2KleinPipeline", "LongCatImageEditPipeline", "BriaFiboEditPipeline",
+    "Flux2KleinPipeline", "LongCatImageEditPipeline", "BriaFiboEditPipeline", "BriaFibo2Pipeline",
+    "JoyImageEditPipeline", "JoyImageEditPlusPipeline", "Kandinsky5I2IPipeline",
 ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .hooks import compiling, unwrap
 
-_PLACES = "image_rotary_emb"
+_PLACES = ("image_rotary_emb", "freqs_cis", "rotary_emb")  # what processors call them
 
 # attend(module, query_BQHD, key_BSHD, value_BSHD, original, **kwargs) -> [B, Q, H, D]
 Attend = Callable[..., Tensor]
@@ -56,7 +56,7 @@ def rerouted(
         attend: see above
         modules: the attention modules meant, all of the transformer's unless given
         again: `again(output, redo)` gives what the processor returns, of what it would return;
-            `redo(rotary)` runs it once more with another `image_rotary_emb`
+            `redo(rotary)` runs it once more with other rotary places (`image_rotary_emb`)
 
     Raises:
         TypeError: a processor calls no attention function that is known here.
@@ -173,7 +173,8 @@ class _Router:
 
         signature = inspect.signature(own)
         takes = list(signature.parameters)
-        rotary = takes.index(_PLACES) - 2 if _PLACES in takes else len(takes)
+        places_name = next((name for name in _PLACES if name in takes), _PLACES[0])
+        rotary = takes.index(places_name) - 2 if places_name in takes else len(takes)
 
         def call(this: Any, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if compiling():
@@ -188,7 +189,7 @@ class _Router:
                         if len(args) > rotary:
                             changed = (*args[:rotary], places, *args[rotary + 1 :])
                             return rerun(this, attn, *changed, **kwargs)
-                        return rerun(this, attn, *args, **kwargs | {_PLACES: places})
+                        return rerun(this, attn, *args, **kwargs | {places_name: places})
 
                     output = again(output, redo)
             return output

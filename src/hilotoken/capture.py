@@ -90,6 +90,11 @@ def captured(pipe: Any, photo_last: bool = False) -> Iterator[Seen]:
         yield tap.seen
 
 
+def _pixels(made: Any) -> Any:
+    """The first picture of what a processor made, which may be lists of several kinds."""
+    return _pixels(made[0]) if isinstance(made, list | tuple) else made
+
+
 class _Tap:
     """The shadows: each calls the original, gives back what it gave, and keeps what is new."""
 
@@ -105,8 +110,11 @@ class _Tap:
         finally:
             self.inside = False
         if self.seen.photo_B3HW is None or self.photo_last:
-            self.seen.photo_B3HW = result
-            self.seen.path = [lambda other: original(other, *args, **kwargs)]
+            self.seen.photo_B3HW = _pixels(result)
+            own = {
+                name: value for name, value in kwargs.items() if name != "mask"
+            }  # greys the photo
+            self.seen.path = [lambda other: _pixels(original(other, *args, **own))]
             first = self._trace(image)
             first = first[0] if isinstance(first, list | tuple) else first
             if isinstance(first, Image.Image):

@@ -70,7 +70,9 @@ class Family:
     @property
     def token_pixels(self) -> int:
         """Pixels a side of a token."""
-        return self.latents_a_side * self.pipe.vae_scale_factor
+        pipe = self.pipe
+        spatial = getattr(pipe, "vae_scale_factor_spatial", None)
+        return self.latents_a_side * (spatial or pipe.vae_scale_factor)
 
     def grids(self, call: Call) -> list[tuple[int, int]]:
         """The grid of every span of image tokens, the target's first."""

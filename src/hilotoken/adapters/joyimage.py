@@ -92,10 +92,6 @@ class Joy(Rotary):
     short: ClassVar[Any] = JoyShort
     image_first: ClassVar[bool] = True
 
-    @property
-    def token_pixels(self) -> int:
-        return self.latents_a_side * self.pipe.vae_scale_factor_spatial
-
     def encode(self, photo_B3HW: Tensor, generator: torch.Generator) -> Tensor:
         """As `prepare_latents` does after it made the pixels; the mode, where that samples."""
         vae = self.pipe.vae

@@ -7,7 +7,7 @@ B batch, N tokens of the grid, M coarse tokens, S tokens of the short sequence, 
 padding, D channels, F rotary frequencies.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, ClassVar
@@ -75,15 +75,16 @@ class ZImageShort(PicturesShort):
 
     @cached_property
     def _coarse_MF(self) -> Tensor:
-        places_M2 = self.coarse_places
-        return rotary(self.family.model.rope_embedder, places_M2).to(places_M2.device)
+        places_M2, model = self.coarse_places, self.family.model
+        return rotary(model.axes_dims[1:], model.rope_theta, places_M2).to(places_M2.device)
 
     @cached_property
     def _turn_SF(self) -> Tensor:
         """What turns each token from its place to that over the stride."""
         model = self.family.model
         place_S2 = token_positions(self.plan)
-        turn_SF = rotary(model.rope_embedder, place_S2 / self.plan.stride - place_S2)
+        moved_S2 = place_S2 / self.plan.stride - place_S2
+        turn_SF = rotary(model.axes_dims[1:], model.rope_theta, moved_S2)
         turn_SF = F.pad(turn_SF, (sum(model.axes_dims) // 2 - turn_SF.shape[1], 0), value=1.0)
         return turn_SF.to(place_S2.device)
 
@@ -156,11 +157,14 @@ class ZImageControlNet(ZImage):
         return (*super().stand_ins(run), shadowed(self.pipe.controlnet, "forward", apart))
 
 
-def rotary(embedder: Any, place_M2: Tensor) -> Tensor:
-    """The rotary factors of rows and columns, [M, F]; at whole ones those of the model's table."""
+def rotary(sides: Sequence[int], theta: float, place_M2: Tensor) -> Tensor:
+    """The rotary factors of rows and columns, [M, F]; at whole ones those of the model's table.
+
+    sides: channels that turn with the row, and with the column
+    """
     parts = []
-    for dim, place_M in zip(embedder.axes_dims[1:], place_M2.cpu().double().T, strict=True):
-        frequency = 1.0 / embedder.theta ** (torch.arange(0, dim, 2).double() / dim)
+    for dim, place_M in zip(sides, place_M2.cpu().double().T, strict=True):
+        frequency = 1.0 / theta ** (torch.arange(0, dim, 2).double() / dim)
         angle = torch.outer(place_M, frequency).float()
         parts.append(torch.polar(torch.ones_like(angle), angle))
     return torch.cat(parts, -1)
