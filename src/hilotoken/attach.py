@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .adapters import family_of
 from .adapters.base import ShortCall
+from .approximate import ApproximateDecode
 from .blocks.attach import Placement, placed
 from .capture import Seen, captured
 from .decode import RegionDecode
@@ -74,7 +75,8 @@ class Running:
         self.search: Search | None = None
         self._region_hw: Tensor | None = None  # that the plan in force was made by
         self.dense: list[int] = []  # the steps of a search at which every token runs
-        self._decode = RegionDecode.of(pipe.vae, decode)
+        way = ApproximateDecode if decode == "approximate" else RegionDecode
+        self._decode = way.of(pipe.vae, decode)
         self._encode = Encoding.of(pipe.vae, encode, opened.memory if opened else None)
         self._prompts = Prompts(pipe, opened.memory) if opened else None
         self._call: Call = {}  # the one under way, whole
@@ -135,6 +137,7 @@ class Running:
             self.reuse.bytes if self.reuse else 0,
             self.reuse.alone.plan.tokens_run if self.reuse else 0,
             decoded=self._decode.decoded if self._decode else 1.0,
+            decode_error=self._decode.error if self._decode else None,
             encoded=self._encode.share if self._encode else 1.0,
             reused=self._reused(),
             mask=self.mask_B1HW,
