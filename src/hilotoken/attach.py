@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .adapters import family_of
 from .adapters.base import ShortCall
+from .approximate import ApproximateDecode
 from .blocks.attach import Placement, placed
 from .capture import Seen, captured
 from .decode import RegionDecode
@@ -72,7 +73,8 @@ class Running:
         if not (method.shortens or method.inner):  # the untouched pipeline, unless told otherwise
             decode, encode = (way.replace("auto", "whole") for way in (decode, encode))
         self.searching = Searching(self, find) if find else None
-        self._decode = RegionDecode.of(pipe.vae, decode)
+        way = ApproximateDecode if decode == "approximate" else RegionDecode
+        self._decode = way.of(pipe.vae, decode)
         self._encode = Encoding.of(pipe.vae, encode, opened.memory if opened else None)
         self._prompts = Prompts(pipe, opened.memory) if opened else None
         self._call: Call = {}  # the one under way, whole
@@ -138,6 +140,7 @@ class Running:
             self.reuse.bytes if self.reuse else 0,
             self.reuse.alone.plan.tokens_run if self.reuse else 0,
             decoded=self._decode.decoded if self._decode else 1.0,
+            decode_error=self._decode.error if self._decode else None,
             encoded=self._encode.share if self._encode else 1.0,
             reused=self._reused(),
             mask=self.mask_B1HW,
