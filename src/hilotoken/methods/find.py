@@ -27,6 +27,7 @@ FLAT = 0.1  # of the spread squared: a token with less contrast has no direction
 DRIFT = 0.15, 0.5  # of a channel's spread, the mean of them all
 STYLE = 0.25, 0.6  # of the spread, what the tokens that change least change by
 SEEN = 0.15  # of the spread: a change that is seen
+DENSEST = 0.35  # share of the tokens that the background's level is taken from
 DOUBT = 0.03  # share of the grid that may lie between changed and not, away from all that changed
 SURE = 1.5  # times that a shifted match must beat the one in place
 LATEST = 0.5  # share of the steps after which it is no longer looked for
@@ -197,20 +198,21 @@ def scores(change_NC: Tensor, source_NC: Tensor) -> Tensor:
 
 
 def background(log_N: Tensor) -> tuple[float, float]:
-    """Mean level and deviation of the log scores of tokens that have not changed.
+    """Level and deviation of the log scores of tokens that have not changed.
 
-    Begun with the lowest 40 %, which are unchanged where a region may be no larger than 60 %, and
-    grown for as long as the next scores belong to the same normal distribution.
+    The level is a mode: the median of the shortest interval that holds `DENSEST` of the tokens (the
+    shorth, Andrews et al. 1972). Where a region is no larger than 60 %, unchanged tokens have it in
+    the lower half. The deviation is taken from below it alone: changes, which lie above, often
+    begin where the background ends, and would widen it until it holds them.
     """
     rising_N = log_N.flatten().sort().values
-    low = rising_N[: max(1, math.ceil(0.4 * len(rising_N)))]
-    while True:
-        level = low.median()
-        deviation = 1.4826 * (low - level).abs().median()
-        grown = rising_N[rising_N <= level + 3 * deviation + 1e-6]
-        if len(grown) <= len(low):
-            return level.item(), deviation.item()
-        low = grown
+    held = math.ceil(DENSEST * len(rising_N))
+    starts = (len(rising_N) - held) // 2 + 1  # of intervals whose middle is in the lower half
+    width_S = rising_N[held - 1 :][:starts] - rising_N[:starts]
+    start = int(width_S.argmin())
+    level = rising_N[start : start + held].median()
+    deviation = 1.4826 * (level - rising_N[rising_N <= level]).median()
+    return level.item(), deviation.item()
 
 
 def changed(score_hw: Tensor, style: float, find: Find) -> tuple[Tensor, str]:
@@ -222,15 +224,22 @@ def changed(score_hw: Tensor, style: float, find: Find) -> tuple[Tensor, str]:
     so are many that are seen where none is certain.
 
     Args:
-        style: the background's score from which on the whole picture has changed
+        style: the background's score from which on the whole picture has changed; a change as large
+            must not pass for background either
     """
     log_hw = (score_hw + FLOOR).log()
     level, deviation = background(log_hw)
-    if math.exp(level) - FLOOR > style:
-        reason = f"even what changes least changes by {math.exp(level) - FLOOR:.2f}: another style"
+    strong = level + max(math.log(find.strong), 4.5 * deviation)
+    weak = level + max(math.log(find.weak), 3 * deviation)
+    least, unseen = math.exp(level) - FLOOR, math.exp(weak) - FLOOR
+    if unseen > style:
+        reason = (
+            f"even what changes least changes by {least:.2f}: another style"
+            if least > style
+            else f"the picture is so uneven that a change of {unseen:.2f} would not be seen"
+        )
         return torch.zeros_like(score_hw, dtype=torch.bool), reason
-    strong_hw = log_hw > level + max(math.log(find.strong), 4.5 * deviation)
-    weak_hw = log_hw > level + max(math.log(find.weak), 3 * deviation)
+    strong_hw, weak_hw = log_hw > strong, log_hw > weak
     region_hw = connected(strong_hw, weak_hw)
     # Where no token is certain, whatever is seen is a doubt: "nothing has changed" must be true.
     unsure_hw = weak_hw & ~region_hw if region_hw.any() else torch.ones_like(weak_hw)
