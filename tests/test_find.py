@@ -80,6 +80,17 @@ def test_hysteresis_keeps_what_touches_and_lets_go_what_is_alone():
     assert torch.equal(find.connected(strong_hw, weak_hw), expected_hw)
 
 
+def test_a_few_doubtful_tokens_are_no_chance_where_they_stand_together():
+    score_hw = 0.1 + 0.001 * noise(16, 16).abs()
+    score_hw[3:6, 3:6] = 1.0
+    expected_hw = score_hw == 1.0
+    score_hw[10, 3] = score_hw[10, 12] = 0.25
+    assert torch.equal(find.changed(score_hw, 1.0, Find())[0], expected_hw)
+    score_hw[11, 13] = score_hw[12, 14] = 0.25
+    expected_hw[[10, 11, 12], [12, 13, 14]] = True
+    assert torch.equal(find.changed(score_hw, 1.0, Find())[0], expected_hw)
+
+
 def test_closing_fills_a_gap_and_grows_nothing():
     region_hw = torch.zeros(9, 9, dtype=torch.bool)
     region_hw[2:7, 2:7] = True

@@ -28,6 +28,7 @@ DRIFT = 0.15, 0.5  # of a channel's spread, the mean of them all
 STYLE = 0.25, 0.6  # of the spread, what the tokens that change least change by
 SEEN = 0.15  # of the spread: a change that is seen
 DENSEST = 0.35  # share of the tokens that the background's level is taken from
+TOGETHER = 3  # doubtful tokens in a window of 3x3: more than chance
 DOUBT = 0.03  # share of the grid that may lie between changed and not, away from all that changed
 SURE = 1.5  # times that a shifted match must beat the one in place
 LATEST = 0.5  # share of the steps after which it is no longer looked for
@@ -219,9 +220,10 @@ def changed(score_hw: Tensor, style: float, find: Find) -> tuple[Tensor, str]:
     """The tokens that have changed, bool [h, w], and why they cannot be told from the rest.
 
     A token is certain at `strong` times the background and 4.5 of its deviations; those at `weak`
-    times and 3 are taken where they touch one that is (hysteresis, Canny 1986): a thin edge
-    survives, and a lone doubtful token does not count. Many that are seen and lone are a doubt, and
-    so are many that are seen where none is certain.
+    times and 3 are taken where they touch one that is (hysteresis, Canny 1986), or where
+    `TOGETHER` that are seen stand together: a thin edge survives, and a lone doubtful token does
+    not count. Many that are seen and lone are a doubt, and so are many that are seen where none is
+    certain.
 
     Args:
         style: the background's score from which on the whole picture has changed; a change as large
@@ -239,13 +241,19 @@ def changed(score_hw: Tensor, style: float, find: Find) -> tuple[Tensor, str]:
             else f"the picture is so uneven that a change of {unseen:.2f} would not be seen"
         )
         return torch.zeros_like(score_hw, dtype=torch.bool), reason
-    strong_hw, weak_hw = log_hw > strong, log_hw > weak
-    region_hw = connected(strong_hw, weak_hw)
+    weak_hw, seen_hw = log_hw > weak, score_hw > SEEN
+    region_hw = connected((log_hw > strong) | together(weak_hw & seen_hw), weak_hw)
     # Where no token is certain, whatever is seen is a doubt: "nothing has changed" must be true.
     unsure_hw = weak_hw & ~region_hw if region_hw.any() else torch.ones_like(weak_hw)
-    doubt = (unsure_hw & (score_hw > SEEN)).float().mean().item()
+    doubt = (unsure_hw & seen_hw).float().mean().item()
     reason = f"{doubt:.0%} of the picture lies between changed and not" if doubt > DOUBT else ""
     return region_hw, reason
+
+
+def together(doubtful_hw: Tensor) -> Tensor:
+    """Those of the tokens that have enough of their kind among their eight neighbours: bool."""
+    count_hw = F.conv2d(doubtful_hw[None, None].float(), torch.ones(1, 1, 3, 3), padding=1)[0, 0]
+    return doubtful_hw & (count_hw >= TOGETHER)
 
 
 def connected(strong_hw: Tensor, weak_hw: Tensor) -> Tensor:
