@@ -24,7 +24,8 @@ from hilotoken.search import Search
 GRID = (16, 16)
 INSTRUCTED = [
     "FluxKontextPipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline", "Flux2Pipeline",
-    "Flux2KleinPipeline", "LongCatImageEditPipeline", "BriaFiboEditPipeline",
+    "Flux2KleinPipeline", "LongCatImageEditPipeline", "BriaFiboEditPipeline", "BriaFibo2Pipeline",
+    "JoyImageEditPipeline", "JoyImageEditPlusPipeline", "Kandinsky5I2IPipeline",
 ]  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from contract import Stop, of_classes, plain_steps, steps, stop_at, worst
+from contract import Stop, of_classes, plain_steps, steps, stop_at, whole_controlnet, worst
 from families import BY_NAME, REFRESHED, arguments
 from family import Family
 from tiny import TOKENS
@@ -82,7 +82,7 @@ def test_a_reuse_step_is_dense_attention_to_context_of_the_refresh(edit, call, b
         calls.append(index if index is not None else pipe.scheduler.begin_index or 0)
 
     handle = pipe.transformer.register_forward_pre_hook(count, with_kwargs=True)
-    with rerouted(pipe.transformer, attend):
+    with rerouted(pipe.transformer, attend), whole_controlnet(pipe):
         expected = plain_steps(family, pipe, arguments(family, call))
     handle.remove()
     edit = edit_N.nonzero().flatten()

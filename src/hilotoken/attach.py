@@ -315,7 +315,7 @@ def attached(
     transformer = pipe.transformer
     run = Running(pipe, method, mask_image, decode, encode, opened, find)
     with ExitStack() as stack:
-        seen = stack.enter_context(captured(pipe))
+        seen = stack.enter_context(captured(pipe, run.family.photo_last))
         if getattr(transformer, "is_cache_enabled", False):
             transformer._reset_stateful_cache()  # a run broken off may have left another length's
         stack.enter_context(run.watch.watch("vae", *vae_parts(pipe)))

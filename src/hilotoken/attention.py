@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .hooks import compiling, unwrap
 
-_PLACES = "image_rotary_emb"
+_PLACES = ("image_rotary_emb", "freqs_cis", "rotary_emb")  # what processors call them
 
 # attend(module, query_BQHD, key_BSHD, value_BSHD, original, **kwargs) -> [B, Q, H, D]
 Attend = Callable[..., Tensor]
@@ -56,7 +56,7 @@ def rerouted(
         attend: see above
         modules: the attention modules meant, all of the transformer's unless given
         again: `again(output, redo)` gives what the processor returns, of what it would return;
-            `redo(rotary)` runs it once more with another `image_rotary_emb`
+            `redo(rotary)` runs it once more with other rotary places (`image_rotary_emb`)
 
     Raises:
         TypeError: a processor calls no attention function that is known here.
@@ -75,6 +75,21 @@ def rerouted(
         yield
 
 
+@contextmanager
+def aside(transformer: nn.Module) -> Iterator[None]:
+    """Attention calls of this thread pass by everything that reroutes them, for this context.
+
+    For a model that shares modules with the transformer, such as its ControlNet.
+    """
+    router = _ROUTERS.setdefault(unwrap(transformer), _Router())
+    before = router.aside, getattr(router.here, "aside", False)
+    router.aside = router.here.aside = True
+    try:
+        yield
+    finally:
+        router.aside, router.here.aside = before
+
+
 class _Router:
     """What the stand-ins of one transformer have in common.
 
@@ -85,7 +100,8 @@ class _Router:
     def __init__(self) -> None:
         self.levels: list[Level] = []
         self.module: nn.Module | None = None  # the one under way, in compiled code
-        self.here = threading.local()  # the same, of each thread
+        self.aside = False  # whether its calls pass by, see `aside`
+        self.here = threading.local()  # the same two, of each thread
         self.classes: dict[type, type] = {}
         self.replaced: dict[int, tuple[Any, int]] = {}  # by module: its processor, contexts inside
         self.lock = threading.Lock()
@@ -125,6 +141,12 @@ class _Router:
         object.__setattr__(made, "__dict__", vars(processor))
         return made
 
+    def asks(self, owner: int) -> bool:
+        """Whether a call goes to what that thread has put in its way."""
+        if compiling():
+            return not self.aside
+        return get_ident() == owner and not getattr(self.here, "aside", False)
+
     def _class_for(self, kind: type) -> type:
         own: Any = kind.__call__
         names = set(own.__code__.co_names)
@@ -151,7 +173,8 @@ class _Router:
 
         signature = inspect.signature(own)
         takes = list(signature.parameters)
-        rotary = takes.index(_PLACES) - 2 if _PLACES in takes else len(takes)
+        places_name = next((name for name in _PLACES if name in takes), _PLACES[0])
+        rotary = takes.index(places_name) - 2 if places_name in takes else len(takes)
 
         def call(this: Any, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if compiling():
@@ -160,13 +183,13 @@ class _Router:
                 self.here.module = attn
             output = rerun(this, attn, *args, **kwargs)
             for _, again, meant, owner in self.levels:
-                if again and id(attn) in meant and (compiling() or get_ident() == owner):
+                if again and id(attn) in meant and self.asks(owner):
 
                     def redo(places: Any) -> Any:
                         if len(args) > rotary:
                             changed = (*args[:rotary], places, *args[rotary + 1 :])
                             return rerun(this, attn, *changed, **kwargs)
-                        return rerun(this, attn, *args, **kwargs | {_PLACES: places})
+                        return rerun(this, attn, *args, **kwargs | {places_name: places})
 
                     output = again(output, redo)
             return output
@@ -183,7 +206,7 @@ class _Router:
             module = self.module if compiling() else self.here.module
             attention = innermost
             for attend, _, meant, owner in self.levels:
-                if id(module) in meant and (compiling() or get_ident() == owner):
+                if id(module) in meant and self.asks(owner):
                     attention = _around(attend, module, attention)
             return turn(attention(turn(query), turn(key), turn(value), **kwargs))
 

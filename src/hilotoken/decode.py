@@ -8,6 +8,7 @@ is left alone: a crop of its latents is another picture.
 B batch, C latent channels, h w latents, H W pixels.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -63,12 +64,14 @@ def _probe(vae: Any) -> int | None:
     scale = whole.shape[-1] // width
     middle = whole[..., FURTHEST * scale : (FURTHEST + 1) * scale]
     rounding = ROUNDING * max(1.0, torch.finfo(weight.dtype).eps / torch.finfo(torch.float32).eps)
-    for margin in range(4, FURTHEST, 2):
+
+    def near(margin: int) -> bool:
         part = _decoded(vae, strip[..., FURTHEST - margin : FURTHEST + margin + 1])
         found = part[..., margin * scale : (margin + 1) * scale]
-        if (found - middle).abs().max() <= rounding * middle.abs().max().clamp_min(1):
-            return margin
-    return FURTHEST
+        return bool((found - middle).abs().max() <= rounding * middle.abs().max().clamp_min(1))
+
+    margins = range(4, FURTHEST + 1, 2)
+    return margins[bisect_left(margins, True, hi=len(margins) - 1, key=near)]
 
 
 def _decoded(vae: Any, latents: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ B batch, C latent channels, h w latents, H W pixels.
 
 import copy
 import itertools
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -83,9 +84,8 @@ def _probe(vae: Any, weight: Tensor) -> Reach | None:
         other[..., kept] = strip[..., kept]
         return encode(other)[..., FURTHEST : FURTHEST + 1]
 
-    least = [
-        next((m for m in range(FURTHEST) if near(of(m))), FURTHEST) for of in (cropped, changed)
-    ]
+    margins = range(FURTHEST)
+    least = [bisect_left(margins, True, key=lambda m: near(of(m))) for of in (cropped, changed)]
     return Reach(*least)
 
 

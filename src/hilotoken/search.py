@@ -77,7 +77,8 @@ class Searching:
         if search and every and search.due(step):
             with run.watch.time("plan"):
                 x0 = sample.float() - run.clock.sigma * velocity.float()
-                search.see(step, run.clock.sigma, x0 if x0.ndim == 3 else run.family.pack(x0))
+                x0_BTC = x0 if x0.ndim == 3 else run.family.pack(x0)
+                search.see(step, run.clock.sigma, x0_BTC[:, : run.plan.tokens_full])
             shown_11hw = search.shown_hw[None, None].to(run.mask_B1HW)
             run.mask_B1HW = F.interpolate(shown_11hw, run.mask_B1HW.shape[-2:])
         return original(velocity, timestep, sample, *args, **kw)

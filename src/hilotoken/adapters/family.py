@@ -39,12 +39,14 @@ class Family:
     text_rests:  whether its text may run with the context alone, see `without_text`
     ids_name:    the argument that holds the places of image tokens
     image_first: whether image tokens come before text in the attention
+    photo_last:  whether the pipeline takes up the photo after a control picture
     """
 
     short: ClassVar[Any]
     text_rests: ClassVar[bool] = False
     ids_name: ClassVar[str] = "img_ids"
     image_first: ClassVar[bool] = False
+    photo_last: ClassVar[bool] = False
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
@@ -68,7 +70,9 @@ class Family:
     @property
     def token_pixels(self) -> int:
         """Pixels a side of a token."""
-        return self.latents_a_side * self.pipe.vae_scale_factor
+        pipe = self.pipe
+        spatial = getattr(pipe, "vae_scale_factor_spatial", None)
+        return self.latents_a_side * (spatial or pipe.vae_scale_factor)
 
     def grids(self, call: Call) -> list[tuple[int, int]]:
         """The grid of every span of image tokens, the target's first."""
