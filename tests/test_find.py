@@ -270,6 +270,14 @@ def test_known_edits(seed, kontext):
         assert row.region == 1
 
 
+@pytest.mark.parametrize("last", [1, 2])
+def test_last_dense_steps_show_what_comes_after_the_last_refresh(last, kontext):
+    late = {"seed": LOCAL.index("late"), "from_sigma": 0.2 if last == 1 else 0.3}
+    assert fuzz.row(*kontext, **late).missed > 0.1
+    row = fuzz.row(*kontext, **late, find=Find(last=last))
+    assert (row.missed, row.equal, row.dense, row.reasons) == (0, True, False, "")
+
+
 @pytest.fixture(scope="module")
 def kontext():
     return fuzz.tiny_kontext()

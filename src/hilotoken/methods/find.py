@@ -47,7 +47,7 @@ class Find:
     grow:    tokens by which the region is grown, as the mask is by `HiLo.dilate`
     most:    share of the grid: a larger region is not worth the risk, and stays dense
     recheck: look again whenever context is refreshed: tokens may join then, none leaves
-    last:    so many steps at the end run every token again
+    last:    so many steps at the end run every token again, and are looked at as a refresh is
 
     Raises:
         ValueError: an option out of range or without effect, at construction.
