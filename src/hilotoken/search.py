@@ -139,7 +139,7 @@ class Search:
         if self.impossible:
             return False
         if self.region_hw is not None:
-            return self.find.recheck and step < self.steps - 1
+            return self.find.recheck
         return step == self.steps - 1 or (self.early and step >= self.first - self.find.looks)
 
     def see(self, step: int, sigma: float, x0_BNC: Tensor) -> None:
