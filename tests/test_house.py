@@ -25,6 +25,7 @@ FLOORS: Floors = (  # from the ground up
     ("adapters", "kv_store", "methods", "request"),
     ("lending", "model"),
     ("reuse", "search", "session"),
+    ("lane",),
     ("attach",),
     ("compress",),
     ("bench", "bench.results", "edit", "train"),
