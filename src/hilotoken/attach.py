@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapters import family_of
+from .approximate import ApproximateDecode
 from .blocks.attach import Placement, placed
 from .capture import Seen, captured
 from .decode import RegionDecode
@@ -56,8 +57,9 @@ class Running:
         self.opened = opened
         if not (method.shortens or method.inner):  # the untouched pipeline, unless told otherwise
             decode, encode = (way.replace("auto", "whole") for way in (decode, encode))
+        way = ApproximateDecode if decode == "approximate" else RegionDecode
+        self._decode = way.of(pipe.vae, decode)
         self._mask_B1HW: Tensor | None = None
-        self._decode = RegionDecode.of(pipe.vae, decode)
         self._encode = Encoding.of(pipe.vae, encode, opened.memory if opened else None)
         self._prompts = Prompts(pipe, opened.memory) if opened else None
         self._lane: Lane | None = None  # the one under way; None where all run at once, and whole
@@ -107,6 +109,7 @@ class Running:
             sum(reuse.bytes for reuse in kept),
             round(sum(reuse.alone.plan.tokens_run for reuse in kept) / len(lanes)),
             decoded=self._decode.decoded if self._decode else 1.0,
+            decode_error=self._decode.error if self._decode else None,
             encoded=self._encode.share if self._encode else 1.0,
             reused=self._reused(),
             mask=self.mask_B1HW,
@@ -297,7 +300,7 @@ def attached(
     transformer = pipe.transformer
     run = Running(pipe, method, mask_image, decode, encode, opened, find)
     with ExitStack() as stack:
-        seen = stack.enter_context(captured(pipe))
+        seen = stack.enter_context(captured(pipe, run.family.photo_last))
         if getattr(transformer, "is_cache_enabled", False):
             transformer._reset_stateful_cache()  # a run broken off may have left another length's
         stack.enter_context(run.watch.watch("vae", *vae_parts(pipe)))

@@ -251,7 +251,7 @@ def _edit_region(
     output: Any = fast(**(for_seeds(given, seeds) if len(seeds) > 1 else given))
     assert fast.last_run is not None
     run, parts = fast.last_run.shared(len(seeds)), []
-    for i, image in enumerate(output.images):
+    for i, image in enumerate(output[0]):
         own = small
         if own is None:  # found, in the pipeline's own pixels
             assert run.mask is not None

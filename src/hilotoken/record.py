@@ -23,6 +23,8 @@ class Run:
     kept_bytes: memory that its keys and values took
     blocks_run: share of the blocks that ran, where a step cache skips some
     decoded: share of the latents that were decoded, where a region is enough
+    decode_error: of an approximate decode, how far in the mask it was from the whole, at the first
+             decode of this autoencoder in this process: root mean square, in levels of 255
     encoded: share of the latents that were encoded, where the rest was known
     reused:  in a session, what was taken from it: shares of the "latents" encoded, of the
              "prompts", and of the "context" at refreshes
@@ -48,6 +50,7 @@ class Run:
     between: int = 0
     blocks_run: float = 1.0
     decoded: float = 1.0
+    decode_error: float | None = None
     encoded: float = 1.0
     reused: dict[str, float] = field(default_factory=dict)
     mask: Tensor | None = None
@@ -116,6 +119,7 @@ class Run:
             "kept_bytes": self.kept_bytes,
             "blocks_run": self.blocks_run,
             "decoded": self.decoded,
+            "decode_error": self.decode_error,
             "encoded": self.encoded,
             "reused": dict(self.reused),
             "masked": None if self.mask is None else (self.mask > 0).float().mean().item(),
@@ -132,6 +136,8 @@ class Run:
         inside = [f"{part} {share:.0%}" for part, share in self.inside.items()]
         if self.blocks_run < 1:
             inside.append(f"blocks {self.blocks_run:.0%}")
+        if self.decode_error is not None:
+            inside.append(f"decoded to {self.decode_error:.2g} of 255 levels")
         seconds = f"DiT {self.dit_seconds:.2f} s, VAE {self.vae_seconds:.2f} s"
         parts = [
             share,

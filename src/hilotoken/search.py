@@ -76,7 +76,8 @@ class Searching:
             return
         with run.watch.time("plan"):
             x0 = sample.float() - run.clock.sigma * velocity.float()
-            search.see(step, run.clock.sigma, x0 if x0.ndim == 3 else run.family.pack(x0))
+            x0_BTC = x0 if x0.ndim == 3 else run.family.pack(x0)
+            search.see(step, run.clock.sigma, x0_BTC[:, : run.plan.tokens_full])
         shown_11hw = search.shown_hw[None, None].to(run.mask_B1HW)
         run.mask_B1HW = F.interpolate(shown_11hw, run.mask_B1HW.shape[-2:])
 
@@ -136,7 +137,7 @@ class Search:
         if self.impossible:
             return False
         if self.region_hw is not None:
-            return self.find.recheck and step < self.steps - 1
+            return self.find.recheck
         return step == self.steps - 1 or (self.early and step >= self.first - self.find.looks)
 
     def see(self, step: int, sigma: float, x0_BNC: Tensor) -> None:

@@ -40,6 +40,7 @@ class Family:
     text_rests:  whether its text may run with the context alone, see `without_text`
     ids_name:    the argument that holds the places of image tokens
     image_first: whether image tokens come before text in the attention
+    photo_last:  whether the pipeline takes up the photo after a control picture
     listed:      the arguments that are a list of one for each picture
     """
 
@@ -47,6 +48,7 @@ class Family:
     text_rests: ClassVar[bool] = False
     ids_name: ClassVar[str] = "img_ids"
     image_first: ClassVar[bool] = False
+    photo_last: ClassVar[bool] = False
     listed: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, pipe: Any) -> None:
@@ -71,7 +73,9 @@ class Family:
     @property
     def token_pixels(self) -> int:
         """Pixels a side of a token."""
-        return self.latents_a_side * self.pipe.vae_scale_factor
+        pipe = self.pipe
+        spatial = getattr(pipe, "vae_scale_factor_spatial", None)
+        return self.latents_a_side * (spatial or pipe.vae_scale_factor)
 
     def grids(self, call: Call) -> list[tuple[int, int]]:
         """The grid of every span of image tokens, the target's first."""
