@@ -56,6 +56,7 @@ class Kandinsky5(Strips):
     """Image-to-Image: x_t, the photo's latents and ones in the channels [B, 1, 2h, 2w, 2C + 1]."""
 
     short: ClassVar[Any] = KandinskyShort
+    shared: ClassVar[tuple[str, ...]] = ("visual_rope_pos", "text_rope_pos", "scale_factor")
 
     def pictures(self, call: Call) -> Tensor:
         return self.first(call["hidden_states"])
