@@ -14,7 +14,7 @@ from diffusers import (
 from diffusers.utils import logging
 from family import Family, Lack
 from PIL import Image
-from tiny import SIZE, TEXT, TOKENS, make_mask, make_photo, widen
+from tiny import SIZE, TEXT, TOKENS, make_mask, make_photo, private, widen
 from torch import Tensor, nn
 
 EDITS = 1024  # the side of a square photo in the Edit pipelines, which nobody can change
@@ -127,9 +127,9 @@ def source(pipe: Any, given: dict[str, Any]) -> Tensor:
         images = images[0]
     if "ControlNet" in name:
         encodes = diffusers.QwenImageInpaintPipeline
-    if "ControlNet" in name or ("Img2Img" in name and "latents" in given):  # it encodes no photo
-        generator = torch.Generator().manual_seed(0)
     photo = pipe.image_processor.preprocess(images, given["height"], given["width"])
+    if "ControlNet" in name or ("Img2Img" in name and "latents" in given):  # it encodes no photo
+        generator = private(photo)
     photo = photo[:, :, None].to(pipe.dtype)
     latents = encodes._encode_vae_image(pipe, image=photo, generator=generator)
     return pipe._pack_latents(latents, *latents[:, :, 0].shape)

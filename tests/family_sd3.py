@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from diffusers.utils import logging
 from family import Family, Lack
-from tiny import TEXT, basics, make_mask, make_photo, make_vae, widen
+from tiny import TEXT, basics, make_mask, make_photo, make_vae, private, widen
 from torch import Tensor
 from torch.nn.functional import pixel_unshuffle
 
@@ -79,9 +79,9 @@ def tokens(pipe: Any, latents: Tensor) -> Tensor:
 
 def source(pipe: Any, given: dict[str, Any]) -> Tensor:
     generator = given["generator"]
-    if pipe.transformer.config.in_channels == 33 and given["strength"] == 1:
-        generator = torch.Generator().manual_seed(0)  # it encodes no photo; the wrapper does
     photo = pipe.image_processor.preprocess(given["image"], given["height"], given["width"])
+    if pipe.transformer.config.in_channels == 33 and given["strength"] == 1:
+        generator = private(photo)  # it encodes no photo; the wrapper does
     latents = pipe.vae.encode(photo.to(pipe.dtype)).latent_dist.sample(generator)
     latents = (latents - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
     return tokens(pipe, latents)

@@ -11,7 +11,7 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from family import Family, Lack
-from tiny import basics, make_mask, make_photo, make_vae, widen
+from tiny import basics, make_mask, make_photo, make_vae, private, widen
 from torch import Tensor, nn
 from torch.nn.functional import pixel_unshuffle
 
@@ -86,9 +86,9 @@ def tokens(pipe: Any, latents: Tensor) -> Tensor:
 
 
 def source(pipe: Any, given: dict[str, Any]) -> Tensor:
-    if "ControlNet" in type(pipe).__name__:  # the photo is encoded by the wrapper
-        given = given | {"generator": torch.Generator().manual_seed(0)}
     photo = pipe.image_processor.preprocess(given["image"]).to(pipe.dtype)
+    if "ControlNet" in type(pipe).__name__:  # the photo is encoded by the wrapper
+        given = given | {"generator": private(photo)}
     latents = pipe.vae.encode(photo).latent_dist.sample(given["generator"])
     latents = (latents - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
     return tokens(pipe, latents)

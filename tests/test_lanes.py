@@ -145,3 +145,9 @@ def test_a_region_is_looked_for_in_each_picture():
     given = both(edit, num_inference_steps=14)
     del given["mask_image"]
     check_alone(edit, compress(edit.pipe, HiLo(find=True)), given)
+
+
+def test_photos_that_go_round_in_another_order_are_refused():
+    edit = Edit(BY_NAME["QwenImageControlNetInpaintPipeline"], "two photos")
+    with pytest.raises(ValueError, match="num_images_per_prompt=1"):
+        compress(edit.pipe, COARSE)(**edit.arguments(num_images_per_prompt=2))

@@ -47,6 +47,11 @@ def fixed(keep_K: Tensor, count_S: Tensor | None = None, weighted: bool = False)
     return Fixed(TokenPlan(GRID, keep_K, edit_N, 0, nothing, count_S, weighted=weighted))
 
 
+def private(photos: Tensor) -> list[torch.Generator]:
+    """What the wrapper encodes photos by that the pipeline does not encode: the same for each."""
+    return [torch.Generator().manual_seed(0) for _ in photos]
+
+
 def make_vae(kind: str) -> nn.Module:
     if kind == "tiny":
         return AutoencoderTiny(

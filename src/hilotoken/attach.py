@@ -64,7 +64,6 @@ class Running:
         self._prompts = Prompts(pipe, opened.memory) if opened else None
         self._lane: Lane | None = None  # the one under way; None where all run at once, and whole
         self._answers: list[Any] = []  # of the lanes before it
-        self._call: Call = {}  # the one under way, whole
         self._cached = bool(getattr(self.transformer, "is_cache_enabled", False))
 
     @property
@@ -182,16 +181,18 @@ class Running:
                 "or call the pipeline itself"
             )
         self.source, self._mask_B1HW = made
-        count, size = self._count(call), seen.photo_B3HW.shape[-2:]  # type: ignore[union-attr]
-        for number in range(count):
-            part = self.family.part(call, number, count)
-            given = self._pair(number, count)
-            self.lanes.append(
-                Lane(
-                    self.family, self.method, *given, part, self.watch, number, count,
-                    self.opened, self.find, size,
-                )
+        assert seen.photo_B3HW is not None  # else there was no source
+        count, size = self._count(call), seen.photo_B3HW.shape[-2:]
+
+        def lane(source: Source, mask_B1HW: Tensor, number: int = 0, count: int = 1) -> Lane:
+            return Lane(
+                self.family, self.method, source, mask_B1HW, self.family.part(call, number, count),
+                self.watch, number, count, self.opened, self.find, size,
             )  # fmt: skip
+
+        self.lanes = [lane(*self._pair(n, count), n, count) for n in range(count)]
+        if count > 1 and not self._cached and all(lane.whole for lane in self.lanes):
+            self.lanes = [lane(*made)]  # to the bit what the pipeline itself makes of the batch
 
     def _count(self, call: Call) -> int:
         """How many of the batch's pictures run by themselves; further ones are of the same again.
@@ -225,7 +226,7 @@ class Running:
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Call) -> Any:
         """The call, shorter; of several lanes that of the last, once the others have run."""
-        self._call = call = bind_call(module, args, kwargs)
+        call = bind_call(module, args, kwargs)
         for lane in self.lanes:
             lane.arrive(self.family.part(call, lane.number, lane.count))
         self._answers = []

@@ -132,6 +132,13 @@ class Lane:
         self.short = None
         self.leave()
 
+    @property
+    def whole(self) -> bool:
+        """Whether every token runs at every step, each for itself."""
+        plan = self.plan
+        every = len(plan.keep_K) == plan.tokens_full and not len(plan.cells_M)
+        return every and not plan.weighted and self.reuse is None and self.searching is None
+
     # In every call of the transformer.
 
     def arrive(self, call: Call) -> None:

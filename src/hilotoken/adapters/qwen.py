@@ -146,6 +146,12 @@ class QwenImageControlNet(QwenImage):
                 "control_image or control_mask is a tensor, which this pipeline takes as it is: "
                 "give pictures or arrays"
             )
+        if 1 < len(seen.photo_B3HW) != self.batch(call):
+            raise ValueError(
+                f"{len(seen.photo_B3HW)} control images and {self.batch(call)} pictures: this "
+                "pipeline goes through them in another order than through its noise; give "
+                "num_images_per_prompt=1"
+            )
         return super().make_source(seen, None, call)
 
 
