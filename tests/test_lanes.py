@@ -8,9 +8,11 @@ import torch
 from contract import Edit, edits, steps, worst
 from diffusers import FirstBlockCacheConfig
 from families import BY_NAME, calls_of
+from tiny import GRID
 from torch import nn
 
 from hilotoken import HiLo, compress
+from hilotoken.bench.measure.steer import steered
 from hilotoken.methods import Refresh, ToMe, Within
 
 COARSE = HiLo(dilate=1, detail=0.1, bucket=8)
@@ -140,11 +142,39 @@ def test_a_method_inside_the_blocks_knows_whose_tokens_these_are():
     check_alone(edit, fast, both(edit, num_inference_steps=4))
 
 
-def test_a_region_is_looked_for_in_each_picture():
+def test_a_region_is_found_in_each_picture():
+    """Two photos of which other parts change: each has a mask, and tokens, of its own."""
     edit = Edit(BY_NAME["FluxKontextPipeline"], "two photos, two masks")
-    given = both(edit, num_inference_steps=14)
-    del given["mask_image"]
-    check_alone(edit, compress(edit.pipe, HiLo(find=True)), given)
+    fast = compress(edit.pipe, HiLo(find=True))
+
+    def given(number: int | None = None) -> dict[str, Any]:
+        made = both(edit, num_inference_steps=14)
+        made = made if number is None else alone(made, number)
+        return {name: value for name, value in made.items() if name != "mask_image"}
+
+    source_BNC = edit.family.source(edit.pipe, given()).detach()
+    target_BNC = source_BNC.clone().unflatten(1, GRID)
+    for picture, rows in zip(target_BNC, (slice(3, 6), slice(9, 14)), strict=True):
+        picture[rows, 4:9] += 3 * torch.randn(picture[rows, 4:9].shape, generator=noise(9))
+    target_BNC = target_BNC.flatten(1, 2)
+
+    def run(number: int | None = None) -> tuple[Any, Any]:
+        part = slice(None) if number is None else slice(number, number + 1)
+        with steered(edit.pipe, lambda sigma: target_BNC[part], source_BNC[part]):
+            end = steps(edit.family, edit.pipe, fast, given(number))[-1].end
+        return end, fast.last_run
+
+    end_BNC, record = run()
+    assert record.reasons == ()
+    assert len(record.plans) == len(record.mask) == 2
+    assert not torch.equal(*record.mask)
+    for number in range(2):
+        own_1NC, own = run(number)
+        assert own.reasons == ()
+        assert torch.equal(own.mask[0], record.mask[number])
+        assert torch.equal(own.plan.keep_K, record.plans[number].keep_K)
+        assert own.refreshed == record.refreshed
+        assert worst(end_BNC[number : number + 1], own_1NC) <= 1e-5
 
 
 def test_photos_that_go_round_in_another_order_are_refused():
