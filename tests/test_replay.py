@@ -1,4 +1,4 @@
-"""A reuse step, captured once, may be replayed: by a CUDA graph, which repeats kernels as they were.
+"""A reuse step, captured once, may be replayed, as a CUDA graph repeats kernels as they were.
 
 From one refresh to the next, each does the same operations inside the transformer, on the same
 shapes, with the same numbers, at the same addresses; but for the call's own tensors, which who
