@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Annotated, Any
 from unittest.mock import patch
 
@@ -44,12 +44,12 @@ ATTENTIONS = {"keep, attend": (Reuse, "attend"), "weights": (Weighted, "__call__
 
 @dataclass(frozen=True)
 class ProfileRow:
-    """Of a call of the transformer after a run's first, the mean.
+    """Of a call of the transformer after a run's first.
 
     what:       a method's text, or "dense"
     part:       "model" is what diffusers does; others are hilotoken's
-    operations: of PyTorch, not counting those that they are made of: on a GPU a launch, or a view
-    cpu_us:     the host's microseconds, under the profiler
+    operations: of PyTorch, the mean; not counting those that they are made of: on a GPU a launch, or a view
+    cpu_us:     the host's microseconds under the profiler, the median
     """
 
     what: str
@@ -140,7 +140,7 @@ def rows(methods: dict[str, Any], rounds: int) -> Iterator[ProfileRow]:
     for name, calls in found.items():
         for part in dict.fromkeys(part for call in calls for part in call):
             number, spent = zip(*(call.get(part, (0, 0.0)) for call in calls), strict=True)
-            yield ProfileRow(name, part, mean(number), mean(spent))
+            yield ProfileRow(name, part, mean(number), median(spent))
 
 
 def main(
