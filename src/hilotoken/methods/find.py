@@ -27,6 +27,8 @@ FLAT = 0.1  # of the spread squared: a token with less contrast has no direction
 DRIFT = 0.15, 0.5  # of a channel's spread, the mean of them all
 STYLE = 0.25, 0.6  # of the spread, what the tokens that change least change by
 SEEN = 0.15  # of the spread: a change that is seen
+DENSEST = 0.35  # share of the tokens that the background's level is taken from
+TOGETHER = 3  # doubtful tokens in a window of 3x3: more than chance
 DOUBT = 0.03  # share of the grid that may lie between changed and not, away from all that changed
 SURE = 1.5  # times that a shifted match must beat the one in place
 LATEST = 0.5  # share of the steps after which it is no longer looked for
@@ -45,7 +47,7 @@ class Find:
     grow:    tokens by which the region is grown, as the mask is by `HiLo.dilate`
     most:    share of the grid: a larger region is not worth the risk, and stays dense
     recheck: look again whenever context is refreshed: tokens may join then, none leaves
-    last:    so many steps at the end run every token again
+    last:    so many steps at the end run every token again, and are looked at as a refresh is
 
     Raises:
         ValueError: an option out of range or without effect, at construction.
@@ -197,46 +199,61 @@ def scores(change_NC: Tensor, source_NC: Tensor) -> Tensor:
 
 
 def background(log_N: Tensor) -> tuple[float, float]:
-    """Mean level and deviation of the log scores of tokens that have not changed.
+    """Level and deviation of the log scores of tokens that have not changed.
 
-    Begun with the lowest 40 %, which are unchanged where a region may be no larger than 60 %, and
-    grown for as long as the next scores belong to the same normal distribution.
+    The level is a mode: the median of the shortest interval that holds `DENSEST` of the tokens (the
+    shorth, Andrews et al. 1972). Where a region is no larger than 60 %, unchanged tokens have it in
+    the lower half. The deviation is taken from below it alone: changes, which lie above, often
+    begin where the background ends, and would widen it until it holds them.
     """
     rising_N = log_N.flatten().sort().values
-    low = rising_N[: max(1, math.ceil(0.4 * len(rising_N)))]
-    while True:
-        level = low.median()
-        deviation = 1.4826 * (low - level).abs().median()
-        grown = rising_N[rising_N <= level + 3 * deviation + 1e-6]
-        if len(grown) <= len(low):
-            return level.item(), deviation.item()
-        low = grown
+    held = math.ceil(DENSEST * len(rising_N))
+    starts = (len(rising_N) - held) // 2 + 1  # of intervals whose middle is in the lower half
+    width_S = rising_N[held - 1 :][:starts] - rising_N[:starts]
+    start = int(width_S.argmin())
+    level = rising_N[start : start + held].median()
+    deviation = 1.4826 * (level - rising_N[rising_N <= level]).median()
+    return level.item(), deviation.item()
 
 
 def changed(score_hw: Tensor, style: float, find: Find) -> tuple[Tensor, str]:
     """The tokens that have changed, bool [h, w], and why they cannot be told from the rest.
 
     A token is certain at `strong` times the background and 4.5 of its deviations; those at `weak`
-    times and 3 are taken where they touch one that is (hysteresis, Canny 1986): a thin edge
-    survives, and a lone doubtful token does not count. Many that are seen and lone are a doubt, and
-    so are many that are seen where none is certain.
+    times and 3 are taken where they touch one that is (hysteresis, Canny 1986), or where
+    `TOGETHER` that are seen stand together: a thin edge survives, and a lone doubtful token does
+    not count. Many that are seen and lone are a doubt, and so are many that are seen where none is
+    certain.
 
     Args:
-        style: the background's score from which on the whole picture has changed
+        style: the background's score from which on the whole picture has changed; a change as large
+            must not pass for background either
     """
     log_hw = (score_hw + FLOOR).log()
     level, deviation = background(log_hw)
-    if math.exp(level) - FLOOR > style:
-        reason = f"even what changes least changes by {math.exp(level) - FLOOR:.2f}: another style"
+    strong = level + max(math.log(find.strong), 4.5 * deviation)
+    weak = level + max(math.log(find.weak), 3 * deviation)
+    least, unseen = math.exp(level) - FLOOR, math.exp(weak) - FLOOR
+    if unseen > style:
+        reason = (
+            f"even what changes least changes by {least:.2f}: another style"
+            if least > style
+            else f"the picture is so uneven that a change of {unseen:.2f} would not be seen"
+        )
         return torch.zeros_like(score_hw, dtype=torch.bool), reason
-    strong_hw = log_hw > level + max(math.log(find.strong), 4.5 * deviation)
-    weak_hw = log_hw > level + max(math.log(find.weak), 3 * deviation)
-    region_hw = connected(strong_hw, weak_hw)
+    weak_hw, seen_hw = log_hw > weak, score_hw > SEEN
+    region_hw = connected((log_hw > strong) | together(weak_hw & seen_hw), weak_hw)
     # Where no token is certain, whatever is seen is a doubt: "nothing has changed" must be true.
     unsure_hw = weak_hw & ~region_hw if region_hw.any() else torch.ones_like(weak_hw)
-    doubt = (unsure_hw & (score_hw > SEEN)).float().mean().item()
+    doubt = (unsure_hw & seen_hw).float().mean().item()
     reason = f"{doubt:.0%} of the picture lies between changed and not" if doubt > DOUBT else ""
     return region_hw, reason
+
+
+def together(doubtful_hw: Tensor) -> Tensor:
+    """Those of the tokens that have enough of their kind among their eight neighbours: bool."""
+    count_hw = F.conv2d(doubtful_hw[None, None].float(), torch.ones(1, 1, 3, 3), padding=1)[0, 0]
+    return doubtful_hw & (count_hw >= TOGETHER)
 
 
 def connected(strong_hw: Tensor, weak_hw: Tensor) -> Tensor:
