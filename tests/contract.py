@@ -6,7 +6,7 @@ the pipeline against what it was.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ from family import Family, Lack
 from torch import Tensor, nn
 
 from hilotoken import HiLo, compress
+from hilotoken.attention import aside
+from hilotoken.hooks import shadowed
 from hilotoken.record import Run
 
 KEEP_ALL = HiLo(detail=1.0, coarse=0)
@@ -84,10 +86,22 @@ class Ran(NamedTuple):
     generators: list[Tensor]
 
 
-def dropped(record: Run) -> Tensor:
-    """bool [N]: the tokens of the grid that did not run."""
+def dropped(record: Run, picture: int = 0) -> Tensor:
+    """bool [N]: the tokens of the grid that did not run of a picture of the batch."""
     every_N = torch.ones(record.tokens_full, dtype=torch.bool)
-    return every_N.index_fill(0, record.plan.keep_K, False)
+    return every_N.index_fill(0, record.plans[picture % len(record.plans)].keep_K, False)
+
+
+def whole_controlnet(pipe: Any) -> AbstractContextManager[Any]:
+    """A ControlNet that runs blocks of the transformer's drops nothing in them."""
+    if not hasattr(pipe, "controlnet"):
+        return nullcontext()
+
+    def apart(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with aside(pipe.transformer):
+            return original(*args, **kwargs)
+
+    return shadowed(pipe.controlnet, "forward", apart)
 
 
 # What a call could leave behind.

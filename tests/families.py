@@ -5,8 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import family_chroma
+import family_fibo2
 import family_flux
 import family_flux2
+import family_joyimage
+import family_kandinsky
 import family_longcat
 import family_qwen
 import family_sd3
@@ -19,6 +22,8 @@ from torch import Tensor
 FAMILIES: list[Family] = [
     *family_flux.FAMILIES, *family_qwen.FAMILIES, *family_sd3.FAMILIES, *family_zimage.FAMILIES,
     *family_flux2.FAMILIES, *family_chroma.FAMILIES, *family_longcat.FAMILIES,
+    *family_fibo2.FAMILIES, *family_joyimage.FAMILIES,
+    *family_kandinsky.FAMILIES,
 ]  # fmt: skip
 BY_NAME = {family.name: family for family in FAMILIES}
 
@@ -34,10 +39,15 @@ CLASSES = [
     "FluxInpaintPipeline", "FluxKontextPipeline", "Flux2KleinInpaintPipeline",
     "ChromaInpaintPipeline", "LongCatImageEditPipeline", "BriaFiboEditPipeline",
     "QwenImageEditInpaintPipeline", "StableDiffusion3InpaintPipeline", "ZImageInpaintPipeline",
+    "BriaFibo2Pipeline", "JoyImageEditPipeline", "JoyImageEditPlusPipeline",
+    "Kandinsky5I2IPipeline",
 ]  # fmt: skip
 
 # Those on which context computed seldom is tried.
-REFRESHED = [*CLASSES, "FluxFillPipeline", "QwenImageInpaintPipeline"]
+REFRESHED = [
+    *CLASSES,
+    *("FluxFillPipeline", "QwenImageInpaintPipeline", "ZImageControlNetInpaintPipeline"),
+]
 
 
 def calls_of(family: Family) -> list[str]:
@@ -72,5 +82,7 @@ def plain_arguments(pipe: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 def names_of(family: Family) -> tuple[str, str]:
     """What the pipeline calls the photo and its mask."""
-    controls = "control_mask" in family.arguments()
-    return ("control_image", "control_mask") if controls else ("image", "mask_image")
+    given = family.arguments()
+    if "control_mask" in given:
+        return "control_image", "control_mask"
+    return "images" if "images" in given else "image", "mask_image"

@@ -36,7 +36,7 @@ class Patches(nn.Module):
         super().__init__()
         self.conv = conv
 
-    def forward(self, x: Tensor, feat_cache: Any = None, feat_idx: Any = None) -> Tensor:
+    def forward(self, x: Tensor, **cache: Any) -> Tensor:
         return self.conv(x)
 
 

@@ -108,6 +108,10 @@ WHOLE = {
     "QwenImageEditInpaintPipeline": (in_place, True),
     "StableDiffusion3InpaintPipeline": (around, True),
     "ZImageInpaintPipeline": (around, False),
+    "BriaFibo2Pipeline": (in_place, True),
+    "JoyImageEditPipeline": (around, False),
+    "JoyImageEditPlusPipeline": (in_place, True),
+    "Kandinsky5I2IPipeline": (around, True),
 }
 
 

@@ -80,9 +80,9 @@ def test_rotary_factors_of_zimage_are_those_of_its_table_and_between():
     embedder = ZIMAGE_INPAINT.make(torch.float32).transformer.rope_embedder
     axis = torch.arange(32)
     ids = torch.stack([torch.ones(32), axis, axis.flip(0)], 1).int()
-    table = embedder(ids)[:, 2:]
-    assert torch.equal(rotary(embedder, ids[:, 1:]), table)
-    between = rotary(embedder, ids[:, 1:] + torch.tensor([0.5, -0.5]))
+    table, sides = embedder(ids)[:, 2:], embedder.axes_dims[1:]
+    assert torch.equal(rotary(sides, embedder.theta, ids[:, 1:]), table)
+    between = rotary(sides, embedder.theta, ids[:, 1:] + torch.tensor([0.5, -0.5]))
     middle = table[:-1] + table[1:]
     assert (between[:-1] - middle / middle.abs()).abs().max() < 1e-6
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from .grid import as_batch
 
 # What pipelines call the photo and its mask.
-PHOTOS = ("image", "control_image")
+PHOTOS = ("image", "images", "control_image")
 MASKS = ("mask_image", "mask", "control_mask")
 
 
 def makes_from_text(pipe: Any) -> bool:
     """Whether the pipeline takes neither photo nor mask."""
-    return hasattr(pipe, "transformer") and not {"image", *MASKS} & _parameters(pipe)
+    return hasattr(pipe, "transformer") and not {"image", "images", *MASKS} & _parameters(pipe)
 
 
 def first_of(given: dict[str, Any], names: tuple[str, ...]) -> Any:

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from .arguments import read_mask
+from .grid import as_batch
 from .hooks import shadowed
 
 Step = Callable[[Any], Any]
@@ -54,8 +55,11 @@ class Seen:
 
 
 @contextmanager
-def captured(pipe: Any) -> Iterator[Seen]:
+def captured(pipe: Any, photo_last: bool = False) -> Iterator[Seen]:
     """Keep what the pipeline makes of photo and mask while in this context.
+
+    Args:
+        photo_last: whether the photo is the last picture that is made into pixels, not the first
 
     Raises:
         RuntimeError: the pipeline is in a captured call already.
@@ -67,14 +71,18 @@ def captured(pipe: Any) -> Iterator[Seen]:
         raise RuntimeError(
             "this pipeline is in a compressed call already: wait for it, or load a second pipeline"
         )
-    tap, masks = _Tap(), getattr(pipe, "mask_processor", None)
+    tap, masks = _Tap(photo_last), getattr(pipe, "mask_processor", None)
+    resizer = getattr(pipe, "vae_image_processor", processor)  # JoyImage Edit's own
     with ExitStack() as stack:
         for thing, name, keep in (
             (processor, "preprocess", tap.photo),
             (processor, "resize", tap.step),
             (processor, "_resize_to_target_area", tap.step),
+            (resizer, "resize_center_crop", tap.step),
             (masks, "preprocess", tap.mask),
+            (pipe.vae, "encode", tap.encoded),
             (pipe, "_encode_vae_image", tap.latents),
+            (pipe, "normalize_latents", tap.latents),
             (pipe.scheduler, "scale_noise", tap.noised),
         ):
             if hasattr(thing, name):
@@ -82,11 +90,16 @@ def captured(pipe: Any) -> Iterator[Seen]:
         yield tap.seen
 
 
+def _pixels(made: Any) -> Any:
+    """The first picture of what a processor made, which may be lists of several kinds."""
+    return _pixels(made[0]) if isinstance(made, list | tuple) else made
+
+
 class _Tap:
     """The shadows: each calls the original, gives back what it gave, and keeps what is new."""
 
-    def __init__(self) -> None:
-        self.seen = Seen()
+    def __init__(self, photo_last: bool = False) -> None:
+        self.seen, self.photo_last = Seen(), photo_last
         self.steps: list[tuple[Any, Step, Any]] = []  # before, what was done, after
         self.inside = False  # a processor's method that another of its methods calls
 
@@ -96,9 +109,12 @@ class _Tap:
             result = original(image, *args, **kwargs)
         finally:
             self.inside = False
-        if self.seen.photo_B3HW is None:
-            self.seen.photo_B3HW = result
-            self.seen.path = [lambda other: original(other, *args, **kwargs)]
+        if self.seen.photo_B3HW is None or self.photo_last:
+            self.seen.photo_B3HW = _pixels(result)
+            own = {
+                name: value for name, value in kwargs.items() if name != "mask"
+            }  # greys the photo
+            self.seen.path = [lambda other: _pixels(original(other, *args, **own))]
             first = self._trace(image)
             first = first[0] if isinstance(first, list | tuple) else first
             if isinstance(first, Image.Image):
@@ -118,6 +134,16 @@ class _Tap:
         if not self.inside and result is not image:
             self.steps.append((image, lambda other: original(other, *args, **kwargs), result))
         return result
+
+    def encoded(self, original: Callable[..., Any], picture: Any, *args: Any, **kw: Any) -> Any:
+        """A photo that no processor made into pixels: the pipeline did it by itself."""
+        if self.seen.photo_B3HW is None and isinstance(picture, Tensor):
+            self.seen.photo_B3HW = picture if picture.ndim == 4 else picture[:, :, 0]
+            self.seen.path = [lambda image: 2 * as_batch(image, 3) - 1]
+            first = self._trace(self.steps[-1][2]) if self.steps else None
+            first = first[0] if isinstance(first, list | tuple) else first
+            self.seen.size = first.size if isinstance(first, Image.Image) else None
+        return original(picture, *args, **kw)
 
     def mask(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)

@@ -303,5 +303,5 @@ class Compressed:
         mixed = composite_images(output[0], photo_B3HW, mask_B1HW, self.feather, self.match)
         if isinstance(output, tuple):
             return (mixed, *output[1:])
-        output.images = mixed
+        setattr(output, next(iter(output.keys())), mixed)  # `images`; of Kandinsky, `image`
         return output

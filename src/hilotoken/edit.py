@@ -177,7 +177,7 @@ def _edit_region(
     if request.control is not None:
         request = replace(request, control=region.take(request.control))
     output: Any = fast(**arguments_for(fast.pipe, request, before, small))
-    after = output.images[0].convert("RGB").resize(before.size, Image.Resampling.LANCZOS)
+    after = output[0][0].convert("RGB").resize(before.size, Image.Resampling.LANCZOS)
     assert fast.last_run is not None
     if small is None:  # found, in the pipeline's own pixels
         assert fast.last_run.mask is not None

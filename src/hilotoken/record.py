@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field, fields, is_dataclass
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor
@@ -31,6 +32,8 @@ class Run:
              given, or the region found. None where the whole picture is made
     searched: whether the region was to be found
     reasons: then, why every token ran, and why none of the photo was put back
+    plans:   of a batch in which photos or masks differ, the plan of each picture; `plan` is the
+             first, and counts of tokens are means over all
     """
 
     plan: TokenPlan
@@ -53,6 +56,10 @@ class Run:
     mask: Tensor | None = None
     searched: bool = False
     reasons: tuple[str, ...] = ()
+    plans: tuple[TokenPlan, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "plans", self.plans or (self.plan,))
 
     @property
     def tokens_full(self) -> int:
@@ -60,11 +67,11 @@ class Run:
 
     @property
     def tokens_run(self) -> int:
-        return self.plan.tokens_run
+        return round(fmean(plan.tokens_run for plan in self.plans))
 
     @property
     def keep_ratio(self) -> float:
-        return self.plan.keep_ratio
+        return fmean(plan.keep_ratio for plan in self.plans)
 
     @property
     def mean_tokens_run(self) -> float:
@@ -78,7 +85,9 @@ class Run:
 
     @property
     def counts(self) -> dict[str, int]:
-        return self.plan.counts
+        """How many edit, detail and coarse tokens run."""
+        each = [plan.counts for plan in self.plans]
+        return {kind: round(fmean(counts[kind] for counts in each)) for kind in each[0]}
 
     @property
     def rest_seconds(self) -> float:
@@ -97,6 +106,7 @@ class Run:
             "mean_tokens_run": self.mean_tokens_run,
             "keep_ratio": self.keep_ratio,
             "tokens": self.counts,
+            "plans": [plan.counts for plan in self.plans],
             "sequence": list(self.sequence),
             **{f"{part}_seconds": getattr(self, f"{part}_seconds") for part in named},
             "inside": dict(self.inside),

@@ -6,12 +6,15 @@ from ..hooks import unwrap
 from .bria import Fibo
 from .chroma import Chroma
 from .family import Family
+from .fibo2 import Fibo2
 from .flux import Flux, FluxFill
 from .flux2 import Flux2
+from .joyimage import JoyImageEdit, JoyImageEditPlus
+from .kandinsky import Kandinsky5
 from .longcat import LongCat
 from .qwen import QwenImage, QwenImageControlNet
 from .sd3 import SD3
-from .zimage import ZImage
+from .zimage import ZImage, ZImageControlNet
 
 __all__ = ["ADAPTERS", "Family", "family_of"]
 
@@ -31,10 +34,15 @@ ADAPTERS: dict[tuple[str, str], type[Family]] = {
     ("ChromaImg2ImgPipeline", "ChromaTransformer2DModel"): Chroma,
     ("LongCatImageEditPipeline", "LongCatImageTransformer2DModel"): LongCat,
     ("BriaFiboEditPipeline", "BriaFiboTransformer2DModel"): Fibo,
+    ("BriaFibo2Pipeline", "BriaFibo2Transformer2DModel"): Fibo2,
+    ("JoyImageEditPipeline", "JoyImageEditTransformer3DModel"): JoyImageEdit,
+    ("JoyImageEditPlusPipeline", "JoyImageEditPlusTransformer3DModel"): JoyImageEditPlus,
+    ("Kandinsky5I2IPipeline", "Kandinsky5Transformer3DModel"): Kandinsky5,
     ("StableDiffusion3InpaintPipeline", "SD3Transformer2DModel"): SD3,
     ("StableDiffusion3Img2ImgPipeline", "SD3Transformer2DModel"): SD3,
     ("ZImageInpaintPipeline", "ZImageTransformer2DModel"): ZImage,
     ("ZImageImg2ImgPipeline", "ZImageTransformer2DModel"): ZImage,
+    ("ZImageControlNetInpaintPipeline", "ZImageTransformer2DModel"): ZImageControlNet,
     ("QwenImageInpaintPipeline", "QwenImageTransformer2DModel"): QwenImage,
     ("QwenImageImg2ImgPipeline", "QwenImageTransformer2DModel"): QwenImage,
     ("QwenImageEditPipeline", "QwenImageTransformer2DModel"): QwenImage,
@@ -62,27 +70,6 @@ REFUSED: dict[str, str] = {
     "ZImageOmniPipeline": (
         "it puts several pictures and the features of another encoder in one sequence, and a plan "
         "is made for one; use ZImageInpaintPipeline"
-    ),
-    "ZImageControlNetInpaintPipeline": (
-        "its control network runs every token at every step, and adds rows to the transformer's "
-        "that stand for all of them, padding and text too; use ZImageInpaintPipeline"
-    ),
-    "BriaFibo2Pipeline": (
-        "it makes tokens, their places and the marks of which are noisy in one piece, after tokens "
-        "whose number follows from the prompt: nothing can be gathered between; use "
-        "BriaFiboEditPipeline"
-    ),
-    "JoyImageEditPipeline": (
-        "its references are denoised and put back with the picture, as frames of one sequence "
-        "whose places follow from its size alone"
-    ),
-    "JoyImageEditPlusPipeline": (
-        "it packs pictures of several sizes into one sequence, padded, and denoises all of it; a "
-        "plan is made for one"
-    ),
-    "Kandinsky5I2IPipeline": (
-        "it takes places as rows and columns, whose every crossing is a token: a plan that leaves "
-        "some out has none to give"
     ),
     "OmniGenPipeline": (
         "it numbers image tokens on, like words, and an attention mask of its own goes with them"

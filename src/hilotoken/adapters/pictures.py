@@ -7,6 +7,7 @@ before it makes a picture of them.
 B batch, N tokens of the grid, M coarse tokens, S tokens of the short sequence, C channels a token.
 """
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from ..attention import Weighted, rerouted
 from ..hooks import Call, compiling
-from ..plan import gather, scatter
+from ..plan import gather, scatter, token_positions
 from .base import ShortCall
 from .family import Family
 
@@ -44,7 +45,10 @@ class PicturesShort(ShortCall):
     def restore(self, velocity_BSC: Tensor, call: Call, sigma: float) -> Tensor:
         """A picture, in which those tokens are put that did not run."""
         ran_BKC = gather(self.family.fold(velocity_BSC), self.plan)
-        whole_BNC = super().restore(ran_BKC, call, sigma)
+        return self.picture(super().restore(ran_BKC, call, sigma))
+
+    def picture(self, whole_BNC: Tensor) -> Tensor:
+        """All tokens of the grid as a picture [B, C/4, 2h, 2w]."""
         # In the layout that it came in: sums over it are taken in the order of memory.
         return F.pixel_shuffle(whole_BNC.mT.unflatten(-1, self.plan.grid), 2).contiguous()
 
@@ -61,11 +65,53 @@ class PicturesShort(ShortCall):
             return original(query, key, value, **kw)
         keys = None if compiling() else self._keys.get(key.shape[1])
         if keys is None:
-            counts_S = self.counts_S
-            keys = Weighted(F.pad(counts_S, (0, key.shape[1] - counts_S.shape[0]), value=1.0))
+            text = key.shape[1] - self.counts_S.shape[0]
+            pad = (0, text) if self.family.image_first else (text, 0)
+            keys = Weighted(F.pad(self.counts_S, pad, value=1.0))
             if not compiling():
                 self._keys[key.shape[1]] = keys
         return keys(module, query, key, value, original, **kw)
+
+
+class StripShort(PicturesShort):
+    """Pictures become strips of the tokens that run, one token high, each with its own place.
+
+    For models that make places in a module of their own, of the size of what they are given, and
+    hand them to the attention by name.
+    """
+
+    def shorten(self, call: Call, sigma: float) -> Call:
+        tokens_BTC = self.family.tokens(call)
+        self.check_length(tokens_BTC.shape[1])
+        self.ran = 0  # until the places were made
+        return call | self.strips([self._short(tokens_BTC, span, sigma) for span in self.spans])
+
+    def strips(self, parts: list[Tensor]) -> Call:
+        """The arguments that hold pictures, of the tokens [B, S, C] of each span that run."""
+        raise NotImplementedError
+
+    def restore(self, velocity_BSC: Tensor, call: Call, sigma: float) -> Tensor:
+        rows_BSC = self.family.fold(velocity_BSC)
+        return self.picture(ShortCall.restore(self, rows_BSC, call, sigma))
+
+    def align(self, output: Tensor, redo: Any) -> Tensor:
+        """Coarse queries see every key on their own stride."""
+        text = output.shape[1] - self.counts_S.shape[0]
+        rows_M = self.coarse_rows + text * (not self.family.image_first)
+        again = redo(self.aligned_places(text))
+        return output.index_copy(1, rows_M, again.index_select(1, rows_M))
+
+    def aligned_places(self, text: int) -> Tensor:
+        """Rotary places with rows and columns over the stride, those of `text` others as ever."""
+        raise NotImplementedError
+
+    def places_of(self, number: int) -> Tensor:
+        """Row and column of a span's tokens that run: [S, 2]."""
+        span, device = self.spans[number], self.plan.keep_K.device
+        if span.short:
+            return token_positions(self.plan).to(device)
+        sides = (torch.arange(n, device=device) for n in span.grid)
+        return torch.cartesian_prod(*sides).view(-1, 2).float()
 
 
 class Pictures(Family):
@@ -111,3 +157,28 @@ class Pictures(Family):
             return run.short.weigh(module, query, key, value, original, **kw)
 
         return [rerouted(self.pipe.transformer, weigh, modules)]
+
+
+class Strips(Pictures):
+    """What `StripShort` needs inside."""
+
+    short: ClassVar[Any] = StripShort
+
+    def strip(self, rows_BSC: Tensor) -> Tensor:
+        """Tokens as a picture one token high: [B, C/4, 2, 2S]."""
+        return F.pixel_shuffle(rows_BSC.mT[:, :, None], 2).contiguous()
+
+    def stand_ins(self, run: Any) -> Iterable[AbstractContextManager[None]]:
+        if not any(run.short.inside):
+            return ()
+
+        def weigh(
+            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, original: Any, **kw: Any
+        ) -> Tensor:
+            return run.short.weigh(module, query, key, value, original, **kw)
+
+        def align(output: Any, redo: Any) -> Any:
+            return run.short.align(output, redo)
+
+        again = align if run.short.aligned else None
+        return (rerouted(self.pipe.transformer, weigh, self.attentions(), again),)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..attention import Weighted, rerouted
 from ..hooks import Call, Made
 from .base import ShortCall
-from .family import Family
+from .family import PLACES, Family
 
 
 class RotaryShort(ShortCall):
@@ -26,7 +26,7 @@ class RotaryShort(ShortCall):
 
     keys: Weighted | None = None  # those of the call under way
     aligned_rotary: Any = None
-    coarse_rows_after_text: Tensor | None = None
+    coarse_rows_beside_text: Tensor | None = None
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
@@ -42,11 +42,12 @@ class RotaryShort(ShortCall):
         text = call["encoder_hidden_states"].shape[1]
         if self.weighted:
             if text not in self._keys:
-                self._keys[text] = Weighted(F.pad(self.counts_S, (text, 0), value=1))
+                pad = (0, text) if self.family.image_first else (text, 0)
+                self._keys[text] = Weighted(F.pad(self.counts_S, pad, value=1))
             self.keys = self._keys[text]
         if self.aligned:
             self.aligned_rotary = self._aligned_rotary(short)
-            self.coarse_rows_after_text = self.coarse_rows + text
+            self.coarse_rows_beside_text = self.coarse_rows + text * (not self.family.image_first)
         return short
 
     def short_keys(self, mask: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ class RotaryShort(ShortCall):
         again = redo(self.aligned_rotary)
         if isinstance(output, tuple):  # a double block: image and text apart
             return _with_rows(output[0], again[0], self.coarse_rows), *output[1:]
-        return _with_rows(output, again, self.coarse_rows_after_text)
+        return _with_rows(output, again, self.coarse_rows_beside_text)
 
     @cached_property
     def _index_S(self) -> Tensor:
@@ -91,13 +92,13 @@ class RotaryShort(ShortCall):
         """The rotary embedding with all places over the stride of the coarse tokens."""
 
         def make() -> Any:
-            ids = [short[name] if short[name].ndim == 2 else short[name][0] for name in _PLACES]
+            ids = [short[name] if short[name].ndim == 2 else short[name][0] for name in PLACES]
             ids_LA = torch.cat([part.float() for part in ids])
             scale_A = torch.ones_like(ids_LA[0])
             scale_A[1:3] = self.plan.stride
             return self.family.model.pos_embed.forward(ids_LA / scale_A)
 
-        return self._aligned.of(tuple(short[name] for name in _PLACES), make)
+        return self._aligned.of(tuple(short[name] for name in PLACES), make)
 
 
 class Rotary(Family):
@@ -130,9 +131,6 @@ class Rotary(Family):
             )
         text, places = call["encoder_hidden_states"], call["txt_ids"]
         return call | {"encoder_hidden_states": text[:, :0], "txt_ids": places[..., :0, :]}
-
-
-_PLACES = ("txt_ids", "img_ids")
 
 
 def _with_rows(rows_BSD: Tensor, other_BSD: Tensor, index: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ B batch, N tokens of the grid, M coarse tokens, S tokens of the short sequence, 
 padding, D channels, F rotary frequencies.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention import rerouted
+from ..attention import aside, rerouted
 from ..hooks import Call, shadowed
 from ..plan import token_positions
 from .pictures import Pictures, PicturesShort
@@ -25,6 +25,19 @@ PATCH = "2-1"  # the key of the patch size that the pipelines use
 
 
 class ZImageShort(PicturesShort):
+    def shorten(self, call: Call, sigma: float) -> Call:
+        """The residuals of a ControlNet are shortened as the tokens are, by `gathered`."""
+        short = super().shorten(call, sigma)
+        if residuals := call.get("controlnet_block_samples"):
+            N = self.plan.tokens_full
+            short = short | {
+                "controlnet_block_samples": {
+                    layer: torch.cat([self.rows(x_BLD[:, :N]), x_BLD[:, N:]], 1)
+                    for layer, x_BLD in residuals.items()
+                }
+            }
+        return short
+
     def restore(self, velocity_BSC: Any, call: Call, sigma: float) -> Any:
         """A list of pictures of -v."""
         pictures = torch.cat(velocity_BSC, 1).movedim(0, 1)
@@ -62,15 +75,16 @@ class ZImageShort(PicturesShort):
 
     @cached_property
     def _coarse_MF(self) -> Tensor:
-        places_M2 = self.coarse_places
-        return rotary(self.family.model.rope_embedder, places_M2).to(places_M2.device)
+        places_M2, model = self.coarse_places, self.family.model
+        return rotary(model.axes_dims[1:], model.rope_theta, places_M2).to(places_M2.device)
 
     @cached_property
     def _turn_SF(self) -> Tensor:
         """What turns each token from its place to that over the stride."""
         model = self.family.model
         place_S2 = token_positions(self.plan)
-        turn_SF = rotary(model.rope_embedder, place_S2 / self.plan.stride - place_S2)
+        moved_S2 = place_S2 / self.plan.stride - place_S2
+        turn_SF = rotary(model.axes_dims[1:], model.rope_theta, moved_S2)
         turn_SF = F.pad(turn_SF, (sum(model.axes_dims) // 2 - turn_SF.shape[1], 0), value=1.0)
         return turn_SF.to(place_S2.device)
 
@@ -79,6 +93,10 @@ class ZImage(Pictures):
     """Inpaint and Image-to-Image."""
 
     short: ClassVar[Any] = ZImageShort
+    listed: ClassVar[tuple[str, ...]] = ("x", "cap_feats")
+
+    def batch(self, call: Call) -> int:
+        return len(call["x"])
 
     def pictures(self, call: Call) -> Tensor:
         return torch.cat(call["x"], 1).movedim(0, 1)
@@ -127,11 +145,30 @@ class ZImage(Pictures):
         return [rerouted(self.pipe.transformer, align, attentions)]
 
 
-def rotary(embedder: Any, place_M2: Tensor) -> Tensor:
-    """The rotary factors of rows and columns, [M, F]; at whole ones those of the model's table."""
+class ZImageControlNet(ZImage):
+    """ControlNet Inpaint: the masked photo is shown to the ControlNet alone, which runs whole.
+
+    The ControlNet runs the transformer's own refining blocks too, and nothing of ours is for it.
+    """
+
+    photo_last: ClassVar[bool] = True
+
+    def stand_ins(self, run: Any) -> Iterable[AbstractContextManager[None]]:
+        def apart(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            with aside(self.pipe.transformer):
+                return original(*args, **kwargs)
+
+        return (*super().stand_ins(run), shadowed(self.pipe.controlnet, "forward", apart))
+
+
+def rotary(sides: Sequence[int], theta: float, place_M2: Tensor) -> Tensor:
+    """The rotary factors of rows and columns, [M, F]; at whole ones those of the model's table.
+
+    sides: channels that turn with the row, and with the column
+    """
     parts = []
-    for dim, place_M in zip(embedder.axes_dims[1:], place_M2.cpu().double().T, strict=True):
-        frequency = 1.0 / embedder.theta ** (torch.arange(0, dim, 2).double() / dim)
+    for dim, place_M in zip(sides, place_M2.cpu().double().T, strict=True):
+        frequency = 1.0 / theta ** (torch.arange(0, dim, 2).double() / dim)
         angle = torch.outer(place_M, frequency).float()
         parts.append(torch.polar(torch.ones_like(angle), angle))
     return torch.cat(parts, -1)
