@@ -168,6 +168,7 @@ ONE_PROMPT = {
 }
 LACKS = {
     Lack.STEP_CACHE: "diffusers has no step cache for JoyImage's transformer",
+    Lack.LOW_RANK: "diffusers' class of this transformer takes no adapters",
     Lack.BLOCKS: "its blocks are not among those that such methods know",
 }
 FAMILIES = [
