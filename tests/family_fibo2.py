@@ -23,11 +23,11 @@ def make(dtype: torch.dtype = torch.float32) -> Any:
         transformer = BriaFibo2Transformer2DModel(
             in_channels=4,
             dim=32,
-            n_layers=2,
+            n_layers=1,
             n_refiner_layers=1,
             n_heads=2,
             cap_feat_dim=16,
-            injection_layer_ids=(1,),
+            injection_layer_ids=(0,),
             perceiver_num_layers=1,
             min_num_gist_tokens=4,
             max_num_gist_tokens=8,
@@ -39,7 +39,7 @@ def make(dtype: torch.dtype = torch.float32) -> Any:
         )
         widen(transformer)
         nn.init.normal_(transformer.perceiver.latent_queries)
-        nn.init.ones_(transformer.layers[1].cross_attn_gate)
+        nn.init.ones_(transformer.layers[0].cross_attn_gate)
     pipe = BriaFibo2Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         text_encoder=None,  # type: ignore[arg-type]
@@ -47,13 +47,14 @@ def make(dtype: torch.dtype = torch.float32) -> Any:
         transformer=transformer,
         vae=vae,
     )
+    pipe.default_sample_size = SIZE // 8  # to which several pictures are brought
     pipe.set_progress_bar_config(disable=True)
     logging.set_verbosity_error()  # a cast by `to` is warned of, and meant
     return pipe.to(dtype)
 
 
 def embeds(count: int = 1, length: int = TEXT, seed: int = 1) -> Tensor:
-    """Two bundles: that of the gist tokens, and that of the second layer."""
+    """Two bundles: that of the gist tokens, and that of the layer."""
     random = torch.Generator().manual_seed(seed)
     return 3 * torch.randn(count, 2, length, 16, generator=random)
 
@@ -79,7 +80,7 @@ def tokens(pipe: Any, latents: Tensor) -> Tensor:
 
 
 def source(pipe: Any, given: dict[str, Any]) -> Tensor:
-    photo, sizes = given["image"], {"height": SIZE, "width": SIZE}
+    photo, sizes = given["image"], {"height": SIZE, "width": SIZE, "area": SIZE**2}
     pixels, _ = pipe.image_processor.preprocess(photo, mask=given.get("mask"), **sizes)
     return tokens(pipe, pipe.prepare_image_latents(pixels[:1], 1, "cpu", pipe.dtype)[0])
 

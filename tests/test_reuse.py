@@ -8,6 +8,7 @@ from family import Family
 from tiny import TOKENS
 
 from hilotoken import HiLo, Refresh, compress, reuse
+from hilotoken.adapters import family_of
 from hilotoken.attention import rerouted
 from hilotoken.methods import ToDo
 
@@ -54,7 +55,7 @@ def test_a_reuse_step_is_dense_attention_to_context_of_the_refresh(edit, call, b
     edit_N, full = record.plan.edit_N, record.sequence[0]
     context_T = torch.cat([~edit_N, torch.ones(full - TOKENS, dtype=torch.bool)])
     context_X = context_T.nonzero().flatten()
-    kept, calls, passed = {}, [], passed_over(pipe.transformer) if blocks != "all" else set()
+    kept, calls, passed = {}, [], passed_over(pipe) if blocks != "all" else set()
 
     def attend(module, query, key, value, original, **kwargs):
         extra = key.shape[1] - full
@@ -93,9 +94,11 @@ def test_a_reuse_step_is_dense_attention_to_context_of_the_refresh(edit, call, b
     assert worst(found[1][0][:, edit], everywhere[1][0][:, edit]) > 1e-4
 
 
-def passed_over(model) -> set[int]:
-    """Attention modules of the first block."""
-    named = [(n.rpartition(".")[0], m) for n, m in model.named_modules() if hasattr(m, "processor")]
+def passed_over(pipe) -> set[int]:
+    """The first block's attention modules that see the image."""
+    meant = {id(module) for module in family_of(pipe).attentions()}
+    modules = pipe.transformer.named_modules()
+    named = [(n.rpartition(".")[0], m) for n, m in modules if id(m) in meant]
     return {id(module) for block, module in named if block == named[0][0]}
 
 

@@ -42,7 +42,7 @@ def encode_reach(vae: Any) -> Reach | None:
     Probed on a strip of noise, as `decode.decode_margin` is.
     """
     encoder = getattr(vae, "encoder", None)
-    if not isinstance(encoder, nn.Module):
+    if not isinstance(encoder, nn.Module) or in_parts(vae):
         return None
     weight = next(encoder.parameters(), None)
     if weight is None or weight.dtype != torch.float32:  # kernels round half precision by the shape

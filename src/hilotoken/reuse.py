@@ -95,7 +95,7 @@ class Reuse:
         self.counts_X = self.counts_S[self.context_X]
         # Of no filler and of one token a compiler would make constants.
         self.filler_R = self.counts_S.new_empty(2 + self.alone.filler)
-        for x in (self.counts_S, self.counts_X, self.filler_R):
+        for x in (self.counts_S, self.alone.counts_S, self.counts_X, self.filler_R):
             _of_any_length(x)
         plan = whole.plan
         self.context_K = plan.keep_K[~plan.edit_N[plan.keep_K]]
@@ -240,7 +240,7 @@ class Reuse:
         short = self.run.short
         if short is not self.alone:
             return key, value, kw
-        if not (self.alone.filler or compiling()):  # compiled code is one for both
+        if not compiling() and not self.alone.filler:  # compiled code is one for both
             return key, value, kw
         filler, image = self.filler_R.shape[0] - 2, short.counts_S.shape[0]
         if key.shape[1] < image:  # other keys than the image's
@@ -290,11 +290,13 @@ class Reuse:
     def _rows_kept(self, call: Call) -> Tensor:
         """Which keys are kept: of the text where that is not run at each step, and of the context.
 
-        Counted from the image's first, so that of text before it they are below 0.
+        Counted from the image's first, so that those of text, which is before it, are below 0.
         """
-        text = call["encoder_hidden_states"].shape[1] if self.refresh.text else 0
-        begin = self.counts_S.shape[0] if self.family.image_first else -text
-        text_L = torch.arange(begin, begin + text, device=self.context_X.device)
+        text = 0
+        if self.refresh.text:
+            self.family.without_text(call)  # refused now rather than at the next step
+            text = call["encoder_hidden_states"].shape[1]
+        text_L = torch.arange(-text, 0, device=self.context_X.device)
         return _of_any_length(torch.cat([text_L, self.context_X]))
 
     def _rows(self, keys: int) -> Tensor | None:

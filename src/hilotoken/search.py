@@ -18,7 +18,7 @@ class Searching:
     dense: the steps at which every token ran, found in vain or before it was looked for
 
     Args:
-        run: the `Running` whose plan it changes
+        run: the `Lane` whose plan it changes
         find: the options
     """
 
@@ -68,20 +68,18 @@ class Searching:
             run.reuse.start = step  # what is kept is of the last step that looked in vain
         self._region_hw = region_hw
 
-    def stepped(
-        self, original: Any, velocity: Tensor, timestep: Any, sample: Tensor, *args: Any, **kw: Any
-    ) -> Any:
-        """Around the scheduler's step, where guidance is over: look at where the run is going."""
+    def look(self, velocity: Tensor, sample: Tensor) -> None:
+        """Look at where the run is going, once guidance is over and before the scheduler steps."""
         run, search, step = self.run, self.search, self.run.clock.step
         every = run.short is None or run.reuse is None or run.reuse.refreshing
-        if search and every and search.due(step):
-            with run.watch.time("plan"):
-                x0 = sample.float() - run.clock.sigma * velocity.float()
-                x0_BTC = x0 if x0.ndim == 3 else run.family.pack(x0)
-                search.see(step, run.clock.sigma, x0_BTC[:, : run.plan.tokens_full])
-            shown_11hw = search.shown_hw[None, None].to(run.mask_B1HW)
-            run.mask_B1HW = F.interpolate(shown_11hw, run.mask_B1HW.shape[-2:])
-        return original(velocity, timestep, sample, *args, **kw)
+        if not (search and every and search.due(step)):
+            return
+        with run.watch.time("plan"):
+            x0 = sample.float() - run.clock.sigma * velocity.float()
+            x0_BTC = x0 if x0.ndim == 3 else run.family.pack(x0)
+            search.see(step, run.clock.sigma, x0_BTC[:, : run.plan.tokens_full])
+        shown_11hw = search.shown_hw[None, None].to(run.mask_B1HW)
+        run.mask_B1HW = F.interpolate(shown_11hw, run.mask_B1HW.shape[-2:])
 
 
 class Search:

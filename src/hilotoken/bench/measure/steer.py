@@ -20,11 +20,24 @@ from ...hooks import StepClock, hooked
 Estimate = Callable[[float], Tensor]  # the clean tokens [1, N, C] that the model sees at a sigma
 
 
+def _put_rows(velocity: Tensor, rows_BNC: Tensor) -> Tensor:
+    return torch.cat([rows_BNC, velocity[:, rows_BNC.shape[1] :]], 1)
+
+
 @contextmanager
-def steered(pipe: Any, estimate: Estimate, source_BNC: Tensor) -> Iterator[None]:
+def steered(
+    pipe: Any,
+    estimate: Estimate,
+    source_BNC: Tensor,
+    rows: Callable[[Tensor], Tensor] = lambda x: x,
+    put: Callable[[Tensor, Tensor], Tensor] = _put_rows,
+) -> Iterator[None]:
     """The transformer's velocity leads to `estimate(sigma)`, for the tokens that run.
 
     Those that were dropped follow the photo, source_BNC, and are left to it.
+
+    rows, put: what the transformer takes and gives as rows of tokens, the target's first; and an
+        answer with other rows of the target, where it is not in rows
     """
     whole: dict[str, Any] = {}
     clock = StepClock(pipe.scheduler)
@@ -35,12 +48,11 @@ def steered(pipe: Any, estimate: Estimate, source_BNC: Tensor) -> Iterator[None]
     def lead(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         velocity = output[0]
         sigma, (N, C) = clock.sigma, source_BNC.shape[1:]
-        x_BNC = whole["hidden_states"][:, :N, :C]
+        x_BNC = rows(whole["hidden_states"])[:, :N, :C]
         led_BNC = (x_BNC - estimate(sigma).to(x_BNC)) / sigma
         left_BNC = ((x_BNC.float() - source_BNC.float()) / sigma).to(velocity.dtype)
-        dropped_BN1 = (velocity[:, :N] == left_BNC).all(-1, keepdim=True)
-        velocity = velocity.clone()
-        velocity[:, :N] = led_BNC.where(~dropped_BN1, left_BNC).to(velocity.dtype)
+        dropped_BN1 = (rows(velocity)[:, :N] == left_BNC).all(-1, keepdim=True)
+        velocity = put(velocity, led_BNC.where(~dropped_BN1, left_BNC).to(velocity.dtype))
         if isinstance(output, tuple):
             return (velocity, *output[1:])
         output.sample = velocity
