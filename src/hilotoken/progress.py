@@ -110,7 +110,7 @@ def preview(pipe: Any, clean_BNC: Tensor, region: Region) -> Image.Image | None:
     """Expected latents as a picture of half the working size, for a quarter of the decoder's work.
 
     clean_BNC: as the pipeline's scheduler has them, packed or [B, C, H, W]; of a batch, the first.
-        None for a layout that is not known: FLUX.2's, Bria Fibo's.
+        None for a layout that is not known: FLUX.2's, Bria Fibo's, JoyImage's, Kandinsky's.
     """
     latents = clean_BNC[:1]
     if latents.ndim == 3:
@@ -119,7 +119,7 @@ def preview(pipe: Any, clean_BNC: Tensor, region: Region) -> Image.Image | None:
         size = region.height, region.width, pipe.vae_scale_factor
         latents = pipe._unpack_latents(latents, *size)
     config = pipe.vae.config
-    if "scaling_factor" in config:
+    if latents.ndim == 4 and "scaling_factor" in config:
         latents = latents / config.scaling_factor + (config.shift_factor or 0.0)
     elif latents.ndim == 5 and "latents_mean" in config:  # Qwen-Image's, of a video of one picture
         std, mean = (latents.new_tensor(config[f"latents_{x}"]) for x in ("std", "mean"))

@@ -41,6 +41,7 @@ class KandinskyShort(StripShort):
             if self.coarse:
                 between_MF22 = self.family.turns(self.coarse_places).to(whole_NF22)
                 self.places_SF22 = torch.cat([self.places_SF22, between_MF22])
+        _ = self._aligned_SF22 if self.aligned else None  # before compiled code asks for it
         self.ran = len(self.places_SF22)
         return self.places_SF22[:, None].expand(shape[0], 1, 1, -1, -1, -1, -1, -1)
 
