@@ -1,9 +1,9 @@
 """What a step of the transformer costs the host by part, dense and compressed, by `torch.profiler`.
 
 `python -m benchmarks.profile_steps -o FILE.csv`: a FLUX Inpaint pipeline of tiny tensors with real
-blocks, one of each kind. An operation counts for the innermost part that it is done in. The
-profiler slows all that it looks at: operations and shares tell, and microseconds little;
-`overhead.py` has those.
+blocks, one of each kind; `--table` prints what was committed. An operation counts for the innermost
+part that it is done in. The profiler slows all that it looks at: operations and shares tell, and
+microseconds little; `overhead.py` has those.
 """
 
 from collections import Counter
@@ -16,6 +16,7 @@ from statistics import mean, median
 from typing import Annotated, Any
 from unittest.mock import patch
 
+import pandas as pd
 import torch
 import typer
 from diffusers import FluxTransformer2DModel
@@ -30,6 +31,7 @@ from hilotoken.methods.parse import method_from
 from hilotoken.reuse import Reuse
 
 METHODS = ("hilo coarse=0", "hilo", "hilo weights=True", "hilo coarse=0 refresh=2")
+ROWS = Path(__file__).parent / "results" / "profile_steps.csv"
 MODEL, REST = "model", "hooks, clock"
 PARTS = {
     "shorten": (ShortCall, "shorten"),
@@ -48,7 +50,8 @@ class ProfileRow:
 
     what:       a method's text, or "dense"
     part:       "model" is what diffusers does; others are hilotoken's
-    operations: of PyTorch, the mean; not counting those that they are made of: on a GPU a launch, or a view
+    operations: of PyTorch, not counting those that they are made of, the mean: on a GPU each is a
+                launch, or a view
     cpu_us:     the host's microseconds under the profiler, the median
     """
 
@@ -143,12 +146,29 @@ def rows(methods: dict[str, Any], rounds: int) -> Iterator[ProfileRow]:
             yield ProfileRow(name, part, mean(number), median(spent))
 
 
+def table() -> str:
+    """The committed rows: operations a step, and after the comma microseconds."""
+    kept = pd.read_csv(ROWS)
+    kept["both"] = [
+        f"{n:.0f}, {us:.0f}" for n, us in zip(kept.operations, kept.cpu_us, strict=True)
+    ]
+    parts = [part for part in (MODEL, *PARTS, *ATTENTIONS, REST) if part in set(kept.part)]
+    cells = kept.pivot(index="what", columns="part", values="both").fillna("")
+    lines = [["", *parts], ["---", *("--:" for _ in parts)]]
+    lines += [[name, *cells.loc[name, parts]] for name in dict.fromkeys(kept.what)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def main(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A CSV.")] = None,
     rounds: Annotated[int, typer.Option(help="Rounds.", min=1)] = 5,
     method: Annotated[list[str] | None, typer.Option(help="Repeatable.")] = None,
+    show: Annotated[bool, typer.Option("--table", help="Print the rows that are kept.")] = False,
 ) -> None:
     """Profile a step by part."""
+    if show:
+        print(table())
+        return
     torch.set_num_threads(1)
     chosen: Any = {name: method_from(*name.split()) for name in method or METHODS}
     with torch.no_grad():
