@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from tiny import arguments, inside, make_mask, make_photo, make_pipe
 
 from hilotoken import Dense, HiLo, compress, load_model
@@ -186,6 +187,9 @@ def test_an_approximate_decode_is_refused_where_it_would_do_nothing(embedded):
             compress(pipe, FEW, decode="approximate")(**arguments(output_type="pil"))
     finally:
         pipe.vae.disable_tiling()
+    add_hook_to_module(pipe.vae.decoder.conv_norm_out, ModelHook())
+    with pytest.raises(ValueError, match="offloaded layer by layer"):
+        compress(pipe, FEW, decode="approximate")(**arguments(output_type="pil"))
 
 
 def test_what_is_probed_in_parts_is_not_remembered_of_the_whole():

@@ -35,6 +35,7 @@ from .decode import (
 from .hooks import any_compiled, shadowed
 
 APART = 1e-3  # an eighth of a level of 255: what a margin may leave out
+OFFLOADED = ("_hf_hook", "_diffusers_hook")  # marks a layer whose weights come as it is called
 LEVELS = 127.5  # of 255, in a unit of pictures in [-1, 1]
 
 Statistics = dict[nn.GroupNorm, tuple[Tensor, Tensor]]  # means and variances, [B, G]
@@ -110,7 +111,7 @@ def refusal(vae: Any) -> str:
         return f"{name} decodes a region exactly: use 'auto' or 'region'"
     if not isinstance(decoder, nn.Module) or not _norms(decoder):
         return f"{name} has no GroupNorm behind a middle block: use 'auto' or 'whole'"
-    if any_compiled(vae) or next(decoder.parameters()).is_meta:
+    if any_compiled(vae) or any(hasattr(m, mark) for m in _norms(decoder) for mark in OFFLOADED):
         return f"the {name} is compiled or offloaded layer by layer: use 'auto' or 'whole'"
     if decoder not in _MARGINS:
         _MARGINS[decoder] = _probe(vae)
