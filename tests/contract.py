@@ -86,10 +86,10 @@ class Ran(NamedTuple):
     generators: list[Tensor]
 
 
-def dropped(record: Run) -> Tensor:
-    """bool [N]: the tokens of the grid that did not run."""
+def dropped(record: Run, picture: int = 0) -> Tensor:
+    """bool [N]: the tokens of the grid that did not run of a picture of the batch."""
     every_N = torch.ones(record.tokens_full, dtype=torch.bool)
-    return every_N.index_fill(0, record.plan.keep_K, False)
+    return every_N.index_fill(0, record.plans[picture % len(record.plans)].keep_K, False)
 
 
 def whole_controlnet(pipe: Any) -> AbstractContextManager[Any]:

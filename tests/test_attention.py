@@ -178,7 +178,7 @@ def test_compiled_blocks_need_no_more_graphs_for_more_blocks_or_runs(make):
         with rerouted(model, Weighted(weights.clone())):
             assert torch.allclose(run(model, given), eager, atol=1e-5)
         graphs.append(counter.frame_count)
-    assert graphs == [graphs[0]] * 3
+    assert graphs[1] == graphs[2] <= graphs[0]
     assert torch.allclose(run(model, given), plain, atol=1e-5)
 
 

@@ -13,13 +13,13 @@ from browsing import browser, need_browser
 from complete import loaded, saved, without_torchvision
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from PIL import Image
-from tiny import make_mask, make_photo
+from tiny import make_mask, make_photo, make_pipe
 
 import hilotoken
 import hilotoken.request
 from hilotoken import HiLo, compress, load_model
 from hilotoken.adapters.base import ShortCall
-from hilotoken.check import _arguments, check
+from hilotoken.check import _approximate, _arguments, check
 from hilotoken.check.contract import Promise, contract
 from hilotoken.check.found import Checked
 from hilotoken.check.measure import SAME, CheckRow, Measured
@@ -437,3 +437,10 @@ def test_pictures_are_of_what_lies_around_the_mask(checked):
     )
     assert photo.shape == dense.shape == paper.shape
     assert np.abs(photo - dense).mean() > np.abs(paper - dense).mean()
+
+
+def test_the_error_of_an_approximate_decode_is_measured_where_there_is_one(photo):
+    case = next(iter(cases([photo], 256, True)))
+    found = _approximate(make_pipe("kl"), case)
+    assert re.fullmatch(r"[\d.]+ of 255 levels off, in the first mask", *found.values())
+    assert _approximate(make_pipe("tiny"), case) == {}

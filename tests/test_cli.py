@@ -472,7 +472,7 @@ def test_the_table_has_no_empty_columns_and_says_what_was_saved(edit, photo):
     for text in (alone, beside):
         words = " ".join(text.split())
         assert "of 64 tokens ran" in words
-        assert "loading took" in words
+        assert "starting took" in words
         cells = [row.split("│")[2:-1] for row in text.splitlines() if "│" in row]
         assert cells
         assert all(cell.strip() for row in cells for cell in row)

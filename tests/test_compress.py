@@ -216,9 +216,13 @@ def test_photos_of_a_batch_are_each_composited_under_their_own_mask(pipe):
         changed = (np.asarray(image) != np.asarray(photo)).any(-1)
         assert not changed[~inside(mask)].any()
         assert changed[inside(mask)].mean() > 0.9
-    tokens = fast.last_run.plan.edit_N.view(GRID)
-    assert tokens[7, 7]  # of the first mask
-    assert tokens[14, 1]  # of the second: the plan is the union's
+    run = fast.last_run
+    edited = [plan.edit_N.view(GRID) for plan in run.plans]
+    assert [bool(tokens[7, 7]) for tokens in edited] == [True, False]  # a plan for each mask
+    assert [bool(tokens[14, 1]) for tokens in edited] == [False, True]
+    assert run.plan is run.plans[0]
+    assert run.tokens_run == round(sum(plan.tokens_run for plan in run.plans) / 2)
+    assert run.as_dict()["plans"] == [plan.counts for plan in run.plans]
 
 
 def offload_model(pipe):

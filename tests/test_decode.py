@@ -8,6 +8,7 @@ import torch
 from tiny import arguments, inside, make_mask, make_photo, make_pipe
 
 from hilotoken import Dense, HiLo, compress, load_model
+from hilotoken.approximate import middle_known, normalised, recorded
 from hilotoken.decode import area_of, boxes_of, decode_margin
 from hilotoken.encode import Encoding, encode_reach
 from hilotoken.memory import Memory
@@ -132,3 +133,64 @@ def test_an_unknown_way_to_decode_is_refused():
     for way in ("decode", "encode"):
         with pytest.raises(ValueError, match=f"unknown {way} 'some'"):
             compress(make_pipe(), **{way: "some"})
+
+
+def latents(pipe, side=64):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(1, pipe.vae.config.latent_channels, side, side, generator=generator)
+
+
+@torch.no_grad()
+def test_a_crop_normalised_by_the_whole_decodes_own_statistics_is_the_whole_decode():
+    pipe = make_pipe("kl")
+    z, box = latents(pipe), (slice(20, 52), slice(0, 30))
+    with recorded(pipe.vae.decoder) as statistics:
+        whole = pipe.vae.decode(z).sample
+    with normalised(statistics), middle_known(pipe.vae.decoder) as crop:
+        crop(box)
+        part = pipe.vae.decode(z).sample
+    margin = 12  # latents, more than the decoder looks
+    found = part[..., margin * 8 : -margin * 8, : -margin * 8]
+    meant = whole[..., (20 + margin) * 8 : (52 - margin) * 8, : (30 - margin) * 8]
+    assert (found - meant).abs().max() <= 2e-6 * whole.abs().max().clamp_min(1)
+    assert (pipe.vae.decode(z[..., 20:52, :30]).sample - part).abs().max() > 1e-3
+    assert torch.equal(pipe.vae.decode(z).sample, whole)
+
+
+def test_an_approximate_decode_is_measured_at_the_first_and_right_outside_the_mask():
+    pipe = make_pipe("kl")
+    given = arguments(output_type="pil")
+    fast = compress(pipe, FEW, decode="approximate")
+    first, run = fast(**given).images[0], fast.last_run
+    whole = compress(pipe, FEW, decode="whole")(**arguments(output_type="pil")).images[0]
+    assert run.decoded == 1
+    assert run.decode_error > 0
+    assert np.array_equal(np.asarray(first), np.asarray(whole))
+    second, cheap = np.asarray(fast(**arguments(output_type="pil")).images[0]), fast.last_run
+    mask = inside(make_mask())
+    assert cheap.decoded < 1
+    assert cheap.decode_error == run.decode_error
+    assert "of 255 levels" in str(cheap)
+    assert np.array_equal(second[~mask], np.asarray(whole)[~mask])
+    gap = second[mask].astype(float) - np.asarray(whole)[mask]
+    assert np.sqrt((gap**2).mean()) == pytest.approx(run.decode_error, abs=0.5)
+
+
+def test_an_approximate_decode_is_refused_where_it_would_do_nothing(embedded):
+    with pytest.raises(ValueError, match="AutoencoderTiny decodes a region exactly"):
+        compress(embedded, FEW, decode="approximate")(**arguments(output_type="pil"))
+    pipe = make_pipe("kl")
+    pipe.vae.enable_tiling()
+    try:
+        with pytest.raises(ValueError, match="tiling or slicing is on"):
+            compress(pipe, FEW, decode="approximate")(**arguments(output_type="pil"))
+    finally:
+        pipe.vae.disable_tiling()
+
+
+def test_what_is_probed_in_parts_is_not_remembered_of_the_whole():
+    pipe = make_pipe("kl")
+    pipe.vae.enable_tiling()
+    assert decode_margin(pipe.vae) is None
+    pipe.vae.disable_tiling()
+    assert decode_margin(pipe.vae) is None

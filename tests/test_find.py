@@ -19,6 +19,7 @@ from hilotoken import Find, HiLo, Refresh, compress
 from hilotoken.bench.measure.steer import KINDS, LOCAL, steered
 from hilotoken.methods import Dense, find
 from hilotoken.methods.parse import as_words, method_from
+from hilotoken.search import Search
 
 GRID = (16, 16)
 INSTRUCTED = [
@@ -57,8 +58,8 @@ def test_a_score_sees_size_and_direction():
 @given(st.floats(0, 0.59), st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
 def test_the_background_is_found_however_much_has_changed(share, seed):
-    log_N = -2 + 0.2 * noise(400, seed=seed)
-    log_N[: round(400 * share)] += 3
+    log_N = -2 + 0.2 * noise(1000, seed=seed)
+    log_N[: round(1000 * share)] += 3
     level, deviation = find.background(log_N)
     assert level == pytest.approx(-2, abs=0.1)
     assert 0.1 < deviation < 0.3
@@ -80,6 +81,17 @@ def test_hysteresis_keeps_what_touches_and_lets_go_what_is_alone():
     assert torch.equal(find.connected(strong_hw, weak_hw), expected_hw)
 
 
+def test_a_few_doubtful_tokens_are_no_chance_where_they_stand_together():
+    score_hw = 0.1 + 0.001 * noise(16, 16).abs()
+    score_hw[3:6, 3:6] = 1.0
+    expected_hw = score_hw == 1.0
+    score_hw[10, 3] = score_hw[10, 12] = 0.25
+    assert torch.equal(find.changed(score_hw, 1.0, Find())[0], expected_hw)
+    score_hw[11, 13] = score_hw[12, 14] = 0.25
+    expected_hw[[10, 11, 12], [12, 13, 14]] = True
+    assert torch.equal(find.changed(score_hw, 1.0, Find())[0], expected_hw)
+
+
 def test_closing_fills_a_gap_and_grows_nothing():
     region_hw = torch.zeros(9, 9, dtype=torch.bool)
     region_hw[2:7, 2:7] = True
@@ -90,13 +102,36 @@ def test_closing_fills_a_gap_and_grows_nothing():
     assert find.closed(torch.ones(5, 5, dtype=torch.bool), 2).all()
 
 
+def uneven(level: float, deviation: float) -> Tensor:
+    """Scores of a background alone, [20, 20], around a level and by a deviation of the logs."""
+    return level * (deviation * noise(20, 20)).exp()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_change_that_begins_where_the_background_ends_is_no_background(seed):
+    """As a model fills a place that it hardly changes: no gap in the scores, 45 % of the grid."""
+    score_hw = 0.13 * (0.3 * noise(20, 20, seed=seed)).exp()
+    score_hw[:9] = torch.linspace(-1.6, 0.6, 180)[torch.randperm(180)].exp().view(9, 20)
+    region_hw, reason = find.changed(score_hw, 0.6, Find())
+    assert reason == ""
+    assert find.grown(region_hw, Find())[:9].all()
+    assert region_hw[11:].float().mean() < 0.02
+
+
 def test_nothing_has_changed_is_not_said_of_what_can_be_seen():
     """A background so uneven that no token is certain, and a change of a tenth of the picture."""
-    score_hw = torch.full((20, 20), 0.1).mul_(torch.linspace(-2.5, 2, 400).exp().view(20, 20))
+    score_hw = uneven(0.08, 0.6).clamp(max=0.2)
+    score_hw[:2] = torch.linspace(0.16, 0.24, 40).view(2, 20)
     region_hw, reason = find.changed(score_hw, 1.0, Find())
     assert not region_hw.any()
     assert "lies between changed and not" in reason
     assert find.changed(score_hw / 10, 1.0, Find())[1] == ""  # which nobody sees
+
+
+def test_what_is_as_large_as_a_style_does_not_pass_for_background():
+    assert find.changed(uneven(0.1, 0.3), 0.5, Find())[1] == ""
+    assert "so uneven that a change of" in find.changed(uneven(0.2, 0.7), 0.5, Find())[1]
+    assert "another style" in find.changed(uneven(0.6, 0.1), 0.5, Find())[1]
 
 
 def test_what_lies_between_changed_and_not_is_a_doubt():
@@ -123,7 +158,7 @@ def test_a_shift_is_seen_and_a_patch_is_none(down, right):
 
 def test_tokens_join_and_none_leaves():
     source_BNC = noise(1, 256, 16)
-    search = find.Search(Find(looks=1), source_BNC, GRID, 2, 20, early=True)
+    search = Search(Find(looks=1), source_BNC, GRID, 2, 20, early=True)
     x0 = source_BNC.clone()
     x0[:, :8] += 2
     search.see(3, 0.9, x0)
@@ -144,7 +179,7 @@ def test_tokens_join_and_none_leaves():
 
 
 def test_a_run_without_a_step_to_shorten_says_why_it_stays_dense():
-    searches = [find.Search(Find(last=n), noise(1, 256, 4), GRID, 1, 12, True) for n in (8, 9)]
+    searches = [Search(Find(last=n), noise(1, 256, 4), GRID, 1, 12, True) for n in (8, 9)]
     assert [search.early for search in searches] == [True, False]
     assert searches[1].reasons == ("12 steps, all of them dense ones or the last",)
 
@@ -263,6 +298,14 @@ def test_known_edits(seed, kontext):
         assert row.region == 0
     elif row.kind not in LOCAL:
         assert row.region == 1
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_last_dense_steps_show_what_comes_after_the_last_refresh(last, kontext):
+    late = {"seed": LOCAL.index("late"), "from_sigma": 0.2 if last == 1 else 0.3}
+    assert fuzz.row(*kontext, **late).missed > 0.1
+    row = fuzz.row(*kontext, **late, find=Find(last=last))
+    assert (row.missed, row.equal, row.dense, row.reasons) == (0, True, False, "")
 
 
 @pytest.fixture(scope="module")

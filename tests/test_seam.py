@@ -89,8 +89,8 @@ def test_a_plan_is_replaced_in_the_middle_of_a_run(family):
     def call(callback_on_step_end, **given):
         def swap(pipe, step, time, latents):
             if step == 0:
-                run.use(OTHERS)
-            seen.append(run.short.ran)
+                run.first.use(OTHERS)
+            seen.append(run.first.short.ran)
             return callback_on_step_end(pipe, step, time, latents)
 
         with attached(pipe, Fixed(FEW), make_mask()) as run:

@@ -1,14 +1,17 @@
 """What unedited tokens look like during a run: `python -m benchmarks.found.calibrate PHOTOS`.
 
 The constants of `hilotoken.methods.find` come from these rows. The embedded model edits photographs
-that `photos` does not use, see `instructed`, and the estimate of every step is held against where
-the dense run ends. `--table` prints the table.
+that `photos` does not use, see `instructed`, under a mask of every class, and the estimate of every
+step is held against where the dense run ends. Interrupted, it goes on from there; `--table` prints
+the table.
 """
 
 import csv
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import torch
@@ -21,9 +24,9 @@ from hilotoken.attach import attached
 from hilotoken.bench.results.readings import by_hash
 from hilotoken.bench.results.rows import append_rows
 from hilotoken.bench.show.cells import markdown
-from hilotoken.data.cases import CLASSES, Case, cases_of
+from hilotoken.data.cases import Case, cases_of
 from hilotoken.hooks import shadowed
-from hilotoken.methods.find import background, grown, look, scores, without_drift
+from hilotoken.methods.find import FLOOR, background, grown, look, scores, without_drift
 
 from .instructed import Instructed, instructed
 
@@ -71,7 +74,7 @@ def rows(
         change_NC, drift = without_drift(x0_NC - source_NC, source_NC)
         score_N = scores(change_NC, source_NC)
         quiet, loud = score_N[~edited_N].quantile(torch.tensor([0.5, 0.99])).tolist()
-        level, deviation = background(score_N.log())
+        level, deviation = background((score_N + FLOOR).log())
         seen = look(x0_NC[None], source_NC[None], grid, 2, sigma, find)
         held_N = grown(seen.region_hw, find).flatten() & edited_N
         yield CalibrationRow(
@@ -99,24 +102,28 @@ def estimates(pipe: Instructed, case: Case) -> tuple[tuple[int, int], Tensor, Te
 
 
 def table(path: Path = RESULTS) -> str:
-    """A line a step: the worst photograph of each figure."""
+    """A line a step: the worst edit of each figure, but for the 99th percentile in deviations."""
     with path.open(newline="") as stream:
         found = list(csv.DictReader(stream))
     lines = []
     for step in SHOWN:
         own = [row for row in found if int(row["step"]) == step]
-        columns = {
-            name: [float(row[name]) for row in own]
-            for name in ("sigma", "drift", "quiet", "loud", "deviation", "recall")
-        }
-        held = sum(recall == 1 for recall in columns["recall"])
-        spread = max(b / a for a, b in zip(columns["quiet"], columns["loud"], strict=True))
+        sigma, drift, quiet, loud, level, deviation, recall = (
+            [float(row[name]) for row in own]
+            for name in ("sigma", "drift", "quiet", "loud", "level", "deviation", "recall")
+        )
+        above = median(
+            (math.log(x + FLOOR) - mode) / spread
+            for x, mode, spread in zip(loud, level, deviation, strict=True)
+        )
+        held = sum(share == 1 for share in recall)
         lines.append([
-            str(step), f"{columns['sigma'][0]:.2f}", f"{max(columns['drift']):.2f}",
-            f"{max(columns['quiet']):.2f}", f"{spread:.1f}", f"{max(columns['deviation']):.2f}",
-            f"{held} of {len(own)}",
+            str(step), f"{sigma[0]:.2f}", f"{max(drift):.2f}", f"{max(quiet):.2f}",
+            f"{max(deviation):.2f}", f"{above:.1f}", f"{held} of {len(own)}",
+            str(sum(bool(row["reason"]) for row in own)),
         ])  # fmt: skip
-    head = ["step", "sigma", "drift", "score", "99th percentile / median", "deviation", "all held"]
+    head = ["step", "sigma", "drift", "score", "deviation", "99th percentile, in deviations",
+            "all held", "not told"]  # fmt: skip
     return markdown(head, lines)
 
 
@@ -130,10 +137,14 @@ def main(
         print(table(output))
         return
     torch.set_num_threads(1)
-    pipe = instructed()
+    done = set()
+    if output.exists():
+        with output.open(newline="") as stream:
+            done = {(row["photo"], row["mask_class"]) for row in csv.DictReader(stream)}
     files = by_hash([path for path in photos.iterdir() if path.is_file()])[-count:]
-    for i, file in enumerate(tqdm(files)):
-        case = list(cases_of(file, SIZE))[i % len(CLASSES)]
+    cases = [case for file in files for case in cases_of(file, SIZE)]
+    pipe = instructed()
+    for case in tqdm([case for case in cases if (case.name, case.mask_class) not in done]):
         append_rows(output, list(rows(case, *estimates(pipe, case))))
 
 

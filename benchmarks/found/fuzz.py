@@ -8,7 +8,7 @@ everything; nothing at all. Interrupted, it goes on from there. `--table` prints
 import csv
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
@@ -25,7 +25,7 @@ from diffusers import (
 from PIL import Image
 from tqdm import tqdm
 
-from hilotoken import HiLo, compress
+from hilotoken import Find, HiLo, compress
 from hilotoken.bench.measure.steer import KINDS, known_edit, source_of, steered
 from hilotoken.bench.results.rows import append_rows
 from hilotoken.bench.show.cells import markdown
@@ -93,7 +93,13 @@ def square(image: Image.Image) -> dict[str, Any]:
     return {"image": image} | size
 
 
-def row(pipe: Any, arguments: dict[str, Any], seed: int) -> FuzzRow:
+def row(
+    pipe: Any, arguments: dict[str, Any], seed: int, find: Find | bool = True, **changes: Any
+) -> FuzzRow:
+    """One edit, found as `find` says.
+
+    changes: fields of the `KnownEdit` that are not at random
+    """
     given = arguments | square(photo(seed))
     given |= {"num_inference_steps": STEPS, "output_type": "latent"}
 
@@ -102,8 +108,8 @@ def row(pipe: Any, arguments: dict[str, Any], seed: int) -> FuzzRow:
 
     source_1NC = source_of(pipe, given["image"], noise())
     grid, fold = (SIZE // 16, SIZE // 16), 2
-    edit = known_edit(source_1NC, grid, fold, seed)
-    fast = compress(pipe, HiLo(find=True))
+    edit = replace(known_edit(source_1NC, grid, fold, seed), **changes)
+    fast = compress(pipe, HiLo(find=find))
     with steered(pipe, edit.estimate, source_1NC):
         found = fast(**given, generator=noise()).images
     run = fast.last_run

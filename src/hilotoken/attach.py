@@ -1,4 +1,7 @@
-"""One compressed call: what is put around a pipeline's transformer for the length of it."""
+"""One compressed call: what is put around a pipeline's transformer for the length of it.
+
+B batch, H W pixels.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,31 +10,21 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapters import family_of
-from .adapters.base import ShortCall
+from .approximate import ApproximateDecode
 from .blocks.attach import Placement, placed
 from .capture import Seen, captured
 from .decode import RegionDecode
 from .encode import Encoding, Prompts
-from .hooks import (
-    Call,
-    StepClock,
-    any_compiled,
-    bind_call,
-    for_this_thread_alone,
-    hooked,
-    shadowed,
-    unwrap,
-)
-from .lending import Loan, Opened
+from .hooks import Call, bind_call, hooked, inner_call, shadowed, unwrap
+from .lane import Lane
+from .lending import Opened
 from .method import Method
-from .methods.find import Find, Search
+from .methods.find import Find
 from .plan import TokenPlan
 from .record import Run
-from .reuse import Reuse
 from .source import Source
 from .timing import Stopwatch
 
@@ -39,10 +32,9 @@ from .timing import Stopwatch
 class Running:
     """A call under way: all that it knows is reached from here, and nothing is left elsewhere.
 
-    short:    the short call that runs next; None where every token runs
-    plan:     the plan in force; assign another by `use`
-    sequence: image tokens of a call, references included: all of them, and those that ran
-    search:   of a run without a mask, what it knows of the region that changes
+    source, mask_B1HW: the photos and masks of the batch
+    lanes: the batch by the plans that its pictures run by, one where photo and mask are the same
+           for all of them; none before the first call of the transformer
     """
 
     def __init__(
@@ -59,106 +51,89 @@ class Running:
         self.transformer: nn.Module = pipe.transformer
         self.family = family_of(pipe)
         self.watch = Stopwatch(pipe._execution_device)
-        self.clock = StepClock(pipe.scheduler)
         self.source: Source | None = None
-        self.mask_B1HW: Tensor | None = None
-        self.plan: TokenPlan | None = None
-        self.short: ShortCall | None = None
-        self.reuse: Reuse | None = None
+        self.lanes: list[Lane] = []
         self.placement: Placement | None = None
-        self.sequence = (0, 0)
         self.opened = opened
-        self.loan: Loan | None = None
         if not (method.shortens or method.inner):  # the untouched pipeline, unless told otherwise
             decode, encode = (way.replace("auto", "whole") for way in (decode, encode))
-        self.search: Search | None = None
-        self._region_hw: Tensor | None = None  # that the plan in force was made by
-        self.dense: list[int] = []  # the steps of a search at which every token runs
-        self._decode = RegionDecode.of(pipe.vae, decode)
+        way = ApproximateDecode if decode == "approximate" else RegionDecode
+        self._decode = way.of(pipe.vae, decode)
+        self._mask_B1HW: Tensor | None = None
         self._encode = Encoding.of(pipe.vae, encode, opened.memory if opened else None)
         self._prompts = Prompts(pipe, opened.memory) if opened else None
+        self._lane: Lane | None = None  # the one under way; None where all run at once, and whole
+        self._answers: list[Any] = []  # of the lanes before it
         self._call: Call = {}  # the one under way, whole
-        self._inside = ExitStack()  # what is put inside the transformer for `short`
-        self._cache = ExitStack()  # what names the branch of guidance to a step cache of diffusers
         self._cached = bool(getattr(self.transformer, "is_cache_enabled", False))
 
-    def use(self, plan: TokenPlan, carry: bool = False) -> None:
-        """Run by this plan from the next call on, whatever ran before.
+    @property
+    def first(self) -> Lane:
+        """The only lane, or that of the first picture.
 
-        Args:
-            carry: what was kept of the context stays, see `Reuse.take`
-
-        Raises:
-            ValueError: the run has not begun, or a plan for another grid.
+        Raises ValueError before the first call of the transformer.
         """
-        if self.source is None or self.mask_B1HW is None or not self._call:
-            raise ValueError("a plan can be put in the place of another once the first call began")
-        if plan.grid != self.source.grid:
-            raise ValueError(f"the plan is for a grid of {plan.grid}, the run's {self.source.grid}")
-        before = self.short.inside if self.short else None
-        if self._cached and self.short:  # what was kept is of another length
-            self.transformer._reset_stateful_cache()  # pyright: ignore[reportCallIssue]
-        self.plan = plan
-        short: ShortCall = self.family.short.of(
-            self.family, plan, self.source, self.mask_B1HW, self._call
-        )
-        self.short = short
-        if self.reuse:
-            self.reuse.take(short, carry)
-        if short.inside != before:
-            self._put_inside()
+        if not self.lanes:
+            raise ValueError("there is no plan before the first call of the transformer began")
+        return self.lanes[0]
 
-    def _put_inside(self) -> None:
-        """Put on anew what acts inside the transformer; reuse last, so that it is asked first."""
-        self._inside.close()
-        stand_ins = [*self.family.stand_ins(self), *([self.reuse.attached()] if self.reuse else ())]
-        if stand_ins and any_compiled(self.transformer):
-            stand_ins.append(for_this_thread_alone(self.transformer))
-        for stand_in in stand_ins:
-            self._inside.enter_context(stand_in)
+    @property
+    def mask_B1HW(self) -> Tensor | None:
+        """Where the pictures are the run's: given, or as far as it is found."""
+        if self.find and self.lanes:
+            return torch.cat([lane.mask_B1HW for lane in self.lanes])
+        return self._mask_B1HW
+
+    def plan(self) -> TokenPlan | None:
+        """The one that the tokens under way run by; None where every token runs."""
+        return self._lane.plan if self._lane and self._lane.short else None
 
     def record(self, method: Any, started: float) -> Run:
         """What `last_run` says of it, once it has ended, of when the host's clock began."""
-        assert self.plan is not None  # else the first step refused
+        lanes, first = self.lanes, self.first  # else the first step refused
         seconds = self.watch.seconds  # waits for the device, so that the total is whole
+        refreshed = [lane.refreshed for lane in lanes if lane.refreshed is not None]
+        kept = [lane.reuse for lane in lanes if lane.reuse]
+        reasons = [why for lane in lanes if lane.searching for why in lane.searching.reasons]
         return Run(
-            self.plan,
+            first.plan,
             method,
-            self.clock.step + 1,
-            self.sequence,
+            first.clock.step + 1,
+            first.sequence,
             seconds.get("plan", 0.0),
             seconds.get("dit", 0.0),
             seconds.get("vae", 0.0),
             time.perf_counter() - started,
             self.placement.kept if self.placement else {},
-            self._refreshed(),
-            self.reuse.bytes if self.reuse else 0,
-            self.reuse.alone.plan.tokens_run if self.reuse else 0,
+            tuple(sorted(set().union(*refreshed))) if len(refreshed) == len(lanes) else None,
+            sum(reuse.bytes for reuse in kept),
+            round(sum(reuse.alone.plan.tokens_run for reuse in kept) / len(lanes)),
             decoded=self._decode.decoded if self._decode else 1.0,
+            decode_error=self._decode.error if self._decode else None,
             encoded=self._encode.share if self._encode else 1.0,
             reused=self._reused(),
             mask=self.mask_B1HW,
-            searched=self.search is not None,
-            reasons=self.search.reasons if self.search else (),
+            searched=self.find is not None,
+            reasons=tuple(dict.fromkeys(reasons)),
+            plans=tuple(lane.plan for lane in lanes),
         )
-
-    def _refreshed(self) -> tuple[int, ...] | None:
-        """The steps at which context ran; None for all."""
-        if self.reuse is None:
-            return None
-        steps = sorted({*self.dense, *self.reuse.refreshed})
-        return None if self.search and len(steps) > self.clock.step else tuple(steps)
 
     def _reused(self) -> dict[str, float]:
         """Of what a session keeps, the shares that this run took from it."""
         if self._prompts is None or self._encode is None:
             return {}
-        loan, prompts = self.loan, self._prompts
+        loans, prompts = [lane.loan for lane in self.lanes if lane.loan], self._prompts
         return {
             "latents": 1 - self._encode.share,
             "prompts": prompts.found / max(1, prompts.asked),
-            "context": loan.lent / max(1, loan.asked) if loan else 0.0,
+            "context": sum(x.lent for x in loans) / max(1, sum(x.asked for x in loans)),
         }
+
+    def settle(self) -> None:
+        """The run ended well: what it kept is for others now."""
+        for lane in self.lanes:
+            if lane.loan:
+                lane.loan.settle()
 
     @contextmanager
     def around_encoders(self) -> Iterator[None]:
@@ -194,10 +169,10 @@ class Running:
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: Call, seen: Seen) -> None:
         """At the first call of the transformer all is known: the source, its grid, so the plan."""
-        if self.plan is not None:
+        if self.lanes:
             return
-        self._call = call = bind_call(module, args, kwargs)
-        if self.find and seen.photo_B3HW is not None:  # until it is found, all of it may change
+        call = bind_call(module, args, kwargs)
+        if self.find and seen.photo_B3HW is not None:  # all of it may change, until it is found
             everywhere = torch.ones_like(seen.photo_B3HW[:, :1], dtype=torch.float32)
             seen = replace(seen, mask_B1HW=everywhere)
         made = self.family.make_source(seen, self.mask_image, call)
@@ -206,137 +181,103 @@ class Running:
                 "no image and mask_image were given: there is nothing to compress by; give both, "
                 "or call the pipeline itself"
             )
-        self.source, self.mask_B1HW = made
-        if self.find:
-            self._begin_search(self.find, seen)
-        plan = self._plan()
-        tokens = self.family.tokens(call).shape[1]
-        self.sequence = tokens, tokens
-        if not self.method.shortens:
-            self.plan = plan
-            return
-        self.use(plan)
-        assert self.short is not None
-        if self.method.refresh is not None:
-            self.loan = self._borrow()
-            self.reuse = Reuse(self, self.method.refresh, self.short, self.loan)
-            self._put_inside()
-        if self.search:
-            self._rest()
+        self.source, self._mask_B1HW = made
+        count, size = self._count(call), seen.photo_B3HW.shape[-2:]  # type: ignore[union-attr]
+        for number in range(count):
+            part = self.family.part(call, number, count)
+            given = self._pair(number, count)
+            self.lanes.append(
+                Lane(
+                    self.family, self.method, *given, part, self.watch, number, count,
+                    self.opened, self.find, size,
+                )
+            )  # fmt: skip
 
-    def _plan(self) -> TokenPlan:
-        """The method's plan, by the mask; while a region is looked for, of no edit yet."""
+    def _count(self, call: Call) -> int:
+        """How many of the batch's pictures run by themselves; further ones are of the same again.
+
+        All run together where photo and mask are one; but what is decided by how a picture comes to
+        be, as where to look or when to refresh, is decided for each.
+        """
         assert self.source is not None
-        assert self.mask_B1HW is not None
-        mask_B1HW = self.mask_B1HW
-        if self.search and self.search.region_hw is None:
-            mask_B1HW = torch.zeros_like(mask_B1HW)
-        with self.watch.time("plan"):
-            photo_B3HW = (self.source.photo_B3HW / 2 + 0.5).clamp(0, 1)
-            return self.method.plan(photo_B3HW, mask_B1HW, self.source.grid)
+        assert self._mask_B1HW is not None
+        if not (self.method.shortens or self.find):
+            return 1
+        things = self.source.photo_B3HW, self._mask_B1HW
+        pairs = max(map(len, things))
+        if self.find or self.method.adaptive or self._cached:
+            return self.family.pictures_of(call, pairs)
+        return 1 if all(torch.equal(x[1:], x[:-1]) for x in things) else pairs
 
-    def _borrow(self) -> Loan | None:
-        """What a session lends of the context."""
-        lending, refresh = self.opened and self.opened.lending, self.method.refresh
-        if not lending or refresh.blocks != "all" or any_compiled(self.transformer):
-            return None
-        assert self.short is not None
-        key = repr(refresh), self.clock.index, *self.pipe.scheduler.sigmas.tolist()
-        return Loan(lending, self.short, self._call, self.clock.sigma, key)
+    def _pair(self, number: int, count: int) -> tuple[Source, Tensor]:
+        """The photo and the mask of some pictures of the batch."""
+        source, mask_B1HW = self.source, self._mask_B1HW
+        assert source is not None
+        assert mask_B1HW is not None
+        if not (self.method.shortens or self.find):
+            return source, mask_B1HW
+        photo_13HW, mask_11HW = (x[number % len(x)][None] for x in (source.photo_B3HW, mask_B1HW))
+        latents_BNC = source.latents_BNC
+        if len(latents_BNC) % count:  # fewer, which repeat
+            latents_BNC = latents_BNC.repeat(count // len(latents_BNC), 1, 1)
+        own = replace(source, photo_B3HW=photo_13HW, latents_BNC=latents_BNC[number::count])
+        return own, mask_11HW
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Call) -> Any:
-        """The call, shorter."""
+        """The call, shorter; of several lanes that of the last, once the others have run."""
         self._call = call = bind_call(module, args, kwargs)
-        self.clock.tick()
-        if self.clock.branch == 0:
-            self._replan()
-        self._name_branch()
-        if self.short is None:
+        for lane in self.lanes:
+            lane.arrive(self.family.part(call, lane.number, lane.count))
+        self._answers = []
+        if not (self._cached or any(lane.short for lane in self.lanes)):
+            self._lane = None
             return None
-        if self.reuse:
-            call = self.reuse.before(call)
-        return (), self.short.shorten(call, self.clock.sigma)
+        *others, last = self.lanes
+        for lane in others:
+            short = self._turn(lane)
+            if self.placement:
+                self.placement.enter(module, (), short)
+            self._answers.append(lane.restore(_answer(inner_call(module)(**short))))
+        return (), self._turn(last)
+
+    def _turn(self, lane: Lane) -> Call:
+        """A lane's own call, with what it needs inside the transformer and nothing of another."""
+        if self._lane is not lane and self._lane:
+            self._lane.leave()
+        self._lane = lane
+        lane.enter()
+        return lane.shorten()
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Call, output: Any) -> Any:
-        """The answer, whole again."""
-        self._cache.close()
-        if self.short is None:
+        """The answer, whole again, of all pictures."""
+        if self._lane is None:
             return None
-        velocity = self.short.restore(output[0], self._call, self.clock.sigma)
-        self.short.check_ran()
-        if self.reuse is None or self.reuse.refreshing:
-            self.sequence = self.short.whole_length, self.short.ran
-        if self.reuse:
-            self.reuse.after()
+        answers = [*self._answers, self._lane.restore(_answer(output))]
+        self._answers = []
+        velocity = self.family.joined(answers)
         if isinstance(output, tuple):
             return (velocity, *output[1:])
         output.sample = velocity
         return output
 
-    def _name_branch(self) -> None:
-        """Open a context for a step cache of diffusers: many pipelines do not, and it needs one."""
-        if self._cached:
-            self._cache.close()
-            name = f"branch {self.clock.branch}"
-            self._cache.enter_context(self.transformer.cache_context(name))  # pyright: ignore[reportCallIssue]
-
-    def _replan(self) -> None:
-        assert self.plan is not None
-        if self.search:
-            self._follow(self.search, self.clock.step)
-        elif self.short is None:
-            return
-        elif (plan := self.method.replan(self.clock.step, self.plan)) is not self.plan:
-            self.use(plan)
-
-    # Of a run without a mask: the region is looked for.
-
-    def _begin_search(self, find: Find, seen: Seen) -> None:
-        assert self.source is not None
-        assert seen.photo_B3HW is not None
-        size, whole = self.source.photo_B3HW.shape[-2:], seen.photo_B3HW.shape[-2:]
-        reason = "" if size == whole else f"the output is {tuple(size)}, the photo {tuple(whole)}"
-        steps = len(self.pipe.scheduler.sigmas) - 1 - self.clock.index
-        source_BNC, grid, fold = (
-            self.source.latents_BNC, self.source.grid, self.family.latents_a_side,
-        )  # fmt: skip
-        early = self.method.find is not None
-        self.search = Search(find, source_BNC, grid, fold, steps, early, reason)
-
-    def _rest(self) -> None:
-        """Every token runs, and nothing is inside the transformer."""
-        self.short = None
-        self._inside.close()
-
-    def _follow(self, search: Search, step: int) -> None:
-        """Run the step as far as the region is known."""
-        region_hw = search.plan(step)
-        if region_hw is None:
-            if self.short is not None:
-                self._rest()
-            self.dense.append(step)
-        elif region_hw is not self._region_hw or self.short is None:
-            self.use(self._plan(), carry=self.short is not None)
-        if self.reuse and not search.found:
-            self.reuse.start = step  # what is kept is of the last step that looked in vain
-        self._region_hw = region_hw
-
     def stepped(
         self, original: Any, velocity: Tensor, timestep: Any, sample: Tensor, *args: Any, **kw: Any
     ) -> Any:
         """Around the scheduler's step, where guidance is over: look at where the run is going."""
-        search, step = self.search, self.clock.step
-        every = self.short is None or self.reuse is None or self.reuse.refreshing
-        if search and every and search.due(step):
-            assert self.plan is not None
-            assert self.mask_B1HW is not None
-            with self.watch.time("plan"):
-                x0 = sample.float() - self.clock.sigma * velocity.float()
-                x0_BTC = x0 if x0.ndim == 3 else self.family.pack(x0)
-                search.see(step, self.clock.sigma, x0_BTC[:, : self.plan.tokens_full])
-            shown_11hw = search.shown_hw[None, None].to(self.mask_B1HW)
-            self.mask_B1HW = F.interpolate(shown_11hw, self.mask_B1HW.shape[-2:])
+        for lane in self.lanes:
+            if lane.searching:
+                lane.searching.look(*(x[lane.number :: lane.count] for x in (velocity, sample)))
         return original(velocity, timestep, sample, *args, **kw)
+
+    def leave(self) -> None:
+        """Nothing is left inside the transformer."""
+        for lane in self.lanes:
+            lane.leave()
+
+
+def _answer(output: Any) -> Any:
+    """What a transformer answers, as a tuple or by a name."""
+    return output[0] if isinstance(output, tuple) else output.sample
 
 
 @contextmanager
@@ -369,21 +310,18 @@ def attached(
         # Innermost of all hooks: the user's own see whole sequences, going in and coming out.
         stack.enter_context(hooked(transformer, run.before, run.after))
         stack.enter_context(run.watch.watch("dit", transformer))
-        stack.callback(run._inside.close)
-        stack.callback(run._cache.close)
+        stack.callback(run.leave)
 
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: Call) -> None:
             run.begin(module, args, kwargs, seen)
 
         stack.enter_context(hooked(transformer, begin, first=True))
         if method.inner:
-            plan = lambda: run.plan if run.short else None  # noqa: E731
             run.placement = stack.enter_context(
-                placed(transformer, method.inner, pipe.scheduler, plan)
+                placed(transformer, method.inner, pipe.scheduler, run.plan)
             )
         yield run
-    if run.loan:
-        run.loan.settle()
+    run.settle()
 
 
 def check_devices(pipe: Any) -> None:

@@ -28,8 +28,8 @@ _PLACES = ("image_rotary_emb", "freqs_cis", "rotary_emb")  # what processors cal
 Attend = Callable[..., Tensor]
 # again(output, redo) -> output, where redo(rotary) attends once more with other rotary places
 Again = Callable[[Any, Callable[[Any], Any]], Any]
-# What a context brings: attend, again, the modules meant by id, the thread that entered it
-Level = tuple[Attend, Again | None, frozenset[int], int]
+# What a context brings: attend, again, the thread that entered it
+Level = tuple[Attend, Again | None, int]
 
 
 @contextmanager
@@ -65,13 +65,11 @@ def rerouted(
     chosen = list(_attention_modules(model) if modules is None else modules)
     with _LOCK:
         router = _ROUTERS.setdefault(model, _Router())
+    level: Level = (attend, again, get_ident())
     with ExitStack() as stack:
         for module in chosen:
-            router.enter(module)
-            stack.callback(router.leave, module)
-        level: Level = (attend, again, frozenset(map(id, chosen)), threading.get_ident())
-        router.add(level)
-        stack.callback(router.drop, level)
+            router.enter(module, level)
+            stack.callback(router.leave, module, level)
         yield
 
 
@@ -93,43 +91,36 @@ def aside(transformer: nn.Module) -> Iterator[None]:
 class _Router:
     """What the stand-ins of one transformer have in common.
 
-    One class stands in for all processors of a class, and its functions are made once: compiled
+    One class stands in for all processors of a class, and its functions are made once. What a
+    module's contexts bring is on its own stand-in, and no module is known by its identity: compiled
     blocks need no new graph, neither from block to block nor from run to run.
     """
 
     def __init__(self) -> None:
-        self.levels: list[Level] = []
-        self.module: nn.Module | None = None  # the one under way, in compiled code
+        self.under_way: Any = None  # the stand-in and its module, in compiled code
         self.aside = False  # whether its calls pass by, see `aside`
         self.here = threading.local()  # the same two, of each thread
         self.classes: dict[type, type] = {}
-        self.replaced: dict[int, tuple[Any, int]] = {}  # by module: its processor, contexts inside
+        self.replaced: dict[int, tuple[Any, Any]] = {}  # by module: its processor, the stand-in
         self.lock = threading.Lock()
 
-    def add(self, level: Level) -> None:
-        with self.lock:
-            # A new list each time: another thread may be going through the old one.
-            self.levels = [*self.levels, level]
-
-    def drop(self, level: Level) -> None:
-        with self.lock:
-            self.levels = [other for other in self.levels if other is not level]
-
-    def enter(self, module: Any) -> None:
+    def enter(self, module: Any, level: Level) -> None:
         """Put a stand-in in the place of the module's processor, unless one is there."""
         with self.lock:
-            processor, users = self.replaced.get(id(module), (module.processor, 0))
-            if not users:
-                module.processor = self.stand_in(processor)
-            self.replaced[id(module)] = processor, users + 1
+            if id(module) not in self.replaced:
+                self.replaced[id(module)] = module.processor, self.stand_in(module.processor)
+            _, stand_in = self.replaced[id(module)]
+            # A new tuple each time: another thread may be going through the old one.
+            stand_in.levels = (*stand_in.levels, level)
+            module.processor = stand_in
 
-    def leave(self, module: Any) -> None:
+    def leave(self, module: Any, level: Level) -> None:
         """The last to leave puts the processor back, who need not be the first that entered."""
         with self.lock:
-            processor, users = self.replaced.pop(id(module))
-            if users > 1:
-                self.replaced[id(module)] = processor, users - 1
-            else:
+            processor, stand_in = self.replaced[id(module)]
+            stand_in.levels = tuple(other for other in stand_in.levels if other is not level)
+            if not stand_in.levels:
+                del self.replaced[id(module)]
                 module.processor = processor
 
     def stand_in(self, processor: Any) -> Any:
@@ -139,6 +130,7 @@ class _Router:
             self.classes[kind] = self._class_for(kind)
         made = object.__new__(self.classes[kind])
         object.__setattr__(made, "__dict__", vars(processor))
+        made.levels = ()
         return made
 
     def asks(self, owner: int) -> bool:
@@ -178,12 +170,12 @@ class _Router:
 
         def call(this: Any, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if compiling():
-                self.module = attn
+                self.under_way = this, attn
             else:
-                self.here.module = attn
+                self.here.under_way = this, attn
             output = rerun(this, attn, *args, **kwargs)
-            for _, again, meant, owner in self.levels:
-                if again and id(attn) in meant and self.asks(owner):
+            for _, again, owner in this.levels:
+                if again and self.asks(owner):
 
                     def redo(places: Any) -> Any:
                         if len(args) > rotary:
@@ -196,17 +188,17 @@ class _Router:
 
         # Attention modules read from it which arguments the processor takes.
         call.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
-        return type(kind.__name__, (kind,), {"__call__": call})
+        return type(kind.__name__, (kind,), {"__call__": call, "__slots__": ("levels",)})
 
     def _route(self, plain: Callable[..., Tensor], turn: Callable[[Tensor], Tensor]) -> Attend:
         def innermost(query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
             return turn(plain(turn(query), turn(key), turn(value), **kwargs))
 
         def route(query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
-            module = self.module if compiling() else self.here.module
+            this, module = self.under_way if compiling() else self.here.under_way
             attention = innermost
-            for attend, _, meant, owner in self.levels:
-                if id(module) in meant and self.asks(owner):
+            for attend, _, owner in this.levels:
+                if self.asks(owner):
                     attention = _around(attend, module, attention)
             return turn(attention(turn(query), turn(key), turn(value), **kwargs))
 

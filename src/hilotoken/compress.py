@@ -33,7 +33,6 @@ from .attach import attached, vae_parts
 from .blocks.attach import placed
 from .checks import choice, flag, unless_none, whole
 from .composite import composite_images
-from .decode import WAYS
 from .grid import as_batch
 from .layout import layout_of
 from .lending import Opened
@@ -77,7 +76,9 @@ def compress(
         match: lead the edit's colours to the photo's along the mask's border, see `match_border`
         decode: "region" decodes what the mask needs alone, "whole" all; "auto" a region where a
             crop of the latents decodes to the same pixels, as the autoencoder itself tells, and
-            the whole by `Dense()`, which compresses nothing
+            the whole by `Dense()`, which compresses nothing. "approximate" decodes a region where
+            an autoencoder normalises over the whole, such as FLUX's, by statistics of a smaller
+            decode; how far off it is `last_run.decode_error` says, measured at the first decode
         encode: the same for what is encoded: of a picture that is the photo but for the mask, or
             but for an edit, "region" encodes the difference alone; to rounding the same latents
         keep: "found": no mask is given; what the run changed is found when it ends, and all else is
@@ -92,8 +93,8 @@ def compress(
     if type(pipe) is Compressed:
         raise TypeError("this pipeline is compressed already: compress the pipeline it wraps")
     feather, match = whole(0)("feather", feather), flag("match", match)
-    choice(*WAYS)("decode", decode)
-    choice(*WAYS)("encode", encode)
+    choice("auto", "region", "approximate", "whole")("decode", decode)
+    choice("auto", "region", "whole")("encode", encode)
     unless_none(choice("found"))("keep", keep)
     method = Dense() if keep and method is None else as_method(method, partial(_preset_for, pipe))
     method = method if inside is None else Within(method, inside)

@@ -8,7 +8,10 @@ is left alone: a crop of its latents is another picture.
 B batch, C latent channels, h w latents, H W pixels.
 """
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WAYS = ("auto", "region", "whole")
 WORTH = 0.8  # of the latents: crops that cover more are not worth the rounds
 ROUNDING = 2e-6  # by which kernels round one shape otherwise than another, in pictures of [-1, 1]
 ROWS = 5  # of the strip that is probed: errors of whole pictures stand at the same margins
 FURTHEST = 16  # latents: a margin that is looked for
 
 Box = tuple[slice, slice]  # rows and columns, in latents
+Decode = Callable[[Tensor], Any]  # latents to an autoencoder's output
 
 _MARGINS: WeakKeyDictionary[nn.Module, int | None] = WeakKeyDictionary()
 
@@ -37,8 +40,8 @@ def decode_margin(vae: Any) -> int | None:
     then measured: the least margin at which a crop of a strip of noise differs by rounding alone.
     """
     decoder = getattr(vae, "decoder", None)
-    if decoder is None or "latent_channels" not in vae.config:
-        return None
+    if decoder is None or "latent_channels" not in vae.config or in_parts(vae):
+        return None  # in parts each is another picture, and what is found of it would be remembered
     if decoder not in _MARGINS:
         _MARGINS[decoder] = _probe(vae)
     return _MARGINS[decoder]
@@ -49,30 +52,49 @@ def _probe(vae: Any) -> int | None:
     weight = next(vae.decoder.parameters(), None)
     if weight is None:
         return None
-    channels, width = vae.config.latent_channels, 2 * FURTHEST + 1
-    noise = torch.randn(1, channels, ROWS, width, generator=torch.Generator().manual_seed(0))
-    strip = noise.to(weight)
-    first = strip.clone()
-    first[..., 0] = torch.nan
+    rounding = ROUNDING * max(1.0, torch.finfo(weight.dtype).eps / torch.finfo(torch.float32).eps)
+    strip = strip_of_noise(vae.config.latent_channels).to(weight)
     try:
-        spread, whole = _decoded(vae, first), _decoded(vae, strip)
+        return least_margin(partial(_decoded, vae), strip, rounding)
     except (TypeError, ValueError, RuntimeError):  # latents of another kind, or weights elsewhere
         return None
+
+
+def strip_of_noise(channels: int) -> Tensor:
+    """What a decoder is probed on, the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, channels, ROWS, 2 * FURTHEST + 1, generator=generator)
+
+
+def least_margin(decode: Callable[[Tensor], Tensor], strip: Tensor, apart: float) -> int | None:
+    """Latents around a crop of a strip from which on it decodes to the same but for `apart`.
+
+    None if the decoder looks at all of it.
+    """
+    first = strip.clone()
+    first[..., 0] = torch.nan
+    spread, whole, width = decode(first), decode(strip), strip.shape[-1]
     if spread[..., -1].isnan().any() or whole.shape[-1] % width:
         return None
     scale = whole.shape[-1] // width
     middle = whole[..., FURTHEST * scale : (FURTHEST + 1) * scale]
-    rounding = ROUNDING * max(1.0, torch.finfo(weight.dtype).eps / torch.finfo(torch.float32).eps)
-    for margin in range(4, FURTHEST, 2):
-        part = _decoded(vae, strip[..., FURTHEST - margin : FURTHEST + margin + 1])
+
+    def near(margin: int) -> bool:
+        part = decode(strip[..., FURTHEST - margin : FURTHEST + margin + 1])
         found = part[..., margin * scale : (margin + 1) * scale]
-        if (found - middle).abs().max() <= rounding * middle.abs().max().clamp_min(1):
-            return margin
-    return FURTHEST
+        return bool((found - middle).abs().max() <= apart * middle.abs().max().clamp_min(1))
+
+    margins = range(4, FURTHEST + 1, 2)
+    return margins[bisect_left(margins, True, hi=len(margins) - 1, key=near)]
 
 
 def _decoded(vae: Any, latents: Tensor) -> Tensor:
     return type(vae).decode(vae, latents, return_dict=False)[0]
+
+
+def picture_of(output: Any) -> Tensor:
+    """[B, 3, H, W] of an autoencoder's output."""
+    return output[0] if isinstance(output, tuple) else output.sample
 
 
 def boxes_of(mask_B1HW: Tensor, latents: tuple[int, int], margin: int) -> list[Box]:
@@ -114,6 +136,7 @@ def check_region(name: str, way: str, vae: Any, exact: bool) -> None:
         raise ValueError(
             f"{name}='region': {type(vae).__name__} looks at the whole picture, by its norms or "
             f"its attention, and a crop of it {name}s to something else: use 'auto' or 'whole'"
+            + (", or 'approximate'" if name == "decode" else "")
         )
 
 
@@ -121,11 +144,13 @@ class RegionDecode:
     """Stands in for `vae.decode` in a run: crops for the mask, the photo's own pixels elsewhere.
 
     decoded: share of the latents that the last call decoded
+    error:   of a decode that is no exact one, see `Run.decode_error`
     """
 
     def __init__(self, vae: Any, margin: int) -> None:
         self.vae, self.margin = vae, margin
         self.decoded = 1.0
+        self.error: float | None = None
 
     @classmethod
     def of(cls, vae: Any, way: str) -> "RegionDecode | None":
@@ -163,15 +188,20 @@ class RegionDecode:
         repeats = len(latents) // len(photo_B3HW)
         picture = photo_B3HW.to(latents).repeat(repeats, 1, 1, 1)
         output = None
-        for box in boxes:
-            output = original(latents[..., box[0], box[1]], *args, **kwargs)
-            part = output[0] if isinstance(output, tuple) else output.sample
-            rows, columns = (slice(side.start * scale, side.stop * scale) for side in box)
-            picture[..., rows, columns] = part
+        with self._by_box(lambda z: original(z, *args, **kwargs), latents) as decode:
+            for box in boxes:
+                output = decode(box)
+                rows, columns = (slice(side.start * scale, side.stop * scale) for side in box)
+                picture[..., rows, columns] = picture_of(output)
         if isinstance(output, tuple):
             return (picture, *output[1:])
         output.sample = picture  # type: ignore[union-attr]
         return output
+
+    @contextmanager
+    def _by_box(self, decode: Decode, latents: Tensor) -> Iterator[Callable[[Box], Any]]:
+        """What decodes a box of the latents, in this context."""
+        yield lambda box: decode(latents[..., box[0], box[1]])
 
     def _boxes(self, latents: Tensor, mask_B1HW: Tensor) -> list[Box]:
         if latents.ndim != 4 or in_parts(self.vae):

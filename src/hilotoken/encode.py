@@ -9,6 +9,7 @@ B batch, C latent channels, h w latents, H W pixels.
 
 import copy
 import itertools
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -41,7 +42,7 @@ def encode_reach(vae: Any) -> Reach | None:
     Probed on a strip of noise, as `decode.decode_margin` is.
     """
     encoder = getattr(vae, "encoder", None)
-    if not isinstance(encoder, nn.Module):
+    if not isinstance(encoder, nn.Module) or in_parts(vae):
         return None
     weight = next(encoder.parameters(), None)
     if weight is None or weight.dtype != torch.float32:  # kernels round half precision by the shape
@@ -83,9 +84,8 @@ def _probe(vae: Any, weight: Tensor) -> Reach | None:
         other[..., kept] = strip[..., kept]
         return encode(other)[..., FURTHEST : FURTHEST + 1]
 
-    least = [
-        next((m for m in range(FURTHEST) if near(of(m))), FURTHEST) for of in (cropped, changed)
-    ]
+    margins = range(FURTHEST)
+    least = [bisect_left(margins, True, key=lambda m: near(of(m))) for of in (cropped, changed)]
     return Reach(*least)
 
 

@@ -177,6 +177,15 @@ def _ordinary_hooks(
             handle.remove()
 
 
+def inner_call(module: nn.Module) -> Callable[..., Any]:
+    """The module's call inside of all that `hooked` puts around it.
+
+    For a hook that makes another call of the module it is on.
+    """
+    shadow = vars(module).get("_compiled_call_impl")
+    return shadow.original if isinstance(shadow, _Shadow) else module.forward
+
+
 @contextmanager
 def for_this_thread_alone(module: nn.Module) -> Iterator[None]:
     """In this context, a call of the module from another thread raises RuntimeError.

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field, fields, is_dataclass
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +23,8 @@ class Run:
     kept_bytes: memory that its keys and values took
     blocks_run: share of the blocks that ran, where a step cache skips some
     decoded: share of the latents that were decoded, where a region is enough
+    decode_error: of an approximate decode, how far in the mask it was from the whole, at the first
+             decode of this autoencoder in this process: root mean square, in levels of 255
     encoded: share of the latents that were encoded, where the rest was known
     reused:  in a session, what was taken from it: shares of the "latents" encoded, of the
              "prompts", and of the "context" at refreshes
@@ -29,6 +32,8 @@ class Run:
              given, or the region found. None where the whole picture is made
     searched: whether the region was to be found
     reasons: then, why every token ran, and why none of the photo was put back
+    plans:   of a batch in which photos or masks differ, the plan of each picture; `plan` is the
+             first, and counts of tokens are means over all
     """
 
     plan: TokenPlan
@@ -45,11 +50,16 @@ class Run:
     between: int = 0
     blocks_run: float = 1.0
     decoded: float = 1.0
+    decode_error: float | None = None
     encoded: float = 1.0
     reused: dict[str, float] = field(default_factory=dict)
     mask: Tensor | None = None
     searched: bool = False
     reasons: tuple[str, ...] = ()
+    plans: tuple[TokenPlan, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "plans", self.plans or (self.plan,))
 
     @property
     def tokens_full(self) -> int:
@@ -57,11 +67,11 @@ class Run:
 
     @property
     def tokens_run(self) -> int:
-        return self.plan.tokens_run
+        return round(fmean(plan.tokens_run for plan in self.plans))
 
     @property
     def keep_ratio(self) -> float:
-        return self.plan.keep_ratio
+        return fmean(plan.keep_ratio for plan in self.plans)
 
     @property
     def mean_tokens_run(self) -> float:
@@ -75,7 +85,9 @@ class Run:
 
     @property
     def counts(self) -> dict[str, int]:
-        return self.plan.counts
+        """How many edit, detail and coarse tokens run."""
+        each = [plan.counts for plan in self.plans]
+        return {kind: round(fmean(counts[kind] for counts in each)) for kind in each[0]}
 
     @property
     def rest_seconds(self) -> float:
@@ -94,6 +106,7 @@ class Run:
             "mean_tokens_run": self.mean_tokens_run,
             "keep_ratio": self.keep_ratio,
             "tokens": self.counts,
+            "plans": [plan.counts for plan in self.plans],
             "sequence": list(self.sequence),
             **{f"{part}_seconds": getattr(self, f"{part}_seconds") for part in named},
             "inside": dict(self.inside),
@@ -101,6 +114,7 @@ class Run:
             "kept_bytes": self.kept_bytes,
             "blocks_run": self.blocks_run,
             "decoded": self.decoded,
+            "decode_error": self.decode_error,
             "encoded": self.encoded,
             "reused": dict(self.reused),
             "masked": None if self.mask is None else (self.mask > 0).float().mean().item(),
@@ -117,6 +131,8 @@ class Run:
         inside = [f"{part} {share:.0%}" for part, share in self.inside.items()]
         if self.blocks_run < 1:
             inside.append(f"blocks {self.blocks_run:.0%}")
+        if self.decode_error is not None:
+            inside.append(f"decoded to {self.decode_error:.2g} of 255 levels")
         seconds = f"DiT {self.dit_seconds:.2f} s, VAE {self.vae_seconds:.2f} s"
         parts = [
             share,

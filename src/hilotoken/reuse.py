@@ -70,6 +70,7 @@ class Reuse:
         self.start = 0
         self.refreshing, self.due = True, True
         self.kept: dict[int, Kept] = {}  # of the branch under way
+        self.rows_X = torch.arange(0)  # of the refresh under way, see `_rows_kept`
         self.lent: dict[int, Kept] | None = None  # of the refresh under way, by another edit
         self.take(short)
         if loan:
@@ -92,8 +93,10 @@ class Reuse:
         self.context_X = (~whole.edited_S).nonzero().flatten()
         self.counts_S = whole.counts_S  # its length, as a tensor's, is no constant to a compiler
         self.counts_X = self.counts_S[self.context_X]
-        self.filler_R = self.counts_S.new_empty(self.alone.filler)
-        _of_any_length((self.counts_S, self.counts_X, self.context_X, self.filler_R))
+        # Of no filler and of one token a compiler would make constants.
+        self.filler_R = self.counts_S.new_empty(2 + self.alone.filler)
+        for x in (self.counts_S, self.alone.counts_S, self.counts_X, self.filler_R):
+            _of_any_length(x)
         plan = whole.plan
         self.context_K = plan.keep_K[~plan.edit_N[plan.keep_K]]
         self._keys: dict[tuple[int, int, bool], Weighted] = {}
@@ -150,9 +153,11 @@ class Reuse:
         assert known is not None
         self.kept = known.kept
         if self.refreshing and self.lent is None:
+            self.rows_X = self._rows_kept(call)
             return call
         for module in self.modules if self.compiled else ():
-            module.kept_context = _of_any_length(self.kept.get(id(module)))
+            kept = self.kept.get(id(module))
+            module.kept_context = kept and tuple(map(_of_any_length, kept))
         return self.family.without_text(call) if self.refresh.text else call
 
     def after(self) -> None:
@@ -235,8 +240,10 @@ class Reuse:
         short = self.run.short
         if short is not self.alone:
             return key, value, kw
-        filler, image = self.filler_R.shape[0], short.counts_S.shape[0]
-        if not filler or key.shape[1] < image:  # other keys than the image's
+        if not compiling() and not self.alone.filler:  # compiled code is one for both
+            return key, value, kw
+        filler, image = self.filler_R.shape[0] - 2, short.counts_S.shape[0]
+        if key.shape[1] < image:  # other keys than the image's
             return key, value, kw
         stop = image if self.family.image_first else key.shape[1]
         mask = kw.get("attn_mask")
@@ -280,20 +287,24 @@ class Reuse:
         self.kept[id(module)] = tuple(part for x in own for part in stored(x, self.refresh.store))
         return lent
 
-    def _rows(self, keys: int) -> Tensor | None:
+    def _rows_kept(self, call: Call) -> Tensor:
         """Which keys are kept: of the text where that is not run at each step, and of the context.
 
-        Keys that are not those of the image are passed over.
+        Counted from the image's first, so that those of text, which is before it, are below 0.
         """
+        text = 0
+        if self.refresh.text:
+            self.family.without_text(call)  # refused now rather than at the next step
+            text = call["encoder_hidden_states"].shape[1]
+        text_L = torch.arange(-text, 0, device=self.context_X.device)
+        return _of_any_length(torch.cat([text_L, self.context_X]))
+
+    def _rows(self, keys: int) -> Tensor | None:
+        """Those of so many keys; None where they are not those of the image."""
         text = keys - self.counts_S.shape[0]
         if text < 0:
             return None
-        start = 0 if self.family.image_first else text
-        rows = self.context_X + start
-        if not self.refresh.text:
-            return rows
-        begin = self.counts_S.shape[0] if self.family.image_first else 0
-        return torch.cat([torch.arange(begin, begin + text, device=rows.device), rows])
+        return self.rows_X if self.family.image_first else self.rows_X + text
 
     # When to refresh.
 
@@ -388,9 +399,8 @@ def _signature(call: Call) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def _of_any_length(tensors: Any) -> Any:
-    """Tell the compiler, where there is one, that the next mask has other lengths."""
-    dynamo = sys.modules.get("torch._dynamo")
-    for x in tensors if dynamo and tensors else ():
-        dynamo.maybe_mark_dynamic(x, min(1, x.ndim - 1))  # pyright: ignore[reportOptionalMemberAccess]
-    return tensors
+def _of_any_length(x: Tensor) -> Tensor:
+    """Tell the compiler, where there is one, that the next mask has another length."""
+    if dynamo := sys.modules.get("torch._dynamo"):
+        dynamo.maybe_mark_dynamic(x, min(1, x.ndim - 1))
+    return x

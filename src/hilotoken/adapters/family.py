@@ -27,6 +27,7 @@ IN_NOISE_ALONE = (
     *("StableDiffusion3InpaintPipeline", "StableDiffusion3Img2ImgPipeline"),
     *("ZImageInpaintPipeline", "ZImageImg2ImgPipeline"),
 )
+PLACES = ("txt_ids", "img_ids")  # where tokens sit: one table for the whole batch, or one for each
 MASKED_SD3 = 33  # channels of an SD3 that is given mask and masked latents too
 
 
@@ -40,6 +41,7 @@ class Family:
     ids_name:    the argument that holds the places of image tokens
     image_first: whether image tokens come before text in the attention
     photo_last:  whether the pipeline takes up the photo after a control picture
+    listed:      the arguments that are a list of one for each picture
     """
 
     short: ClassVar[Any]
@@ -47,6 +49,7 @@ class Family:
     ids_name: ClassVar[str] = "img_ids"
     image_first: ClassVar[bool] = False
     photo_last: ClassVar[bool] = False
+    listed: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
@@ -87,6 +90,52 @@ class Family:
         """All image tokens of a call, [B, T, D]."""
         return call["hidden_states"]
 
+    def batch(self, call: Call) -> int:
+        """How many pictures a call is of; those of a second prompt in it count again."""
+        return len(call["hidden_states"])
+
+    def part(self, call: Call, number: int, count: int) -> Call:
+        """The call of every `count`-th picture of the batch from `number` on, alone.
+
+        Raises ValueError where the batch is no multiple of that.
+        """
+        batch = self.batch(call)
+        if batch % count:
+            raise ValueError(
+                f"the transformer was given a batch of {batch}, but {count} pictures have plans of "
+                "their own: this use is not supported"
+            )
+        if count == 1:
+            return call
+
+        def own(value: Any) -> Any:
+            if isinstance(value, Tensor):  # a view: what is known by its address stays known
+                return value[number::count] if value.ndim and len(value) == batch else value
+            if isinstance(value, list | tuple):
+                return type(value)(map(own, value))
+            return {k: own(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+        shared = [name for name in PLACES if getattr(call.get(name), "ndim", 0) == 2]
+        part = {name: value if name in shared else own(value) for name, value in call.items()}
+        return part | {name: call[name][number::count] for name in self.listed}
+
+    def joined(self, answers: list[Any]) -> Any:
+        """The answers of all parts of a batch as that of the batch: see `part`."""
+        if len(answers) == 1:
+            return answers[0]
+        if isinstance(answers[0], Tensor):
+            return torch.stack(answers, 1).flatten(0, 1)
+        return [one for group in zip(*answers, strict=True) for one in group]
+
+    def pictures_of(self, call: Call, least: int) -> int:
+        """How many different pictures the batch is of: guidance may go through them twice.
+
+        least: a number that it is a multiple of
+        """
+        batch, tokens_BTD = self.batch(call), self.tokens(call)
+        fewer = (n for n in range(least, batch, least) if batch % n == 0)
+        return next((n for n in fewer if torch.equal(tokens_BTD[n:], tokens_BTD[:-n])), batch)
+
     def pack(self, latents: Tensor) -> Tensor:
         """Latents as the pipeline's VAE step leaves them, [B, C/4, 2h, 2w], as tokens [B, N, C]."""
         B, C, height, width = latents.shape
@@ -123,9 +172,8 @@ class Family:
             latents = None
         if list(mask_B1HW.shape[-2:]) != size:
             mask_B1HW = F.adaptive_max_pool2d(mask_B1HW.float(), size)
-        if latents is None:
-            private = torch.Generator().manual_seed(0)  # the user's generator stays untouched
-            latents_BNC = self.encode_tokens(photo_B3HW, private)
+        if latents is None:  # each photo as if it were the only one
+            latents_BNC = torch.cat([self._encode_alone(one) for one in photo_B3HW.split(1)])
         else:
             latents_BNC = self.pack(latents)
         if latents_BNC.shape[1] != grid[0] * grid[1]:
@@ -134,6 +182,10 @@ class Family:
                 "this use is not supported"
             )
         return Source(photo_B3HW, latents_BNC, grid), mask_B1HW.float()
+
+    def _encode_alone(self, photo_13HW: Tensor) -> Tensor:
+        private = torch.Generator().manual_seed(0)  # the user's generator stays untouched
+        return self.encode_tokens(photo_13HW, private)
 
     def attentions(self) -> list[Any]:
         """The attention modules whose keys are those of the image."""

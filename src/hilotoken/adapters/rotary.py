@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..attention import Weighted, rerouted
 from ..hooks import Call, Made
 from .base import ShortCall
-from .family import Family
+from .family import PLACES, Family
 
 
 class RotaryShort(ShortCall):
@@ -92,13 +92,13 @@ class RotaryShort(ShortCall):
         """The rotary embedding with all places over the stride of the coarse tokens."""
 
         def make() -> Any:
-            ids = [short[name] if short[name].ndim == 2 else short[name][0] for name in _PLACES]
+            ids = [short[name] if short[name].ndim == 2 else short[name][0] for name in PLACES]
             ids_LA = torch.cat([part.float() for part in ids])
             scale_A = torch.ones_like(ids_LA[0])
             scale_A[1:3] = self.plan.stride
             return self.family.model.pos_embed.forward(ids_LA / scale_A)
 
-        return self._aligned.of(tuple(short[name] for name in _PLACES), make)
+        return self._aligned.of(tuple(short[name] for name in PLACES), make)
 
 
 class Rotary(Family):
@@ -131,9 +131,6 @@ class Rotary(Family):
             )
         text, places = call["encoder_hidden_states"], call["txt_ids"]
         return call | {"encoder_hidden_states": text[:, :0], "txt_ids": places[..., :0, :]}
-
-
-_PLACES = ("txt_ids", "img_ids")
 
 
 def _with_rows(rows_BSD: Tensor, other_BSD: Tensor, index: Tensor | None) -> Tensor:

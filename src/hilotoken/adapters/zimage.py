@@ -93,6 +93,10 @@ class ZImage(Pictures):
     """Inpaint and Image-to-Image."""
 
     short: ClassVar[Any] = ZImageShort
+    listed: ClassVar[tuple[str, ...]] = ("x", "cap_feats")
+
+    def batch(self, call: Call) -> int:
+        return len(call["x"])
 
     def pictures(self, call: Call) -> Tensor:
         return torch.cat(call["x"], 1).movedim(0, 1)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -53,6 +54,16 @@ def placed(
         yield made
 
 
+@dataclass(frozen=True, eq=False)
+class _Turn:
+    """What is known of the tokens of one plan over the steps of a run."""
+
+    shape: tuple[Any, ...]
+    session: Session
+    clock: StepClock
+    tokens: Tokens
+
+
 @dataclass(eq=False)
 class Placement:
     """See `placed`. `kept` tells what share of the tokens ran in queries, keys and feed-forward."""
@@ -77,8 +88,9 @@ class Placement:
         self.session: Session = self.method.session()
         self.clock = StepClock(self.scheduler)
         self.tokens: Tokens | None = None
+        # By their plan: those of a batch take turns. Without one, all tokens run.
+        self._turns: WeakKeyDictionary[Any, _Turn] = WeakKeyDictionary()
         self._grids = Made()
-        self.shape: tuple[Any, ...] = ()
         self.length = 0
         self.input: Tensor | None = None
         self.pending: Pending | None = None
@@ -91,7 +103,7 @@ class Placement:
 
     def hooks(self) -> Iterable[AbstractContextManager[None]]:
         """Around the transformer and, in every block, around the modules that see image tokens."""
-        yield hooked(self.transformer, self._enter)
+        yield hooked(self.transformer, self.enter)
         for number, block in enumerate(self.blocks):
             yield from self._watch_block(number, block)
 
@@ -118,7 +130,7 @@ class Placement:
         yield hooked(first, feed)
         yield hooked(last, after=self._after_feed)
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Call) -> None:
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Call) -> None:
         """At every call of the transformer: which tokens these are, and which step this is."""
         call = bind_call(module, args, kwargs)
         plan, hidden = self.plan(), call["hidden_states"]
@@ -126,20 +138,23 @@ class Placement:
         if plan and hidden.ndim == 4:  # of a picture the tokens that run are gathered further in
             self.length = plan.tokens_run
         grid = plan.grid if plan else self._grid(module, call)
-        shape = (grid, len(hidden), id(plan), hidden.device)
-        if shape != self.shape:
-            self.shape, self.session = shape, self.method.session()
-            self.clock = StepClock(self.scheduler)
-            self.tokens = (
-                Tokens.of_plan(plan, hidden.device) if plan else Tokens(grid, None, hidden.device)
-            )
-            if self.tokens.count > self.length:
-                raise ValueError(
-                    f"the transformer was given {self.length} image tokens, but the grid of {grid} "
-                    f"has {self.tokens.count}: this use is not supported"
-                )
-            self.method.check(self.tokens, self.layout.text_first is not None)
+        shape = (grid, len(hidden), hidden.device)
+        known = self._turns.get(plan or self)
+        if known is None or known.shape != shape:
+            known = self._turns[plan or self] = self._begin(shape, plan)
+        self.session, self.clock, self.tokens = known.session, known.clock, known.tokens
         self.clock.tick(lambda: call["timestep"].flatten()[0].item() / self.layout.levels)
+
+    def _begin(self, shape: tuple[Any, ...], plan: TokenPlan | None) -> "_Turn":
+        grid, _, device = shape
+        tokens = Tokens.of_plan(plan, device) if plan else Tokens(grid, None, device)
+        if tokens.count > self.length:
+            raise ValueError(
+                f"the transformer was given {self.length} image tokens, but the grid of {grid} "
+                f"has {tokens.count}: this use is not supported"
+            )
+        self.method.check(tokens, self.layout.text_first is not None)
+        return _Turn(shape, self.method.session(), StepClock(self.scheduler), tokens)
 
     def _grid(self, module: nn.Module, call: Call) -> tuple[int, int]:
         """Read off the places of the tokens once, for which the host waits."""

@@ -4,7 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from ..adapters import family_of
+from ..approximate import ApproximateDecode, refusal
 from ..bench.results.rows import origin
 from ..compress import Compressed, compress
 from ..data.cases import Case
@@ -99,6 +103,7 @@ def check(
     arguments(steps)  # what the pipeline does not take is said now
     perceptual = load_lpips(Path(lpips)) if lpips else None
     around = environment(pipe)
+    around.facts.update(_approximate(pipe, subjects[0]))
     name = name or str(pipe.config.get("_name_or_path") or type(pipe).__name__)
     settings = _settings(pipe, name, asked, side, rounds, chosen, around) | {
         "edits": [key_of(case) for case in subjects], "lpips": bool(lpips)
@@ -155,6 +160,21 @@ def _arguments(pipe: Any, asked: dict[str, Any], case: Case) -> Callable[[int], 
         return arguments_for(pipe, request, case.arguments["image"], case.mask)
 
     return arguments
+
+
+@torch.no_grad()
+def _approximate(pipe: Any, case: Case) -> dict[str, str]:
+    """How far a photograph decodes approximately from how it decodes whole, where it can."""
+    if refusal(pipe.vae):
+        return {}
+    picture = pipe.image_processor.preprocess(case.arguments["image"])
+    picture = picture.to(pipe._execution_device, pipe.vae.dtype)
+    mask_B1HW = torch.from_numpy(case.mask.astype(np.float32))[None, None].to(picture)
+    decode, latents = ApproximateDecode.of(pipe.vae), pipe.vae.encode(picture).latent_dist.mode()
+    decode(pipe.vae.decode, latents, photo_B3HW=picture, mask_B1HW=mask_B1HW)
+    if decode.error is None:
+        return {}  # the mask is too large for a region
+    return {'decode="approximate"': f"{decode.error:.2g} of 255 levels off, in the first mask"}
 
 
 def _settings(

@@ -137,7 +137,7 @@ def _masked(pipe: Any, given: Callable[[], dict[str, Any]], dense: Tensor, bound
     own = with_plain_masks(pipe, (), own)[1]
     with attached(pipe, _Kept(), mask_image) as run:
         short = _velocity(pipe, lambda: pipe(**own, output_type="latent"))
-    call = run.short
+    call = run.first.short
     assert call is not None
     seen_T = torch.ones(call.whole_length, dtype=torch.bool, device=call.plan.keep_K.device)
     for span in call.spans:

@@ -100,7 +100,7 @@ def check(
 
     Budget(nearer_than, faster_than)
     chosen = {text: method_from(*text.split()) for text in methods or []}
-    pipe, _ = load(
+    pipe = load(
         model, device=device, dtype=dtype, offload=offload, quantize=quantize, loras=lora or []
     )
     pipe.set_progress_bar_config(disable=True)

@@ -101,7 +101,7 @@ def compare(
     chosen = {name: method_from(*name.split()) for name in names if name != "dense"}
     if csv:
         check_rows(csv, CompareRow)
-    pipe, _ = load(
+    pipe = load(
         model, device=device, dtype=dtype, offload=offload, quantize=quantize, loras=lora or []
     )
     request |= {"prompt": prompt, "negative_prompt": negative_prompt, "label": label}

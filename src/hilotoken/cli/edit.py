@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .shared import (
+    BEGAN,
     MASKS,
     AsJson,
     Cfg,
@@ -40,6 +41,7 @@ from .shared import (
     Strength,
     check_apart,
     chosen_method,
+    importing,
     print_json,
     quiet_bars,
     refuse_given,
@@ -140,9 +142,10 @@ def edit(
         notes.append(f"{output.suffix} loses detail everywhere: .png keeps every pixel")
     if not as_json:
         say(notes)
-    pipe, seconds = load(
+    pipe = load(
         model, device=device, dtype=dtype, offload=offload, quantize=quantize, loras=lora or []
     )
+    seconds = {"start_seconds": time.perf_counter() - BEGAN}
     request |= {"prompt": prompt, "negative_prompt": negative_prompt, "label": label}
     request |= {"guidance": guidance, "cfg": cfg, "strength": strength, "seed": seed}
     request |= {"size": size, "context": context, "feather": feather, "match": match}
@@ -150,12 +153,13 @@ def edit(
     run = Runner(pipe, original, painted, request)
     dense = _dense(run, chosen, steps) if compare else None
     result = run(chosen, steps, name)
+    edited = time.perf_counter()
     written = write(result, dense, output, others, name)
+    seconds["write_seconds"] = time.perf_counter() - edited
     if as_json:
-        besides = {"load_seconds": seconds, "notes": notes}
-        print_json(figures(result, dense) | besides, written)
+        print_json(figures(result, dense) | seconds | {"notes": notes}, written)
         return
-    console.print(table(result, dense, name, seconds))
+    console.print(table(result, dense, name, **seconds))
     for path in written:
         print(f"wrote {path}", file=sys.stderr)
 
@@ -251,14 +255,13 @@ def picture(path: Path) -> "Image.Image":
     return load_photo(path).rgb()
 
 
-def load(model: str, **given: Any) -> tuple[Any, float]:
-    """The pipeline, and the seconds that loading took, imports included."""
-    started = time.perf_counter()
+def load(model: str, **given: Any) -> Any:
+    """The pipeline."""
+    with importing():
+        from ..model import load_model
 
-    from ..model import load_model
-
-    with quiet_bars():
-        return load_model(model, **given), time.perf_counter() - started
+        with quiet_bars():
+            return load_model(model, **given)
 
 
 def _dense(run: "Runner", chosen: "AnyMethod", steps: int | None) -> "Edit":

@@ -64,7 +64,7 @@ def lora(
         checkpointing=checkpointing,
     )  # fmt: skip
     check_installed(options)
-    pipe, _ = load(model, device=own_device(find_device(device)), dtype=dtype)
+    pipe = load(model, device=own_device(find_device(device)), dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     check_pipeline(pipe)
     draw = photo_draw(pipe, photos, working_size(pipe, size), Request(prompt, guidance=guidance))

@@ -98,8 +98,13 @@ def write(
     return [output, *beside]
 
 
-def table(result: Edit, dense: Edit | None, method: str, load_seconds: float) -> Table:
-    """Tokens and seconds, a row a run; below, what was saved, and against what."""
+def table(
+    result: Edit, dense: Edit | None, method: str, start_seconds: float, write_seconds: float
+) -> Table:
+    """Tokens and seconds, a row a run; below, what was saved, and against what.
+
+    start_seconds: from the process's beginning until the model was loaded
+    """
     names = ["", "tokens", "DiT s", "VAE s", "rest s", "total s"]
     found = Table(*names, *(("DiT", "whole") if dense else ()), caption_justify="left")
     for name, edit in [("dense", dense), (method, result)]:
@@ -114,7 +119,8 @@ def table(result: Edit, dense: Edit | None, method: str, load_seconds: float) ->
             timed = ("dit_seconds", "total_seconds")
             cells += [f"{dense.sum(part) / edit.sum(part):.2f}x" for part in timed]
         found.add_row(name, *cells)
-    found.caption = f"{_saved(result, dense)}; loading took {load_seconds:.1f} s before that"
+    around = f"starting took {start_seconds:.1f} s, writing {write_seconds:.1f} s"
+    found.caption = f"{_saved(result, dense)}; {around}"
     return found
 
 

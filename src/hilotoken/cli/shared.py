@@ -1,13 +1,17 @@
 """What several commands have in common: their options, and the checks that need no library."""
 
+import gc
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+BEGAN = time.perf_counter() - time.process_time()  # the process; Python tells its CPU time alone
 
 # By name, so that help and completion need not load PyTorch; a test holds them to METHODS.
 METHOD_NAMES = (
@@ -188,7 +192,8 @@ def chosen_method(
     """What shortens the run, and its name: of a preset the name alone, which `compress` makes the
     method of that fits the pipeline. Raises ValueError for what does not go together.
     """
-    from ..methods.parse import method_from
+    with importing():
+        from ..methods.parse import method_from
 
     if preset is None:
         return method or "hilo", method_from(method or "hilo", *options or [])
@@ -240,6 +245,23 @@ def refuse_given(context: typer.Context, why: str, *names: str) -> None:
     """Raise ValueError if the user gave one of these parameters, which would do nothing."""
     if useless := given(context, *names):
         raise ValueError(f"{why}: leave out {', '.join(useless)}")
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """No garbage is collected while libraries are imported, nor ever of what is there at the end.
+
+    They leave a million objects and no garbage: to look through them takes a second of CPU on the
+    way, and another as the process ends.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if collects:
+            gc.enable()
 
 
 @contextmanager

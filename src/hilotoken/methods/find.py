@@ -27,6 +27,8 @@ FLAT = 0.1  # of the spread squared: a token with less contrast has no direction
 DRIFT = 0.15, 0.5  # of a channel's spread, the mean of them all
 STYLE = 0.25, 0.6  # of the spread, what the tokens that change least change by
 SEEN = 0.15  # of the spread: a change that is seen
+DENSEST = 0.35  # share of the tokens that the background's level is taken from
+TOGETHER = 3  # doubtful tokens in a window of 3x3: more than chance
 DOUBT = 0.03  # share of the grid that may lie between changed and not, away from all that changed
 SURE = 1.5  # times that a shifted match must beat the one in place
 LATEST = 0.5  # share of the steps after which it is no longer looked for
@@ -45,7 +47,7 @@ class Find:
     grow:    tokens by which the region is grown, as the mask is by `HiLo.dilate`
     most:    share of the grid: a larger region is not worth the risk, and stays dense
     recheck: look again whenever context is refreshed: tokens may join then, none leaves
-    last:    so many steps at the end run every token again
+    last:    so many steps at the end run every token again, and are looked at as a refresh is
 
     Raises:
         ValueError: an option out of range or without effect, at construction.
@@ -197,46 +199,61 @@ def scores(change_NC: Tensor, source_NC: Tensor) -> Tensor:
 
 
 def background(log_N: Tensor) -> tuple[float, float]:
-    """Mean level and deviation of the log scores of tokens that have not changed.
+    """Level and deviation of the log scores of tokens that have not changed.
 
-    Begun with the lowest 40 %, which are unchanged where a region may be no larger than 60 %, and
-    grown for as long as the next scores belong to the same normal distribution.
+    The level is a mode: the median of the shortest interval that holds `DENSEST` of the tokens (the
+    shorth, Andrews et al. 1972). Where a region is no larger than 60 %, unchanged tokens have it in
+    the lower half. The deviation is taken from below it alone: changes, which lie above, often
+    begin where the background ends, and would widen it until it holds them.
     """
     rising_N = log_N.flatten().sort().values
-    low = rising_N[: max(1, math.ceil(0.4 * len(rising_N)))]
-    while True:
-        level = low.median()
-        deviation = 1.4826 * (low - level).abs().median()
-        grown = rising_N[rising_N <= level + 3 * deviation + 1e-6]
-        if len(grown) <= len(low):
-            return level.item(), deviation.item()
-        low = grown
+    held = math.ceil(DENSEST * len(rising_N))
+    starts = (len(rising_N) - held) // 2 + 1  # of intervals whose middle is in the lower half
+    width_S = rising_N[held - 1 :][:starts] - rising_N[:starts]
+    start = int(width_S.argmin())
+    level = rising_N[start : start + held].median()
+    deviation = 1.4826 * (level - rising_N[rising_N <= level]).median()
+    return level.item(), deviation.item()
 
 
 def changed(score_hw: Tensor, style: float, find: Find) -> tuple[Tensor, str]:
     """The tokens that have changed, bool [h, w], and why they cannot be told from the rest.
 
     A token is certain at `strong` times the background and 4.5 of its deviations; those at `weak`
-    times and 3 are taken where they touch one that is (hysteresis, Canny 1986): a thin edge
-    survives, and a lone doubtful token does not count. Many that are seen and lone are a doubt, and
-    so are many that are seen where none is certain.
+    times and 3 are taken where they touch one that is (hysteresis, Canny 1986), or where
+    `TOGETHER` that are seen stand together: a thin edge survives, and a lone doubtful token does
+    not count. Many that are seen and lone are a doubt, and so are many that are seen where none is
+    certain.
 
     Args:
-        style: the background's score from which on the whole picture has changed
+        style: the background's score from which on the whole picture has changed; a change as large
+            must not pass for background either
     """
     log_hw = (score_hw + FLOOR).log()
     level, deviation = background(log_hw)
-    if math.exp(level) - FLOOR > style:
-        reason = f"even what changes least changes by {math.exp(level) - FLOOR:.2f}: another style"
+    strong = level + max(math.log(find.strong), 4.5 * deviation)
+    weak = level + max(math.log(find.weak), 3 * deviation)
+    least, unseen = math.exp(level) - FLOOR, math.exp(weak) - FLOOR
+    if unseen > style:
+        reason = (
+            f"even what changes least changes by {least:.2f}: another style"
+            if least > style
+            else f"the picture is so uneven that a change of {unseen:.2f} would not be seen"
+        )
         return torch.zeros_like(score_hw, dtype=torch.bool), reason
-    strong_hw = log_hw > level + max(math.log(find.strong), 4.5 * deviation)
-    weak_hw = log_hw > level + max(math.log(find.weak), 3 * deviation)
-    region_hw = connected(strong_hw, weak_hw)
+    weak_hw, seen_hw = log_hw > weak, score_hw > SEEN
+    region_hw = connected((log_hw > strong) | together(weak_hw & seen_hw), weak_hw)
     # Where no token is certain, whatever is seen is a doubt: "nothing has changed" must be true.
     unsure_hw = weak_hw & ~region_hw if region_hw.any() else torch.ones_like(weak_hw)
-    doubt = (unsure_hw & (score_hw > SEEN)).float().mean().item()
+    doubt = (unsure_hw & seen_hw).float().mean().item()
     reason = f"{doubt:.0%} of the picture lies between changed and not" if doubt > DOUBT else ""
     return region_hw, reason
+
+
+def together(doubtful_hw: Tensor) -> Tensor:
+    """Those of the tokens that have enough of their kind among their eight neighbours: bool."""
+    count_hw = F.conv2d(doubtful_hw[None, None].float(), torch.ones(1, 1, 3, 3), padding=1)[0, 0]
+    return doubtful_hw & (count_hw >= TOGETHER)
 
 
 def connected(strong_hw: Tensor, weak_hw: Tensor) -> Tensor:
@@ -291,110 +308,3 @@ def _off(one_Chw: Tensor, other_Chw: Tensor) -> bool:
     cross = (spectra[0] * spectra[1].conj()).sum(0)
     match_hw = torch.fft.irfft2(cross / cross.abs().clamp_min(1e-12), s=one_Chw.shape[1:])
     return bool(match_hw.max() > 0.1 and match_hw.max() > SURE * match_hw[0, 0].clamp_min(0))
-
-
-# A run: looks one after the other.
-
-
-class Search:
-    """What a run knows of its region: nothing at first, then a region that may grow.
-
-    region_hw: the region found, grown, bool [h, w]; None while every token runs
-    reason:    why every token runs, or ran; empty once a region is found
-
-    Args:
-        find: the options
-        source_BNC, grid, fold: see `look`
-        steps: of the run
-        early: whether it is found during the run, to save what it costs; else at the end alone
-        reason: why the region cannot be found at all, if so
-    """
-
-    def __init__(
-        self,
-        find: Find,
-        source_BNC: Tensor,
-        grid: tuple[int, int],
-        fold: int,
-        steps: int,
-        early: bool,
-        reason: str = "",
-    ) -> None:
-        self.find, self.source_BNC, self.grid, self.fold = find, source_BNC, grid, fold
-        self.steps, self.early, self.impossible = steps, early, bool(reason)
-        self.first = find.dense_steps(steps)
-        self.reason = reason
-        if early and not reason and steps < find.fewest:
-            self.early, self.reason = False, f"{steps} steps, fewer than {find.fewest}"
-        elif early and not reason and self.first + find.last >= steps:
-            self.early, self.reason = False, f"{steps} steps, all of them dense ones or the last"
-        self.region_hw: Tensor | None = None
-        self.end: Look | None = None  # of a run that every token ran to the end
-        self._changed_hw = torch.zeros(grid, dtype=torch.bool)  # the region before it is grown
-        self._looks: list[Look] = []
-
-    @property
-    def found(self) -> bool:
-        """Whether there is a region to run by."""
-        return self.region_hw is not None
-
-    def plan(self, step: int) -> Tensor | None:
-        """The region to run this step by; an empty one to run, and keep, all; None to run all."""
-        if self.region_hw is not None:
-            return None if step >= self.steps - self.find.last else self.region_hw
-        if not self.early or not self.first - 1 <= step < LATEST * self.steps:
-            return None
-        return torch.zeros(self.grid, dtype=torch.bool)
-
-    def due(self, step: int) -> bool:
-        """Whether a step that runs every token is to be looked at."""
-        if self.impossible:
-            return False
-        if self.region_hw is not None:
-            return self.find.recheck and step < self.steps - 1
-        return step == self.steps - 1 or (self.early and step >= self.first - self.find.looks)
-
-    def see(self, step: int, sigma: float, x0_BNC: Tensor) -> None:
-        """Look at the estimate of a step, at this noise level, at which every token ran."""
-        source_BNC = self.source_BNC.repeat(len(x0_BNC) // len(self.source_BNC), 1, 1)
-        now = look(x0_BNC, source_BNC, self.grid, self.fold, sigma, self.find)
-        if self.region_hw is not None:
-            self._take(step, [Look(self._changed_hw), now])
-            self.early = self.region_hw is not None
-        elif step == self.steps - 1:
-            self.end = now
-        else:
-            self._looks = [*self._looks, now][-self.find.looks :]
-            if step >= self.first - 1:
-                self._take(step, self._looks)
-            self.early = step + 1 < LATEST * self.steps
-
-    def _take(self, step: int, looks: list[Look]) -> None:
-        """The union of looks, if all can be trusted and there is something; else every token."""
-        changed_hw = torch.stack([one.region_hw for one in looks]).any(0)
-        covered = changed_hw.float().mean().item()
-        reason = next((one.reason for one in looks if one.reason), "")
-        if not reason and not covered:
-            reason = "nothing has changed yet"
-        if not reason and covered > self.find.most:
-            reason = f"the region covers {covered:.0%}, more than {self.find.most:.0%}"
-        if reason:
-            self.reason, self.region_hw = f"step {step}: {reason}", None
-        elif self.region_hw is None or not torch.equal(changed_hw, self._changed_hw):
-            self.reason, self._changed_hw = "", changed_hw
-            self.region_hw = grown(changed_hw, self.find)
-
-    @property
-    def shown_hw(self) -> Tensor:
-        """Whose pixels are the run's, bool [h, w]; all others are the photo's own."""
-        if self.region_hw is not None:
-            return self.region_hw
-        if self.end is not None and not self.end.reason:
-            return grown(self.end.region_hw, self.find)
-        return torch.ones(self.grid, dtype=torch.bool)
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """Why every token ran, and why no pixel of the photo was put back."""
-        end = f"end: {self.end.reason}" if self.end and self.end.reason else ""
-        return tuple(reason for reason in (self.reason, end) if reason)

@@ -69,10 +69,11 @@ def write(photo: Photo, pixels: np.ndarray, file: BinaryIO) -> None:
     for name, data in _ancillary(photo):
         file.write(_chunk(name, data))
     # Rows of single bits are rows of bytes to the encoder. It finds nothing to save in the low
-    # bytes of 16-bit samples, however long it tries, nor by predicting an index from others.
+    # bytes of 16-bit samples, however long it tries, nor by predicting an index from others; and
+    # photographs come as small by the row above as by the best of all filters, in half the time.
     rows = np.packbits(pixels > 0, axis=1) if depth == 1 else pixels
-    level = 1 if depth == 16 else 6
-    filters = imagecodecs.PNG.FILTER.NO if photo.mode in ("1", "P") else None
+    level = 1 if depth == 16 else 5
+    filters = imagecodecs.PNG.FILTER.NO if photo.mode in ("1", "P") else imagecodecs.PNG.FILTER.UP
     for name, data in _chunks(imagecodecs.png_encode(rows, level=level, filter=filters)):
         if name == b"IDAT":
             file.write(_chunk(name, data))

@@ -374,7 +374,7 @@ class _Way:
         self.call = bind_call(module, args, kwargs)
 
     def forward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        run = self.run
+        run = self.run.first
         steps, step = len(run.clock.sigmas), run.clock.step
         wanted = min(int(self.at * steps), steps - 1)
         if step == wanted:
@@ -392,18 +392,15 @@ class _Way:
 
     def _truth(self) -> Tensor:
         """The velocity noise - x0 of the whole target."""
-        source, family = self.run.source, self.run.family
-        assert source is not None  # the first call made it
+        run = self.run.first
+        source, family = run.source, run.family
         N, C = source.latents_BNC.shape[1:]
         x_BNC = family.tokens(self.call)[:, :N, :C]
         clean_BNC = source.for_batch(len(x_BNC)).float()
-        return ((x_BNC.float() - clean_BNC) / self.run.clock.sigma).to(x_BNC.dtype)
+        return ((x_BNC.float() - clean_BNC) / run.clock.sigma).to(x_BNC.dtype)
 
     def _found(self, velocity_BSC: Tensor) -> AtStep:
-        run = self.run
-        assert run.plan is not None
-        assert run.source is not None
-        assert run.mask_B1HW is not None
+        run = self.run.first
         inside_N = touch(run.mask_B1HW, run.source.grid).any(0).flatten().to(velocity_BSC.device)
         keep_K = torch.arange(len(inside_N), device=velocity_BSC.device)
         if run.short:

@@ -1,0 +1,147 @@
+"""A batch of photos and masks is each of them by itself: same plan, same tokens, same picture."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from contract import Edit, edits, steps, worst
+from diffusers import FirstBlockCacheConfig
+from families import BY_NAME, calls_of
+from torch import nn
+
+from hilotoken import HiLo, compress
+from hilotoken.methods import Refresh, ToMe, Within
+
+COARSE = HiLo(dilate=1, detail=0.1, bucket=8)
+METHODS = {
+    "coarse": COARSE,
+    "refresh": HiLo(dilate=1, context="sampled", refresh=2, bucket=8),
+    "auto": HiLo(dilate=1, coarse=0, refresh=Refresh("auto", drift=0.5)),
+}
+# Rotary places shared by the batch; of each picture; places that are added, and guidance within the
+# batch; a list of pictures, and guidance within it.
+NAMES = [
+    "FluxInpaintPipeline", "Flux2KleinInpaintPipeline", "StableDiffusion3InpaintPipeline",
+    "ZImageInpaintPipeline",
+]  # fmt: skip
+EDITS = edits(
+    [
+        (BY_NAME[n], next(c for c in calls_of(BY_NAME[n]) if "two photos" in c), torch.float32)
+        for n in NAMES
+    ]
+)
+FLUX = BY_NAME["FluxInpaintPipeline"]
+
+
+def noise(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(5 + seed)
+
+
+def both(edit: Edit, **changes: Any) -> dict[str, Any]:
+    """Two photos under two masks, each with noise of its own."""
+    return edit.arguments(**changes) | {"generator": [noise(0), noise(1)]}
+
+
+def alone(given: dict[str, Any], number: int) -> dict[str, Any]:
+    """The arguments of one of the two."""
+
+    def own(name: str, value: Any) -> Any:
+        if name == "generator":
+            return noise(number)
+        if "embeds" in name:
+            return value[number : number + 1]
+        return value[number] if isinstance(value, list) and len(value) == 2 else value
+
+    return {name: own(name, value) for name, value in given.items()}
+
+
+def check_alone(edit: Edit, fast: Any, given: dict[str, Any], plans: int = 2) -> None:
+    """Each of a batch of two is what it is by itself."""
+    found = steps(edit.family, edit.pipe, fast, dict(given))
+    record = fast.last_run
+    assert len(record.plans) == plans
+    for number in range(2):
+        single = steps(edit.family, edit.pipe, fast, alone(given, number))
+        assert torch.equal(fast.last_run.plan.keep_K, record.plans[number % plans].keep_K)
+        for of_both, own in zip(found, single, strict=True):
+            apart = worst(of_both.velocity[number : number + 1], own.velocity)
+            assert apart <= 1e-5 * max(1, own.velocity.abs().max())
+            assert worst(of_both.end[number : number + 1], own.end) <= 1e-5
+    assert worst(*found[-1].end) > 0.1  # the two are not one
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+@EDITS
+def test_each_of_a_batch_is_as_it_is_alone(edit, method):
+    check_alone(edit, compress(edit.pipe, method), both(edit))
+
+
+def lengths(pipe: Any, call: Callable[[], Any]) -> list[tuple[int, ...]]:
+    """Batch and tokens, text included, of every call of the transformer's last block."""
+    found: list[tuple[int, ...]] = []
+    blocks = [m for m in pipe.transformer.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    last = next(
+        m for m in reversed(blocks) if hasattr(m[-1], "attn") or hasattr(m[-1], "attention")
+    )
+
+    def note(module: Any, args: Any, kwargs: Any) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        found.append(tuple(hidden.shape[:2]))
+
+    handle = last[-1].register_forward_pre_hook(note, with_kwargs=True)
+    call()
+    handle.remove()
+    return found
+
+
+@EDITS
+def test_each_runs_its_own_tokens_and_no_others(edit):
+    fast, given = compress(edit.pipe, COARSE), both(edit)
+    together = lengths(edit.pipe, lambda: fast(**given))
+    singles = [lengths(edit.pipe, lambda i=i: fast(**alone(both(edit), i))) for i in range(2)]
+    one, other = singles
+    assert sorted(together) == sorted(one + other)
+    assert set(one).isdisjoint(other)  # the masks are of different sizes
+
+
+def of_one_photo(edit: Edit) -> dict[str, Any]:
+    """Two pictures of one photo under one mask."""
+    given = both(edit)
+    return given | {name: [given[name][0]] * 2 for name in ("image", "mask_image")}
+
+
+@EDITS
+def test_pictures_of_one_photo_and_mask_share_a_call_and_each_is_as_it_is_alone(edit):
+    fast, given = compress(edit.pipe, COARSE), of_one_photo(edit)
+    found = lengths(edit.pipe, lambda: check_alone(edit, fast, given, plans=1))
+    batches = [batch for batch, _ in found]
+    count = len(batches) // 3  # the two together, and then each alone
+    assert batches[:count] == [2 * batch for batch in batches[count : 2 * count]]
+
+
+@EDITS
+def test_pictures_that_refresh_by_what_they_become_do_so_each_for_itself(edit):
+    check_alone(edit, compress(edit.pipe, METHODS["auto"]), of_one_photo(edit))
+
+
+def test_a_step_cache_is_kept_for_each_picture():
+    edit = Edit(FLUX, "two photos, two masks")
+    edit.pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.2))
+    try:
+        check_alone(edit, compress(edit.pipe, COARSE), both(edit, num_inference_steps=6))
+    finally:
+        edit.pipe.transformer.disable_cache()
+
+
+def test_a_method_inside_the_blocks_knows_whose_tokens_these_are():
+    edit = Edit(FLUX, "two photos, two masks")
+    fast = compress(edit.pipe, Within(COARSE, ToMe(reuse=2)))
+    check_alone(edit, fast, both(edit, num_inference_steps=4))
+
+
+def test_a_region_is_looked_for_in_each_picture():
+    edit = Edit(BY_NAME["FluxKontextPipeline"], "two photos, two masks")
+    given = both(edit, num_inference_steps=14)
+    del given["mask_image"]
+    check_alone(edit, compress(edit.pipe, HiLo(find=True)), given)
