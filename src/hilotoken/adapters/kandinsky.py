@@ -42,9 +42,11 @@ class KandinskyShort(StripShort):
                 between_MF22 = self.family.turns(self.coarse_places).to(whole_NF22)
                 places_SF22 = torch.cat([places_SF22, between_MF22])
             self.places_SF22 = places_SF22
+        places_SF22 = self.places_SF22
+        assert places_SF22 is not None
         _ = self._aligned_SF22 if self.aligned else None  # before compiled code asks for it
-        self.ran = len(self.places_SF22)
-        return self.places_SF22[:, None].expand(shape[0], 1, 1, -1, -1, -1, -1, -1)
+        self.ran = len(places_SF22)
+        return places_SF22[:, None].expand(shape[0], 1, 1, -1, -1, -1, -1, -1)
 
     def aligned_places(self, text: int) -> Tensor:
         return self._aligned_SF22[None, :, None]
