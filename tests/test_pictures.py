@@ -22,7 +22,7 @@ from hilotoken.attention import rerouted
 from hilotoken.plan import TokenPlan, token_positions
 
 SD3_INPAINT, SD3_CONCAT, SD3_IMG2IMG = family_sd3.FAMILIES
-ZIMAGE_INPAINT, ZIMAGE_IMG2IMG = family_zimage.FAMILIES
+ZIMAGE_INPAINT, ZIMAGE_IMG2IMG, _ = family_zimage.FAMILIES
 BOTH = pytest.mark.parametrize("family", [SD3_INPAINT, ZIMAGE_INPAINT], ids=lambda f: f.name)
 
 

@@ -20,6 +20,7 @@ from .zimage import rotary
 
 
 class Fibo2Short(StripShort):
+    family: "Fibo2"  # pyright: ignore[reportIncompatibleVariableOverride]
     words_1LF: Tensor | None = None  # places of the prompt's tokens in the call under way
     planes: Tensor | None = None  # of the model's table of places, a row for each picture: [n, F]
 

@@ -24,7 +24,7 @@ from .pictures import Strips, StripShort
 
 
 class KandinskyShort(StripShort):
-    family: "Kandinsky5"
+    family: "Kandinsky5"  # pyright: ignore[reportIncompatibleVariableOverride]
     places_SF22: Tensor | None = None
 
     def strips(self, parts: list[Tensor]) -> Call:
@@ -37,13 +37,16 @@ class KandinskyShort(StripShort):
         """The model's own places for the tokens that run: [B, 1, 1, S, 1, F, 2, 2]."""
         if self.places_SF22 is None:
             whole_NF22 = original((1, 1, *self.plan.grid), *given).flatten(0, 4)
-            self.places_SF22 = whole_NF22.index_select(0, self.plan.keep_K)
+            places_SF22 = whole_NF22.index_select(0, self.plan.keep_K)
             if self.coarse:
                 between_MF22 = self.family.turns(self.coarse_places).to(whole_NF22)
-                self.places_SF22 = torch.cat([self.places_SF22, between_MF22])
+                places_SF22 = torch.cat([places_SF22, between_MF22])
+            self.places_SF22 = places_SF22
+        places_SF22 = self.places_SF22
+        assert places_SF22 is not None
         _ = self._aligned_SF22 if self.aligned else None  # before compiled code asks for it
-        self.ran = len(self.places_SF22)
-        return self.places_SF22[:, None].expand(shape[0], 1, 1, -1, -1, -1, -1, -1)
+        self.ran = len(places_SF22)
+        return places_SF22[:, None].expand(shape[0], 1, 1, -1, -1, -1, -1, -1)
 
     def aligned_places(self, text: int) -> Tensor:
         return self._aligned_SF22[None, :, None]
