@@ -14,16 +14,20 @@ import numpy as np
 import pandas as pd
 import typer
 
+from benchmarks.context.robust import table as robust_table
 from hilotoken.bench.results.readings import (
     Figure,
     by_photo,
     groups_of,
+    interval,
     read_rows,
     with_best_classical,
 )
-from hilotoken.bench.show.cells import markdown, spread
+from hilotoken.bench.show.cells import markdown, signed, spread
+from hilotoken.bench.show.tables import memory_table
 
 RESULTS = Path(__file__).parent / "results"
+ROBUST = Path(__file__).parent / "context/results/robust.csv"
 KINDS = ("edit_", "")  # of columns: of the edit, of the fill in it
 MASKS = {"small": "small, 6.4 %", "medium": "medium, 15.9 %", "large": "large, 35.4 %"}
 # What the whole edit was wanted to gain, set beforehand, by mask and preset.
@@ -212,9 +216,42 @@ def opencv() -> str:
     return markdown(header, lines)
 
 
+def around() -> str:
+    """Fills that are shown what lies around their region, less fills of the region alone."""
+    rows = _rows("beyond_crop_cpu.csv")
+    ways = dict(iter(rows.groupby("shown", sort=False)))
+    alone = ways.pop("region alone").set_index("photo")
+    figures = {"psnr": 1, "lpips": 3, "texture": 1}
+    means = [f"{alone[name].mean():.{digits}f}" for name, digits in figures.items()]
+    lines = [["the region alone", "0", *means, ""]]
+    for name, way in ways.items():
+        less = way.set_index("photo")[list(figures)] - alone[list(figures)]
+        cells = [signed(interval(less[figure]), digits) for figure, digits in figures.items()]
+        nearer = f"{(less['lpips'] < 0).sum()} of {len(less)}"
+        lines.append([str(name), f"{way['coarse'].iloc[0]}", *cells, nearer])
+    header = ["shown", "coarse tokens", "PSNR, dB", "LPIPS", "texture, log2", "nearer by LPIPS"]
+    return markdown(header, lines)
+
+
+def memory() -> str:
+    """What an edit at full size takes on a GPU, predicted."""
+    rows = _rows("memory.csv")
+    fits = [name for name in rows if name.startswith("fits_")]
+    rows[fits] = rows[fits].fillna(0).astype(int)  # 0: no card
+    return memory_table(list(rows.itertuples()))
+
+
+def robust() -> str:
+    """The context-bound model without the adapter and with it."""
+    return robust_table(ROBUST) + "\n"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     made.__name__: made
-    for made in (methods, processor, true_width, presets, load, nodes, overhead, command, opencv)
+    for made in (
+        *(methods, processor, true_width, presets, load, nodes, overhead, command, opencv),
+        *(around, memory, robust),
+    )
 }
 
 
