@@ -28,13 +28,16 @@ callbacks and hooks of the user see whole sequences.
 """
 
 
+BESIDE = (Lack.COMPILED, Lack.STEP_CACHE, Lack.LOW_RANK)  # of the second table
+
+
 def pipelines() -> str:
     heads = ("pipeline", "transformer", "ways of calling", "what does not hold, and why")
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     kinds = dict(ADAPTERS.keys())
     for family in FAMILIES:
         calls = "; ".join(name for name in calls_of(family) if name not in family.lacks)
-        cells = [cell for cell in family.lacks if cell not in (Lack.COMPILED, Lack.STEP_CACHE)]
+        cells = [cell for cell in family.lacks if cell not in BESIDE]
         lacks = "; ".join(f"{cell}: {family.lacks[cell]}" for cell in cells)
         kind = kinds[family.name.split(",")[0]]
         rows.append(f"| {family.name} | {kind} | {calls} | {lacks or 'nothing known'} |")
@@ -46,7 +49,8 @@ def machinery() -> str:
     columns = [*names, "compiled blocks, one graph for all masks", "a step cache", "refresh"]
     rows = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for family in (BY_NAME[name] for name in CLASSES):
-        holds = [True] * len(names)
+        adapted = Lack.LOW_RANK not in family.lacks
+        holds = [adapted or not name.startswith("low rank") for name in names]
         holds += [Lack.COMPILED not in family.lacks]
         holds += [Lack.STEP_CACHE not in family.lacks]
         cells = ["yes" if cell else "no" for cell in holds]
@@ -66,7 +70,8 @@ def page() -> str:
 
 ## Beside diffusers' own machinery
 
-One pipeline of each transformer class. "No" under compiled blocks: diffusers names none to compile
+One pipeline of each transformer class. "No" under low rank: diffusers' class takes
+no adapters. "No" under compiled blocks: diffusers names none to compile
 for the class. "No" under a step cache: diffusers has none for the class, or it fails there by
 itself. Where a pipeline opens no cache context, which diffusers' caches need, it is opened for it.
 `refresh` and a step cache at the same time are refused.

@@ -9,14 +9,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import family_fibo2
 import family_flux
 import family_flux2
+import family_joyimage
+import family_kandinsky
 import family_qwen
 import family_sd3
 import family_zimage
 import torch
 import transformers
 from diffusers import Flux2Transformer2DModel
+from diffusers.pipelines.joyimage import image_processor
 from tiny import widen
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
@@ -33,6 +37,8 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -94,7 +100,19 @@ class Qwen2VLProcessor(ProcessorMixin):
         return BatchFeature({**self.tokenizer(text, **given), **seen})
 
 
-Qwen2VLProcessor.__module__ = "transformers"  # what `model_index.json` will say
+class Qwen3VLProcessor(Qwen2VLProcessor):
+    """The same of the next generation, which is told where the pictures are."""
+
+    def __call__(self, text: Any, images: Any, **given: Any) -> BatchFeature:
+        if images is None:
+            return BatchFeature(dict(self.tokenizer(text, **given)))
+        made = super().__call__(text, images, **given)
+        picture = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        return BatchFeature({**made, "mm_token_type_ids": (made["input_ids"] == picture).int()})
+
+
+for kind in (Qwen2VLProcessor, Qwen3VLProcessor):
+    kind.__module__ = "transformers"  # what `model_index.json` will say
 
 
 def _qwen3(kind: Callable[..., Any], layers: int) -> tuple[Any, Any]:
@@ -128,10 +146,20 @@ def _sd3(name: str) -> Any:
     return pipe
 
 
-def _qwen_edit(name: str) -> Any:
-    pipe = family_qwen.make(name, patches=False)
+def _places(tokenizer: Any) -> dict[str, int]:
+    """Of the words that stand for pictures."""
+    word = tokenizer.convert_tokens_to_ids
+    return {
+        "image_token_id": word("<|image_pad|>"),
+        "video_token_id": word("<|video_pad|>"),
+        "vision_start_token_id": word("<|vision_start|>"),
+        "vision_end_token_id": word("<|vision_end|>"),
+    }
+
+
+def _qwen2_vl() -> tuple[Any, Any, Any]:
+    """Encoder, tokenizer and processor."""
     tokenizer = _bytes()
-    places = {word: tokenizer.convert_tokens_to_ids(word) for word in SPECIAL}
     text = {
         "vocab_size": len(tokenizer), "hidden_size": WIDTH, "intermediate_size": 16,
         "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -141,17 +169,68 @@ def _qwen_edit(name: str) -> Any:
         "depth": 1, "hidden_size": WIDTH, "intermediate_size": 16, "num_heads": 2,
         "out_hidden_size": WIDTH, "fullatt_block_indexes": [],
     }  # fmt: skip
-    config = Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision,
-        image_token_id=places["<|image_pad|>"], video_token_id=places["<|video_pad|>"],
-        vision_start_token_id=places["<|vision_start|>"],
-        vision_end_token_id=places["<|vision_end|>"],
-    )  # fmt: skip
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_places(tokenizer))
+    encoder = Qwen2_5_VLForConditionalGeneration(config)
+    return encoder, tokenizer, Qwen2VLProcessor(Qwen2VLImageProcessorPil(), tokenizer)
+
+
+def _qwen3_vl(layers: int) -> tuple[Any, Any, Any]:
+    """Encoder, tokenizer and processor."""
+    tokenizer = _bytes()
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": WIDTH, "intermediate_size": 16,
+        "num_hidden_layers": layers, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "head_dim": 8,
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1],
+        },
+    }  # fmt: skip
+    vision = {
+        "depth": 1, "hidden_size": WIDTH, "intermediate_size": 16, "num_heads": 2,
+        "out_hidden_size": WIDTH, "deepstack_visual_indexes": [],
+    }  # fmt: skip
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, **_places(tokenizer))
+    images = Qwen2VLImageProcessorPil(patch_size=16)
+    encoder = Qwen3VLForConditionalGeneration(config)
+    return encoder, tokenizer, Qwen3VLProcessor(images, tokenizer)
+
+
+def _qwen_edit(name: str) -> Any:
+    pipe = family_qwen.make(name, patches=False)
+    encoder, tokenizer, processor = _qwen2_vl()
+    pipe.register_modules(text_encoder=encoder, tokenizer=tokenizer, processor=processor)
+    return pipe
+
+
+def _joyimage(name: str) -> Any:
+    pipe = family_joyimage.make(name, patches=False, words=True)
+    encoder, tokenizer, processor = _qwen3_vl(1)
+    pipe.register_modules(text_encoder=encoder, tokenizer=tokenizer, processor=processor)
+    return pipe
+
+
+def _kandinsky(name: str) -> Any:
+    pipe = family_kandinsky.make()
+    (encoder, _, processor), (clip, words) = _qwen2_vl(), _clip()
     pipe.register_modules(
-        text_encoder=Qwen2_5_VLForConditionalGeneration(config),
-        tokenizer=tokenizer,
-        processor=Qwen2VLProcessor(Qwen2VLImageProcessorPil(), tokenizer),
+        text_encoder=encoder, tokenizer=processor, text_encoder_2=clip, tokenizer_2=words
     )
+    return pipe
+
+
+def _fibo2(name: str) -> Any:
+    pipe = family_fibo2.make()
+    encoder, _, processor = _qwen3_vl(35)  # of which those from the 5th to the 35th are read
+    transformer = type(pipe.transformer).from_config(
+        dict(
+            pipe.transformer.config,
+            cap_feat_dim=3 * WIDTH,
+            n_layers=5,
+            injection_layer_ids=tuple(range(5)),
+        )
+    )
+    widen(transformer)
+    pipe.register_modules(transformer=transformer, text_encoder=encoder, processor=processor)
     return pipe
 
 
@@ -181,6 +260,11 @@ MAKERS: dict[str, Callable[[str], Any]] = {
     "QwenImageEditPipeline": _qwen_edit,
     "StableDiffusion3InpaintPipeline": _sd3,
     "ZImageInpaintPipeline": _zimage,
+    "ZImageControlNetInpaintPipeline": _zimage,
+    "BriaFibo2Pipeline": _fibo2,
+    "JoyImageEditPipeline": _joyimage,
+    "JoyImageEditPlusPipeline": _joyimage,
+    "Kandinsky5I2IPipeline": _kandinsky,
     "Flux2KleinPipeline": _klein,
     "Flux2KleinInpaintPipeline": _klein,
 }
@@ -190,7 +274,13 @@ _folders: list[tempfile.TemporaryDirectory] = []  # removed at exit
 
 def without_torchvision(monkeypatch: Any) -> None:
     """Let pipelines be loaded whose processor needs torchvision for its videos."""
-    monkeypatch.setattr(transformers, "Qwen2VLProcessor", Qwen2VLProcessor)
+    for kind in (Qwen2VLProcessor, Qwen3VLProcessor):
+        monkeypatch.setattr(transformers, kind.__name__, kind)
+
+
+def with_small_shapes(monkeypatch: Any) -> None:
+    """Let JoyImage bring photos to another shape than a megapixel's, and quickly."""
+    monkeypatch.setattr(image_processor, "BUCKETS", {1024: [(224, 256)]})
 
 
 @cache

@@ -21,6 +21,7 @@ class Lack(StrEnum):
     COMPILED = "compiled blocks"
     STEP_CACHE = "a step cache"
     BLOCKS = "methods inside blocks"
+    LOW_RANK = "adapters of low rank"
 
 
 @dataclass(frozen=True, eq=False)  # a row is itself alone

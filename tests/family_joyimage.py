@@ -58,8 +58,9 @@ def make_vae(patches: bool) -> nn.Module:
 
 
 def make(
-    name: str, dtype: torch.dtype = torch.float32, patches: bool = True, rope: str = "mrope"
+    name: str, dtype: torch.dtype = torch.float32, patches: bool = True, words: bool = False
 ) -> Any:
+    """`words`: of the class that reads them by an encoder of its own."""
     plus = "Plus" in name
     kind = JoyImageEditPlusTransformer3DModel if plus else JoyImageEditTransformer3DModel
     with torch.random.fork_rng():
@@ -74,7 +75,7 @@ def make(
                 mlp_width_ratio=2.0,
                 num_layers=2,
                 rope_dim_list=[4, 6, 6],
-                rope_type=rope,
+                rope_type="mrope",
             ),
         }
         for part in parts.values():
@@ -82,7 +83,7 @@ def make(
         for block in parts["transformer"].double_blocks:
             for modulation in (block.img_mod, block.txt_mod):
                 nn.init.normal_(modulation.modulate_table, std=0.3)
-    pipe = (TinyPlus if plus else diffusers.JoyImageEditPipeline)(
+    pipe = (TinyPlus if plus and not words else getattr(diffusers, name))(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         **dict.fromkeys(("text_encoder", "tokenizer", "processor")),
         **parts,
@@ -167,6 +168,7 @@ ONE_PROMPT = {
 }
 LACKS = {
     Lack.STEP_CACHE: "diffusers has no step cache for JoyImage's transformer",
+    Lack.LOW_RANK: "diffusers' class of this transformer takes no adapters",
     Lack.BLOCKS: "its blocks are not among those that such methods know",
 }
 FAMILIES = [

@@ -124,6 +124,7 @@ FAMILIES = [
         lacks={
             Lack.TWO_IMAGES: "the pipeline itself fails on several images a prompt: it does not "
             "repeat the photo",
+            Lack.STEP_CACHE: "diffusers' step cache does not know Kandinsky's blocks",
             Lack.BLOCKS: "its blocks are not among those that such methods know",
         },
     )

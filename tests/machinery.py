@@ -6,6 +6,8 @@ import torch
 from peft import LoraConfig
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
+ADAPTED = (".to_q", ".to_v", ".to_query", ".to_value")  # what low rank is put on
+
 
 def offload_models(pipe: Any) -> None:
     pipe.enable_model_cpu_offload(device="cpu")
@@ -31,7 +33,7 @@ def weights_of_eight_bits(pipe: Any) -> None:
 def low_rank(pipe: Any) -> None:
     linear = torch.nn.Linear
     layers = [n for n, m in pipe.transformer.named_modules() if isinstance(m, linear)]
-    names = [name for name in layers if name.endswith((".to_q", ".to_v"))]
+    names = [name for name in layers if name.endswith(ADAPTED)]
     torch.manual_seed(0)
     pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=names, init_lora_weights=False))
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from tiny import make_mask, make_photo
 from toys import saved_model
 
 from hilotoken import edit_photos
-from hilotoken.batch import BatchOptions, Record, Row, read_rows
+from hilotoken.batch import BatchOptions, Record, Row, in_groups, read_rows
 from hilotoken.model import load_model
 
 BOX = (60, 50, 110, 90)
@@ -167,6 +168,32 @@ def test_the_iterator_goes_on_after_a_failure(pipe, folder):
     results = list(edit_photos(rows, pipe, BatchOptions(steps=1, size=128)))
     assert [result.edit is not None for result in results] == [True, False, True]
     assert "b_mask.png" in str(results[1].error)
+
+
+def test_seeds_of_one_edit_are_made_together_and_are_what_each_is_alone(pipe, folder):
+    [row, other, _] = read_rows(folder / "photos", folder / "masks", folder, NOTHING, ".png")
+    rows = [replace(row, seed=i, output=folder / f"{i}.png") for i in range(3)] + [other]
+    options = BatchOptions(steps=1, size=128, together=2)
+    assert [len(group) for group in in_groups(rows, options)] == [2, 1, 1]
+    together = [result.edit.photo.pixels for result in edit_photos(rows, pipe, options)]
+    for i, one in enumerate(rows):
+        [alone] = edit_photos([one], pipe, options)
+        apart = np.abs(alone.edit.photo.pixels.astype(int) - together[i])
+        assert apart.max() <= 1
+        assert (apart > 0).mean() < 1e-3
+    assert Record(folder / "r", options).key(row) == Record(
+        folder / "r", BatchOptions(steps=1, size=128)
+    ).key(row)  # how many are made together makes no other edit
+
+
+def test_one_row_of_several_made_together_may_fail_alone(pipe, folder):
+    [row, *_] = read_rows(folder / "photos", folder / "masks", folder, NOTHING, ".png")
+    rows = [
+        replace(row, seed=i, output=folder / f"{i}{end}") for i, end in enumerate((".png", ".gif"))
+    ]
+    results = list(edit_photos(rows, pipe, BatchOptions(steps=1, size=128)))
+    assert [result.edit is not None for result in results] == [True, False]
+    assert ".gif" in str(results[1].error)
 
 
 def test_an_edit_finished_just_before_a_kill_is_not_done_again(folder):

@@ -8,10 +8,10 @@ import torch
 from contract import FEW, Edit, of_classes, plain_steps, steps, worst
 from families import BY_NAME, CLASSES
 from family import Lack
-from tiny import make_mask
+from tiny import make_mask, widen
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from hilotoken import HiLo, compress
+from hilotoken import HiLo, Refresh, compress
 from hilotoken.methods import ToDo, ToMe
 
 # Of three steps the last reuses what the second kept; the first is but noise to an Inpaint.
@@ -74,48 +74,82 @@ def check(
 
 
 @of_classes([name for name in CLASSES if name != "FluxKontextPipeline"], Lack.COMPILED)
-def test_compiled_blocks_after_a_plain_call_need_no_graph_for_another_mask(edit):
+def test_compiled_blocks_need_no_graph_for_another_mask(edit):
     counter = CompileCounterWithBackend("eager")
     pipe = compiled(edit, by_blocks, counter)
-    check_plain(edit, pipe)
-    for method in (FEW, every_option(edit)):
-        lengths, graphs = set(), []
-        for box in BOXES:
-            lengths.add(check(edit, pipe, method, box))
-            graphs.append(counter.frame_count)
-        assert len(lengths) == 3
-        assert graphs[0] == graphs[-1] > 0
-
-
-@of_classes(["FluxInpaintPipeline", "QwenImageEditInpaintPipeline"])
-def test_compiled_blocks_that_keep_keys_need_no_graph_for_another_mask_or_step(edit):
-    counter = CompileCounterWithBackend("eager")
-    pipe, graphs = compiled(edit, by_blocks, counter), []
+    lengths, graphs = set(), []
     for box in BOXES:
-        check(edit, pipe, KEEPS, box, num_inference_steps=3)
+        lengths.add(check(edit, pipe, every_option(edit), box))
         graphs.append(counter.frame_count)
+    assert len(lengths) == 3
     assert graphs[0] == graphs[-1] > 0
 
 
-# Each class once: what wraps it, and whether a plain call comes before.
+def test_compiled_blocks_need_no_graph_for_fewer_tokens():
+    edit, counter = Edit(BY_NAME["FluxInpaintPipeline"]), CompileCounterWithBackend("eager")
+    pipe = compiled(edit, by_blocks, counter)
+    check_plain(edit, pipe)
+    before = counter.frame_count
+    for box in BOXES:
+        check(edit, pipe, FEW, box)
+    assert counter.frame_count == before > 0
+    edit.check()
+
+
+def deep(edit: Edit, layers: dict[str, int]) -> Any:
+    """A pipeline with more blocks."""
+    pipe = edit.family.make(torch.float32)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        kind = type(pipe.transformer)
+        pipe.transformer = kind.from_config(dict(pipe.transformer.config) | layers).eval()
+        widen(pipe.transformer)
+    return pipe
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "text_rests"),
+    [
+        ("FluxFillPipeline", {"num_single_layers": 4}, True),
+        ("QwenImageEditInpaintPipeline", {"num_layers": 4}, False),
+    ],
+)
+def test_compiled_blocks_are_a_graph_for_refresh_and_a_graph_for_reuse(name, layers, text_rests):
+    """Whatever preset, mask and step, and however many blocks."""
+    edit, counter, graphs = Edit(BY_NAME[name]), CompileCounterWithBackend("eager"), {}
+    torch._dynamo.reset()
+    pipe, eager = deep(edit, layers), deep(edit, layers)
+    by_blocks(pipe, counter)
+    filled = HiLo(coarse=0, refresh=Refresh(3, bucket=16))
+    for method in ("paper", "faithful", "balanced", filled, "fast"):
+        for box in BOXES:
+            given = call(edit, mask_image=make_mask(box=box), num_inference_steps=5)
+            given["output_type"] = "latent"
+            found, expected = (
+                compress(p, method)(**edit.arguments(**given)).images for p in (pipe, eager)
+            )
+            assert worst(found, expected) <= 1e-5 * max(1, expected.abs().max())
+        graphs[method] = counter.frame_count
+    dense = graphs["paper"]  # as many as a dense call's: nothing is inside
+    assert dense > 0
+    assert graphs["faithful"] <= 3 * dense
+    assert graphs["faithful"] == graphs["balanced"] == graphs[filled]
+    # Blocks without text, where it rests, are other blocks.
+    assert graphs["fast"] - graphs["faithful"] in ((range(1, dense + 1)) if text_rests else (0,))
+
+
+# What wraps it, and whether a plain call comes before; of transformers whose places are `img_ids`
+# and whose text comes first, one.
 WHOLE = {
     "FluxInpaintPipeline": (around, True),
-    "FluxKontextPipeline": (in_place, False),
-    "Flux2KleinInpaintPipeline": (around, False),
-    "ChromaInpaintPipeline": (in_place, True),
-    "LongCatImageEditPipeline": (around, True),
     "BriaFiboEditPipeline": (in_place, False),
     "QwenImageEditInpaintPipeline": (in_place, True),
     "StableDiffusion3InpaintPipeline": (around, True),
     "ZImageInpaintPipeline": (around, False),
-    "BriaFibo2Pipeline": (in_place, True),
-    "JoyImageEditPipeline": (around, False),
-    "JoyImageEditPlusPipeline": (in_place, True),
-    "Kandinsky5I2IPipeline": (around, True),
 }
 
 
-@of_classes(CLASSES)
+@of_classes(list(WHOLE))
 def test_a_transformer_compiled_whole_runs_every_option_before_and_after_a_plain_call(edit):
     how, plain_first = WHOLE[edit.family.name]
     pipe = compiled(edit, how)

@@ -1,5 +1,7 @@
 """The region of a photo that is edited, and the way back from it."""
 
+from functools import wraps
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -8,7 +10,7 @@ from PIL import Image
 from toys import saved_model
 
 from hilotoken import Dense, HiLo
-from hilotoken.edit import edit_photo
+from hilotoken.edit import edit_photo, edit_variations
 from hilotoken.model import load_model
 from hilotoken.photo import Photo
 from hilotoken.region import Region, choose_region, choose_regions
@@ -279,6 +281,41 @@ def test_an_edit_tells_of_its_stages_and_steps_with_a_preview(model):
     assert [x.size for x in previews] == [(edited.before.width // 2, edited.before.height // 2)] * 2
     again = edit_photo(model, photo(), mask, FEW, steps=2, size=128)
     assert np.array_equal(edited.photo.pixels, again.photo.pixels)
+
+
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_variations_are_the_edits_of_their_seeds(model, monkeypatch, together):
+    """Of two regions, each is one call of the pipeline for the pictures that are made together."""
+    mask = painted(400, 150, (10, 50, 50, 100), (350, 390, 50, 100))
+    options = {"steps": 2, "size": 128}
+    told, calls, original = [], [], type(model).__call__
+
+    def counted(self, *args, **kwargs):
+        calls.append(len(kwargs["image"]) if isinstance(kwargs["image"], list) else 1)
+        return original(self, *args, **kwargs)
+
+    def note(places, stage):
+        told.append(places)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "__call__", wraps(original)(counted))
+        made = list(
+            edit_variations(
+                model, photo(400, 150), mask, FEW, seeds=[3, 8, 4], together=together,
+                progress=note, **options,
+            )
+        )  # fmt: skip
+    groups = {1: [(0,), (1,), (2,)], 2: [(0, 1), (2,)], 3: [(0, 1, 2)]}[together]
+    assert list(dict.fromkeys(told)) == groups
+    assert calls == [len(group) for group in groups for _ in range(2)]
+    for seed, edit in zip([3, 8, 4], made, strict=True):
+        alone = edit_photo(model, photo(400, 150), mask, FEW, seed=seed, **options)
+        apart = np.abs(edit.photo.pixels.astype(int) - alone.photo.pixels)
+        assert apart.max() <= 1  # where rounding falls on the other side
+        assert (apart > 0).mean() < 1e-3
+        assert not apart[~mask].any()
+        assert edit.run.tokens_run == alone.run.tokens_run
+        assert len(edit.parts) == 2
 
 
 def test_an_edit_is_cancelled_between_steps_and_leaves_all_as_it_was(model):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .batch import edit_photos
     from .check import check
     from .compress import Compressed, compress
-    from .edit import edit_photo
+    from .edit import edit_photo, edit_variations
     from .methods import METHODS, PRESETS, Dense, Find, HiLo, Refresh, plan_tokens
     from .model import load_model
     from .plan import TokenPlan
@@ -44,6 +44,7 @@ __all__ = [
     "compress",
     "edit_photo",
     "edit_photos",
+    "edit_variations",
     "load_model",
     "plan_tokens",
 ]
@@ -52,7 +53,7 @@ _ROOMS = {
     "batch": ("edit_photos",),
     "check": ("check",),
     "compress": ("Compressed", "compress"),
-    "edit": ("edit_photo",),
+    "edit": ("edit_photo", "edit_variations"),
     "methods": ("METHODS", "PRESETS", "Dense", "Find", "HiLo", "Refresh", "plan_tokens"),
     "model": ("load_model",),
     "plan": ("TokenPlan",),

@@ -1,4 +1,4 @@
-"""Many photos: pairs of photo and mask, edited one after another, and a record of what was done.
+"""Many photos: pairs of photo and mask, edited row by row, and a record of what was done.
 
 The record is a file of JSON lines beside the results. A line is written before an edit begins and
 one after it ended; results are replaced only by finished ones. So whatever a run was broken off by,
@@ -9,12 +9,14 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from .edit import Edit, edit_photo
+from .checks import whole
+from .edit import TOGETHER, Edit, edit_variations
 from .methods import as_method, plan_tokens
 from .methods.parse import read_method
 from .methods.refresh import refreshes_of
@@ -40,17 +42,23 @@ class Row:
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """What all edits of a batch have in common; `method` is words, such as "hilo detail=0.2" or
-    the name of a preset."""
+    """What all edits of a batch have in common.
+
+    method:   words, such as "hilo detail=0.2", or the name of a preset
+    together: rows one after another that differ by their seed alone are made in one call of the
+              pipeline, so many at most; memory grows with them, and results are the same
+    """
 
     method: str = "hilo"
     steps: int = 8
     size: int | None = None
     feather: int = 0
     match: bool = True
+    together: int = TOGETHER
 
     def __post_init__(self) -> None:
         read_method(self.method)
+        whole(1)("together", self.together)
         if self.steps < 1:
             raise ValueError(f"steps must be 1 or more, got {self.steps}")
 
@@ -69,7 +77,7 @@ def edit_photos(
     pipe: Any = None,
     options: BatchOptions | None = None,
 ) -> Iterator[Result]:
-    """Edit many photos, one after another; each result is written, then yielded.
+    """Edit many photos; each result is written, then yielded, in the order of the rows.
 
     A row that fails is yielded with its reason, and the next one is edited.
 
@@ -79,37 +87,56 @@ def edit_photos(
         options: method, steps and sizes for all of them
     """
     options = options or BatchOptions()
-    for row in rows:
+    for group in in_groups(rows, options):
         if pipe is None:
             from .model import load_model
 
             pipe = load_model()
-        try:
-            yield Result(row, edit_row(pipe, row, options))
-        except (ValueError, TypeError, OSError) as error:
-            yield Result(row, error=" ".join(str(error).split()))
+        yield from edit_group(pipe, group, options)
 
 
-def edit_row(pipe: Any, row: Row, options: BatchOptions) -> Edit:
-    """Edit one photo and write the result. Raises what `edit_photo` and `save_photo` raise."""
-    photo = load_photo(row.photo)
-    mask = load_mask(row.mask, photo)
-    check_output(photo, row.output)
-    edit = edit_photo(
-        pipe,
-        photo,
-        mask,
-        read_method(options.method),
-        size=options.size,
-        prompt=row.prompt,
-        label=row.label,
-        steps=row.steps or options.steps,
-        seed=row.seed,
-        feather=options.feather,
-        match=options.match,
-    )
-    save_photo(edit.photo, row.output)
-    return edit
+def in_groups(rows: Iterable[Row], options: BatchOptions) -> Iterator[list[Row]]:
+    """The rows, those together that are made together: see `BatchOptions`."""
+    for _, alike in groupby(rows, lambda row: replace(row, output=Path(), seed=0)):
+        while group := list(islice(alike, options.together)):
+            yield group
+
+
+def edit_group(pipe: Any, rows: Sequence[Row], options: BatchOptions) -> Iterator[Result]:
+    """Edit a photo for each of the rows, which differ by their seeds, and write the results.
+
+    Where several cannot be made together, each is tried by itself.
+    """
+    first, done = rows[0], 0
+    try:
+        photo = load_photo(first.photo)
+        mask = load_mask(first.mask, photo)
+        for row in rows:
+            check_output(photo, row.output)
+        edits = edit_variations(
+            pipe,
+            photo,
+            mask,
+            read_method(options.method),
+            seeds=[row.seed for row in rows],
+            together=options.together,
+            size=options.size,
+            prompt=first.prompt,
+            label=first.label,
+            steps=first.steps or options.steps,
+            feather=options.feather,
+            match=options.match,
+        )
+        for row, edit in zip(rows, edits, strict=True):
+            save_photo(edit.photo, row.output)
+            yield Result(row, edit)
+            done += 1
+    except (ValueError, TypeError, OSError) as error:
+        if len(rows) == 1:
+            yield Result(first, error=" ".join(str(error).split()))
+            return
+        for row in rows[done:]:
+            yield from edit_group(pipe, [row], options)
 
 
 def read_rows(
@@ -221,7 +248,9 @@ class Record:
 
     def key(self, row: Row) -> str:
         """What an edit is made of: another photo, mask or option is another edit."""
-        parts = [asdict(row), asdict(self.options), self.model]
+        options = asdict(self.options)
+        del options["together"]  # by which results are the same
+        parts = [asdict(row), options, self.model]
         for path in (row.photo, row.mask):
             status = path.stat() if path.is_file() else None
             parts.append([status.st_size, status.st_mtime_ns] if status else None)

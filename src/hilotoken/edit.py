@@ -1,8 +1,9 @@
 """Edit a photo of any size by any supported pipeline; only masked pixels are put back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from .adapters import family_of
+from .checks import whole
 from .composite import feather_weight
 from .compress import Compressed, compress
 from .methods import HiLo, Method
@@ -17,7 +19,9 @@ from .photo import Photo, load_mask, load_photo
 from .progress import Stage, Told, following
 from .record import Run
 from .region import CONTEXT, Region, choose_region, choose_regions
-from .request import Request, arguments_for, working_size
+from .request import Request, arguments_for, for_seeds, takes_together, working_size
+
+TOGETHER = 4  # pictures made in one call of the pipeline: memory grows with them
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,36 +120,98 @@ def edit_photo(
         TypeError: a pipeline that cannot be compressed.
         PhotoError: a file that cannot be read.
     """
-    photo = _as_photo(photo)
-    painted = None if mask is None else _as_mask(mask, photo)
-    if feather < 0:  # said now, not after the run
-        raise ValueError(f"feather must be 0 pixels or more, got {feather}")
-    if control is not None and control.size != photo.size:
-        raise ValueError(
-            f"the control picture is {control.size}, the photo {photo.size}: resize it"
-        )
     request = Request(
         prompt, negative_prompt, label, guidance, cfg, strength, tuple(references), control,
         steps, seed,
     )  # fmt: skip
+    [edit] = _edit_together(
+        pipe, photo, mask, method, request, (seed,), size, context, feather, match, keep, progress
+    )
+    return edit
+
+
+def edit_variations(
+    pipe: Any,
+    photo: Photo | Image.Image | str | Path,
+    mask: np.ndarray | Image.Image | str | Path | None = None,
+    method: Method | str | None = None,
+    *,
+    seeds: Sequence[int],
+    together: int = TOGETHER,
+    progress: Callable[[tuple[int, ...], Stage], None] | None = None,
+    **options: Any,
+) -> Iterator[Edit]:
+    """Edit a photo once for each seed, several in one call of the pipeline; yields them in order.
+
+    Each is the edit that `edit_photo` makes of its seed: to rounding under the mask, bit for bit
+    outside. A pipeline that takes no list of photos, and an edit with references or a control
+    picture, is called for each by itself. The seconds of a run that made several are shared out.
+
+    Args:
+        seeds: of the noise, one for each edit
+        together: how many are made in one call at most; memory grows with them
+        progress: as in `edit_photo`, told first which of the seeds, by their places, are under way
+        options: all others of `edit_photo`, but for its `seed`
+
+    Raises:
+        ValueError, TypeError, PhotoError: see `edit_photo`.
+    """
+    together = whole(1)("together", together)
+    words = {field.name for field in fields(Request)} & options.keys() - {"seed"}
+    request = Request(**{name: options.pop(name) for name in words})
+    most = together if takes_together(pipe, request) else 1
+    for start in range(0, len(seeds), most):
+        own = tuple(range(start, min(start + most, len(seeds))))
+        told = partial(progress, own) if progress else None
+        chosen = [seeds[i] for i in own]
+        yield from _edit_together(
+            pipe, photo, mask, method, request, chosen, **options, progress=told
+        )
+
+
+def _edit_together(
+    pipe: Any,
+    photo: Photo | Image.Image | str | Path,
+    mask: np.ndarray | Image.Image | str | Path | None,
+    method: Method | str | None,
+    request: Request,
+    seeds: Sequence[int],
+    size: int | None = None,
+    context: float = CONTEXT,
+    feather: int = 0,
+    match: bool = True,
+    keep: str | None = None,
+    progress: Told | None = None,
+) -> list[Edit]:
+    """See `edit_photo`: an edit for each seed, all in one call of the pipeline for each region."""
+    photo = _as_photo(photo)
+    painted = None if mask is None else _as_mask(mask, photo)
+    if feather < 0:  # said now, not after the run
+        raise ValueError(f"feather must be 0 pixels or more, got {feather}")
+    if request.control is not None and request.control.size != photo.size:
+        raise ValueError(
+            f"the control picture is {request.control.size}, the photo {photo.size}: resize it"
+        )
     token, side = family_of(pipe).token_pixels, working_size(pipe, size)
     if painted is None:
         regions = [choose_region(np.ones(photo.pixels.shape[:2], bool), side, token=token)]
         method = method or (None if keep else HiLo(find=True))
     else:
         regions = choose_regions(painted, side, context, token)
-    parts, edited = [], photo
+    parts: list[list[Part]] = [[] for _ in seeds]
+    edited = [photo] * len(seeds)
     fast = compress(pipe, method, match=match, keep=keep)
     for number, region in enumerate(regions):
         with ExitStack() as stack:
             if progress:
                 stage = Stage("encode", number, len(regions), region)
                 stack.enter_context(following(pipe, stage, progress))
-            part = _edit_region(fast, photo, painted, region, request)
-        shown = _found(photo, part) if painted is None else painted
-        edited = _paste(edited, shown, part, feather)
-        parts.append(part)
-    return Edit(edited, tuple(parts))
+            made = _edit_region(fast, photo, painted, region, request, seeds)
+        for i, part in enumerate(made):
+            shown = _found(photo, part) if painted is None else painted
+            edited[i] = _paste(edited[i], shown, part, feather)
+            parts[i].append(part)
+    return [Edit(one, tuple(own)) for one, own in zip(edited, parts, strict=True)]
 
 
 def _as_photo(photo: Photo | Image.Image | str | Path) -> Photo:
@@ -170,20 +236,30 @@ def _as_mask(mask: np.ndarray | Image.Image | str | Path, photo: Photo) -> np.nd
 
 
 def _edit_region(
-    fast: Compressed, photo: Photo, mask: np.ndarray | None, region: Region, request: Request
-) -> Part:
+    fast: Compressed,
+    photo: Photo,
+    mask: np.ndarray | None,
+    region: Region,
+    request: Request,
+    seeds: Sequence[int],
+) -> list[Part]:
     before = region.take_photo(photo)
     small = None if mask is None else region.take_mask(mask)
     if request.control is not None:
         request = replace(request, control=region.take(request.control))
-    output: Any = fast(**arguments_for(fast.pipe, request, before, small))
-    after = output[0][0].convert("RGB").resize(before.size, Image.Resampling.LANCZOS)
+    given = arguments_for(fast.pipe, replace(request, seed=seeds[0]), before, small)
+    output: Any = fast(**(for_seeds(given, seeds) if len(seeds) > 1 else given))
     assert fast.last_run is not None
-    if small is None:  # found, in the pipeline's own pixels
-        assert fast.last_run.mask is not None
-        found_HW = fast.last_run.mask[0, 0].cpu().numpy() > 0
-        small = np.asarray(Image.fromarray(found_HW).resize(before.size))
-    return Part(region, before, small, after, fast.last_run)
+    run, parts = fast.last_run.shared(len(seeds)), []
+    for i, image in enumerate(output[0]):
+        own = small
+        if own is None:  # found, in the pipeline's own pixels
+            assert run.mask is not None
+            found_HW = run.mask[i % len(run.mask), 0].cpu().numpy() > 0
+            own = np.asarray(Image.fromarray(found_HW).resize(before.size))
+        after = image.convert("RGB").resize(before.size, Image.Resampling.LANCZOS)
+        parts.append(Part(region, before, own, after, run))
+    return parts
 
 
 def _found(photo: Photo, part: Part) -> np.ndarray:

@@ -16,7 +16,7 @@ REFERENCES = ("compressed", "whole")
 
 @dataclass(frozen=True, eq=False)  # tensors have no single ==
 class TokenPlan:
-    """Which tokens run. Made once a run from photo and mask, shared by the whole batch.
+    """Which tokens run. Made once a run from photo and mask.
 
     grid:       (h, w), the DiT's token grid; N = h * w
     keep_K:     int64, grid index of every native token that runs, ascending: keeping all tokens is

@@ -27,7 +27,7 @@ class Stage:
     region, regions: the region under way, from 0, and how many there are
     area:        where in the photo that is
     step, steps: denoising steps that are done in it; 0 of 0 until they are known
-    show:        makes the preview
+    show:        makes the preview of one of the pictures
     """
 
     name: str
@@ -36,7 +36,7 @@ class Stage:
     area: Region
     step: int = 0
     steps: int = 0
-    show: Callable[[], Image.Image | None] = lambda: None
+    show: Callable[[int], Image.Image | None] = lambda picture: None
 
     @property
     def share(self) -> float:
@@ -44,13 +44,16 @@ class Stage:
         here = self.step / self.steps if self.steps else 0.0
         return (self.region + here) / self.regions
 
-    def preview(self) -> Image.Image | None:
+    def preview(self, picture: int = 0) -> Image.Image | None:
         """What the model takes the region for, at half its size; None before the first step, and
         for latents of FLUX.2 and Bria Fibo.
 
         It costs a quarter of a decode: ask for it when it is shown.
+
+        Args:
+            picture: of those that are made together, see `edit_variations`
         """
-        return self.show()
+        return self.show(picture)
 
 
 Told = Callable[[Stage], None]
@@ -70,7 +73,7 @@ def following(pipe: Any, stage: Stage, told: Told) -> Iterator[None]:
         done += 1
         steps = len(pipe.scheduler.timesteps) - (pipe.scheduler.begin_index or 0)
         now = replace(stage, name="denoise", step=done, steps=max(done, steps))
-        told(replace(now, show=lambda: preview(pipe, clean, stage.area)))
+        told(replace(now, show=lambda picture: preview(pipe, clean[picture:], stage.area)))
         if done == steps:
             told(replace(now, name="decode"))
 
@@ -107,7 +110,7 @@ def preview(pipe: Any, clean_BNC: Tensor, region: Region) -> Image.Image | None:
     """Expected latents as a picture of half the working size, for a quarter of the decoder's work.
 
     clean_BNC: as the pipeline's scheduler has them, packed or [B, C, H, W]; of a batch, the first.
-        None for a layout that is not known: FLUX.2's, Bria Fibo's.
+        None for a layout that is not known: FLUX.2's, Bria Fibo's, JoyImage's, Kandinsky's.
     """
     latents = clean_BNC[:1]
     if latents.ndim == 3:
@@ -116,7 +119,7 @@ def preview(pipe: Any, clean_BNC: Tensor, region: Region) -> Image.Image | None:
         size = region.height, region.width, pipe.vae_scale_factor
         latents = pipe._unpack_latents(latents, *size)
     config = pipe.vae.config
-    if "scaling_factor" in config:
+    if latents.ndim == 4 and "scaling_factor" in config:
         latents = latents / config.scaling_factor + (config.shift_factor or 0.0)
     elif latents.ndim == 5 and "latents_mean" in config:  # Qwen-Image's, of a video of one picture
         std, mean = (latents.new_tensor(config[f"latents_{x}"]) for x in ("std", "mean"))

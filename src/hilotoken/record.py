@@ -1,7 +1,7 @@
 """What a call leaves behind: `fast.last_run`."""
 
 import json
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -88,6 +88,11 @@ class Run:
         """How many edit, detail and coarse tokens run."""
         each = [plan.counts for plan in self.plans]
         return {kind: round(fmean(counts[kind] for counts in each)) for kind in each[0]}
+
+    def shared(self, pictures: int) -> "Run":
+        """The record of one of so many pictures that were made together: its share of the time."""
+        names = ("plan_seconds", "dit_seconds", "vae_seconds", "total_seconds")
+        return replace(self, **{name: getattr(self, name) / pictures for name in names})
 
     @property
     def rest_seconds(self) -> float:

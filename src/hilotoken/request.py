@@ -6,7 +6,7 @@ nothing there; what would do nothing is refused.
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +14,33 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .arguments import MASKS, first_of
+from .arguments import MASKS, PHOTOS, first_of
 
 # Transformers of these classes take guidance as a number of their own, where they were distilled to
 # (`guidance_embeds`), and classifier-free guidance as `true_cfg_scale`; elsewhere `guidance_scale`
 # is classifier-free.
 DISTILLED = ("FluxTransformer2DModel", "QwenImageTransformer2DModel")
 # They take other pictures in a list that the photo begins.
-LISTS = ("Flux2Pipeline", "Flux2KleinPipeline", "QwenImageEditPlusPipeline")
-# They work at a megapixel, whatever they are given.
-MEGAPIXEL = ("LongCatImageEditPipeline", "QwenImageEditInpaintPipeline")
+LISTS = (
+    *("Flux2Pipeline", "Flux2KleinPipeline", "QwenImageEditPlusPipeline"),
+    "JoyImageEditPlusPipeline",
+)
+# They work at a megapixel, whatever they are given, and these crop the photo to one of few shapes.
+CROPS = ("JoyImageEditPipeline", "JoyImageEditPlusPipeline")
+MEGAPIXEL = (
+    *("LongCatImageEditPipeline", "QwenImageEditInpaintPipeline", "Kandinsky5I2IPipeline"),
+    *CROPS,
+)
 SIDE = 1024  # pixels of a megapixel's side
+# They take a list of photos as a batch of them, each with words, a mask and noise of its own.
+BATCHES = (
+    *("FluxFillPipeline", "FluxInpaintPipeline", "FluxImg2ImgPipeline"),
+    *("FluxKontextPipeline", "FluxKontextInpaintPipeline", "Flux2KleinInpaintPipeline"),
+    *("QwenImageInpaintPipeline", "QwenImageImg2ImgPipeline", "QwenImageEditPipeline"),
+    *("QwenImageEditInpaintPipeline", "StableDiffusion3InpaintPipeline"),
+    *("StableDiffusion3Img2ImgPipeline", "ZImageInpaintPipeline", "ZImageImg2ImgPipeline"),
+    *("ChromaInpaintPipeline", "ChromaImg2ImgPipeline"),
+)
 
 
 @dataclass(frozen=True)
@@ -109,6 +125,7 @@ def arguments_for(
         ValueError: what this pipeline does not take, or takes to no effect; what it needs besides.
     """
     known = _parameters(pipe)
+    before, mask = _uncropped(pipe, before, mask)
     if request.steps and request.steps < (fewest := fewest_steps(pipe, request)):
         raise ValueError(f"{request.steps} steps at this strength run none: give {fewest} or more")
     given = _words(pipe, known, request) | _guidance(pipe, known, request)
@@ -119,6 +136,41 @@ def arguments_for(
     if request.steps:
         given["num_inference_steps"] = request.steps
     return given | {"generator": torch.Generator().manual_seed(request.seed)}
+
+
+def takes_together(pipe: Any, request: Request) -> bool:
+    """Whether one call of the pipeline may make several pictures of what is asked for."""
+    names = {base.__name__ for base in type(pipe).__mro__}
+    return bool(names & set(BATCHES)) and not request.references and request.control is None
+
+
+def for_seeds(given: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
+    """The arguments of one edit for several in one call, each with the noise of its own seed.
+
+    given: by `arguments_for`, of a pipeline that `takes_together`
+    """
+
+    def times(name: str, value: Any) -> Any:
+        if name in (*PHOTOS, *MASKS, "prompt", "negative_prompt"):
+            return [value] * len(seeds)
+        return value.repeat_interleave(len(seeds), 0) if isinstance(value, torch.Tensor) else value
+
+    noise = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return {name: times(name, value) for name, value in given.items()} | {"generator": noise}
+
+
+def _uncropped(
+    pipe: Any, before: Image.Image, mask: np.ndarray | None
+) -> tuple[Image.Image, np.ndarray | None]:
+    """Photo and mask stretched to the shape that the pipeline would else crop them to."""
+    if type(pipe).__name__ not in CROPS:
+        return before, mask
+    processor = getattr(pipe, "vae_image_processor", pipe.image_processor)
+    height, width = processor.get_default_height_width(before)
+    if mask is not None:
+        painted = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
+        mask = np.asarray(painted)
+    return before.resize((width, height), Image.Resampling.LANCZOS), mask
 
 
 def _parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
@@ -181,8 +233,8 @@ def _pictures(
 ) -> dict[str, Any]:
     """Photo, mask, references and control picture."""
     mask_name = first_of({name: name for name in MASKS if name in known}, MASKS) or "mask_image"
-    photo_name = "image" if "image" in known else "control_image"
-    given: dict[str, Any] = {photo_name: before}
+    photo_name = next(name for name in PHOTOS if name in known)
+    given: dict[str, Any] = {photo_name: [before] if photo_name == "images" else before}
     if mask is not None:
         given[mask_name] = Image.fromarray(mask.astype(np.uint8) * 255)
     if request.references:
@@ -201,7 +253,9 @@ def _add_references(
 ) -> None:
     name = type(pipe).__name__
     if name in LISTS:
-        given["image"] = [given["image"], *references]
+        photo_name = next(name for name in PHOTOS if name in given)
+        photo = given[photo_name]
+        given[photo_name] = [*(photo if isinstance(photo, list) else [photo]), *references]
         return
     _must_take(pipe, known, "image_reference", "references")
     if len(references) > 1 and not name.startswith("Flux2"):
@@ -211,7 +265,8 @@ def _add_references(
 
 def _size(pipe: Any, known: Mapping[str, Any], before: Image.Image) -> dict[str, Any]:
     """The working size, in every way that keeps a pipeline from choosing another."""
-    if type(pipe).__name__ in MEGAPIXEL:
+    name = type(pipe).__name__
+    if name in MEGAPIXEL and name not in CROPS:
         return {}
     given: dict[str, Any] = {"height": before.height, "width": before.width}
     if "_auto_resize" in known:

@@ -42,6 +42,7 @@ class Family:
     image_first: whether image tokens come before text in the attention
     photo_last:  whether the pipeline takes up the photo after a control picture
     listed:      the arguments that are a list of one for each picture
+    shared:      those that the pictures of a batch have in common, besides one table of places
     """
 
     short: ClassVar[Any]
@@ -50,6 +51,7 @@ class Family:
     image_first: ClassVar[bool] = False
     photo_last: ClassVar[bool] = False
     listed: ClassVar[tuple[str, ...]] = ()
+    shared: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
@@ -115,7 +117,8 @@ class Family:
                 return type(value)(map(own, value))
             return {k: own(v) for k, v in value.items()} if isinstance(value, dict) else value
 
-        shared = [name for name in PLACES if getattr(call.get(name), "ndim", 0) == 2]
+        tables = (name for name in PLACES if getattr(call.get(name), "ndim", 0) == 2)
+        shared = {*self.shared, *tables}
         part = {name: value if name in shared else own(value) for name, value in call.items()}
         return part | {name: call[name][number::count] for name in self.listed}
 

@@ -37,6 +37,7 @@ class Fibo2Short(StripShort):
             ids_n3 = ids_L3.new_zeros(len(self.spans), 3)
             ids_n3[:, 0] = ids_L3[0, 0] + torch.arange(len(ids_n3), device=ids_n3.device)
             self.planes = original(ids_n3)
+        _ = self._aligned_SF if self.aligned else None  # made before compiled code asks for it
         self.ran = len(self._places_SF)
         return self._places_SF
 

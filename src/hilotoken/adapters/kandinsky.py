@@ -41,6 +41,7 @@ class KandinskyShort(StripShort):
             if self.coarse:
                 between_MF22 = self.family.turns(self.coarse_places).to(whole_NF22)
                 self.places_SF22 = torch.cat([self.places_SF22, between_MF22])
+        _ = self._aligned_SF22 if self.aligned else None  # before compiled code asks for it
         self.ran = len(self.places_SF22)
         return self.places_SF22[:, None].expand(shape[0], 1, 1, -1, -1, -1, -1, -1)
 
@@ -56,6 +57,7 @@ class Kandinsky5(Strips):
     """Image-to-Image: x_t, the photo's latents and ones in the channels [B, 1, 2h, 2w, 2C + 1]."""
 
     short: ClassVar[Any] = KandinskyShort
+    shared: ClassVar[tuple[str, ...]] = ("visual_rope_pos", "text_rope_pos", "scale_factor")
 
     def pictures(self, call: Call) -> Tensor:
         return self.first(call["hidden_states"])

@@ -84,6 +84,7 @@ class StripShort(PicturesShort):
         tokens_BTC = self.family.tokens(call)
         self.check_length(tokens_BTC.shape[1])
         self.ran = 0  # until the places were made
+        _ = self.coarse_rows if self.aligned else None  # made before compiled code asks for it
         return call | self.strips([self._short(tokens_BTC, span, sigma) for span in self.spans])
 
     def strips(self, parts: list[Tensor]) -> Call:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..arguments import MASKS, first_of, takes_mask, with_plain_masks
+from ..arguments import MASKS, PHOTOS, first_of, takes_mask, with_plain_masks
 from ..attach import attached
 from ..attention import rerouted
 from ..bench.measure.speed import graphs
@@ -186,7 +186,7 @@ def _hidden(seen_T: Tensor, family: Any) -> Callable[..., Tensor]:
 def _outside(pipe: Any, given: dict[str, Any]) -> Promise:
     """Pixels outside the mask are the photo's own."""
     output = compress(pipe, HiLo())(**given)
-    photo, mask = first_of(given, ("image", "control_image")), first_of(given, MASKS)
+    photo, mask = first_of(given, PHOTOS), first_of(given, MASKS)
     photo = photo[0] if isinstance(photo, list) else photo
     name, after = "pixels outside the mask stay as they are", output.images[0].convert("RGB")
     if after.size != photo.size:

@@ -46,6 +46,14 @@ def batch(
     match: Annotated[
         bool, typer.Option(help="Lead the edit's colours to the photo's along the mask's border.")
     ] = True,
+    together: Annotated[
+        int,
+        typer.Option(
+            help="Rows one after another that differ by their seed alone, made in one call of the "
+            "model at most.",
+            min=1,
+        ),
+    ] = 4,
     suffix: Annotated[str, typer.Option("--format", help="png, tiff, webp, bmp or jpg.")] = "png",
     device: Annotated[str, typer.Option(help="`cpu`, `cuda` ...")] = "cpu",
     dry_run: Annotated[
@@ -72,7 +80,7 @@ def batch(
     """
     from ..batch import RECORD, BatchOptions, Record, Row, read_rows
 
-    options = BatchOptions(method, steps, size, feather, match)
+    options = BatchOptions(method, steps, size, feather, match, together)
     common = Row(Path(), Path(), Path(), prompt, label, seed)
     rows = read_rows(photos, masks, output, common, f".{suffix.lower().lstrip('.')}")
     if not dry_run:
@@ -105,18 +113,19 @@ def _here(model: str, device: str) -> Runner:
     def run(
         rows: list["Row"], options: "BatchOptions", record: "Record"
     ) -> Iterator[tuple["Row", str | None]]:
-        from ..batch import edit_photos
+        from ..batch import edit_group, in_groups
         from ..model import load_model
         from .shared import quiet_bars
 
         with quiet_bars():
             pipe = load_model(model, device=device)
         pipe.set_progress_bar_config(disable=True)
-        for row in rows:
-            record.begin(row)
-            [result] = edit_photos([row], pipe, options)
-            record.end(result)
-            yield row, result.error
+        for group in in_groups(rows, options):
+            for row in group:
+                record.begin(row)
+            for result in edit_group(pipe, group, options):
+                record.end(result)
+                yield result.row, result.error
 
     return run
 

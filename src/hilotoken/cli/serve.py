@@ -34,6 +34,14 @@ def serve(
     ] = 600.0,
     max_megapixels: Annotated[float, typer.Option(help="Of a photo.", min=0.01, max=100)] = 50.0,
     max_megabytes: Annotated[float, typer.Option(help="Of a file.", min=0.01, max=500)] = 50.0,
+    together: Annotated[
+        int,
+        typer.Option(
+            help="Pictures of a request (its n) made in one call of the model at most; memory "
+            "grows with them.",
+            min=1,
+        ),
+    ] = 4,
     names: Annotated[
         list[str] | None,
         typer.Option("--name", help="A further name that clients may call the model; repeatable."),
@@ -73,7 +81,7 @@ def serve(
         limit=limit,
         keys=read_keys(api_keys),
         hosts=(*LOCAL, host, *(allow_host or [])),
-        limits=Limits(int(max_megabytes * 1e6), int(max_megapixels * 1e6)),
+        limits=Limits(int(max_megabytes * 1e6), int(max_megapixels * 1e6), together),
     )
 
     def serve_by(workers: "Sequence[Worker]") -> None:

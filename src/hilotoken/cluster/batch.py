@@ -12,31 +12,38 @@ from typing import Any
 import ray
 import ray.data
 
-from ..batch import BatchOptions, Record, Row, edit_row
+from ..batch import BatchOptions, Record, Result, Row, edit_group, in_groups
 from ..serve.loading import load_quietly
 from . import connected
 
 
 class Editor:
-    """An actor: a model, and a row at a time."""
+    """An actor: a model, and a group of rows at a time that are made together."""
 
     def __init__(
-        self, model: str, device: str, threads: int, rows: list[Row], options: BatchOptions
+        self,
+        model: str,
+        device: str,
+        threads: int,
+        groups: list[list[Row]],
+        options: BatchOptions,
     ) -> None:
         self.pipe = load_quietly(model, device, threads)
         self.pipe.set_progress_bar_config(disable=True)
-        self.rows, self.options = rows, options
+        self.groups, self.options = groups, options
 
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        found = {"index": item["id"], "error": ""}
-        figures = {"tokens_run": 0.0, "tokens_full": 0, "seconds": 0.0}
-        try:
-            edit = edit_row(self.pipe, self.rows[item["id"]], self.options)
-        except (ValueError, TypeError, OSError) as error:
-            return found | figures | {"error": " ".join(str(error).split())}
-        figures = {"tokens_run": edit.sum("mean_tokens_run")}
-        figures["tokens_full"] = edit.sum("tokens_full")
-        return found | figures | {"seconds": edit.sum("total_seconds")}
+    def __call__(self, item: dict[str, Any]) -> list[dict[str, Any]]:
+        """How each row of the group ended, in their order."""
+        results = edit_group(self.pipe, self.groups[item["id"]], self.options)
+        return [{"group": item["id"], "place": i} | _told(one) for i, one in enumerate(results)]
+
+
+def _told(result: Result) -> dict[str, Any]:
+    edit = result.edit
+    if edit is None:
+        return {"error": result.error, "tokens_run": 0.0, "tokens_full": 0, "seconds": 0.0}
+    figures = (edit.sum(name) for name in ("mean_tokens_run", "tokens_full", "total_seconds"))
+    return {"error": ""} | dict(zip(("tokens_run", "tokens_full", "seconds"), figures, strict=True))
 
 
 def run_on_ray(
@@ -60,15 +67,16 @@ def run_on_ray(
         for row in rows:
             record.begin(row)
         ray.data.DataContext.get_current().enable_progress_bars = False  # there is one of ours
-        # A block a row: what an actor's death costs is one edit, and progress is told row by row.
-        data = ray.data.range(len(rows), override_num_blocks=len(rows)).map(
+        # A block a group: an actor's death costs that alone, and progress is told group by group.
+        groups = list(in_groups(rows, options))
+        data = ray.data.range(len(groups), override_num_blocks=len(groups)).flat_map(
             Editor,  # pyright: ignore[reportArgumentType]
-            fn_constructor_args=(record.model, device, threads, rows, options),
-            compute=ray.data.ActorPoolStrategy(size=min(workers, len(rows))),
+            fn_constructor_args=(record.model, device, threads, groups, options),
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(groups))),
             num_gpus=1 if device.startswith("cuda") else 0,
         )
         for found in data.iter_rows():
-            row = rows[found["index"]]
+            row = groups[found["group"]][found["place"]]
             if found["error"]:
                 record.fail(row, found["error"])
             else:

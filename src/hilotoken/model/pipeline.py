@@ -66,7 +66,7 @@ class EmbeddedFillPipeline(FluxFillPipeline):
         self, *args: Any, **kwargs: Any
     ) -> Any:
         given = inspect.signature(FluxFillPipeline.__call__).bind(self, *args, **kwargs).arguments
-        if given.pop("prompt", None):
+        if any(given.pop("prompt", None) or ()):  # a text, or a list of them
             raise ValueError(
                 "the embedded model does not read a prompt: omit it, or give "
                 f"**pipe.prompt(label=...) one of {list(self.labels)}"

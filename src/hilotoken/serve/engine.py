@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from .. import photo as photo_room
-from ..edit import Edit, edit_photo
+from ..edit import Edit, edit_variations
 from ..methods.parse import read_method
 from ..photo import Photo, PhotoError, load_photo, save_photo
 from ..plan import TokenPlan
@@ -72,6 +72,7 @@ class Task:
                half transparent; "white", what is at least half white
     method:    a preset's name, or a method and its options as words, such as "hilo detail=0.2"
     count:     pictures wanted; the i-th has the seed `seed + i`
+    together:  so many of them are made in one call of the pipeline at most
     partials:  previews wanted of each
     output:    "png", "jpeg", "webp"; or "patch": an RGBA PNG of the mask's bounding box alone
     quality:   of JPEG and lossy WebP, 0 to 100; None for as good as it gets: lossless WebP
@@ -90,6 +91,7 @@ class Task:
     feather: int = 0
     match: bool = True
     count: int = 1
+    together: int = 1
     partials: int = 0
     output: str = "png"
     quality: int | None = None
@@ -167,15 +169,14 @@ def run_task(pipe: Any, task: Task, report: Report) -> None:
     mask = read_mask(task, photo)
     method = _refusing("method", partial(read_method, task.method))
     _refusing("working_size", partial(working_size, pipe, task.size))
-    edit = partial(
-        edit_photo, pipe, photo, mask, method,
+    seeds = [(task.seed + image) % 2**32 for image in range(task.count)]
+    edits = edit_variations(
+        pipe, photo, mask, method, seeds=seeds, together=task.together,
         prompt=task.prompt, label=task.label, feather=task.feather, match=task.match,
-        size=task.size, steps=task.steps,
+        size=task.size, steps=task.steps, progress=_Follower(task, photo, mask, report),
     )  # fmt: skip
-    for image in range(task.count):
-        seed = (task.seed + image) % 2**32
-        follow = _Follower(task, photo, mask, image, report)
-        edited = _refusing(None, partial(edit, seed=seed, progress=follow))
+    for image, seed in enumerate(seeds):
+        edited = _refusing(None, partial(next, edits))
         report(_picture(task, edited, mask, image, seed))
 
 
@@ -194,34 +195,34 @@ def _refusing(param: str | None, do: Callable[[], Any]) -> Any:
 class _Follower:
     """Told of every step: reports progress and, where wanted, previews of the region under way."""
 
-    def __init__(
-        self,
-        task: Task,
-        photo: Photo,
-        mask: np.ndarray,
-        image: int,
-        report: Report,
-    ) -> None:
-        self.task, self.photo, self.mask = task, photo, mask
-        self.image, self.report, self.done = image, report, 0
+    def __init__(self, task: Task, photo: Photo, mask: np.ndarray, report: Report) -> None:
+        self.task, self.photo, self.mask, self.report = task, photo, mask, report
+        self.images: tuple[int, ...] = ()  # those under way
+        self.done = 0  # steps of each of them
 
-    def __call__(self, stage: Stage) -> None:
+    def __call__(self, images: tuple[int, ...], stage: Stage) -> None:
+        if images != self.images:
+            self.images, self.done = images, 0
         if stage.name != "denoise":
             return
         self.done += 1
         steps = stage.regions * self.task.steps  # of a picture
         all_steps = self.task.count * steps
-        self.report(Progress(min(self.image * steps + self.done, all_steps), all_steps))
+        done = images[0] * steps + len(images) * self.done
+        self.report(Progress(min(done, all_steps), all_steps))
         wanted = min(self.task.partials, steps - 1)
         shown_at = [round((i + 1) * steps / (wanted + 1)) for i in range(wanted)]
         if self.done in shown_at:
-            small = stage.preview()
+            self._preview(stage, shown_at.index(self.done))
+
+    def _preview(self, stage: Stage, index: int) -> None:
+        for place, image in enumerate(self.images):
+            small = stage.preview(place)
             if small is None:  # latents of a layout that is not known
                 return
             shown = _paste(self.photo, self.mask, stage.area, small)
             data = _encode(shown, self.mask, self.task)
-            index = shown_at.index(self.done)
-            self.report(Preview(self.image, index, data, bounding_box(self.mask)))
+            self.report(Preview(image, index, data, bounding_box(self.mask)))
 
 
 def read_mask(task: Task, photo: Photo) -> np.ndarray:

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -15,6 +15,7 @@ from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
+from ..edit import TOGETHER
 from .engine import Event, Failed, Picture, Preview, Task
 from .errors import ApiError
 from .jobs import Ended, Job, JobQueue, KeyReused, QueueFull, TimeLimit
@@ -24,10 +25,14 @@ from .uploads import check_mask, check_upload
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may bring."""
+    """What a request may bring.
+
+    together: pictures of one request that are made in one call of the pipeline at most
+    """
 
     file_bytes: int = 50_000_000
     pixels: int = 50_000_000
+    together: int = TOGETHER
 
     @property
     def body_bytes(self) -> int:
@@ -112,7 +117,7 @@ def checked_task(
             "`auto`, resize the image, or set working_size for the model's",
             param="size",
         )
-    return fields.task(image, mask)
+    return replace(fields.task(image, mask), together=limits.together)
 
 
 def _check_model(name: str, names: list[str]) -> None:
