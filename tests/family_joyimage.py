@@ -31,7 +31,8 @@ class TinyPlus(diffusers.JoyImageEditPlusPipeline):
         mask[:, TEXT - 1 :] = 0
         made = [torch.Generator().manual_seed(sum(map(ord, text))) for text in texts]
         words = torch.stack([3 * torch.randn(TEXT, 16, generator=random) for random in made])
-        return words.to(self.transformer.dtype), mask
+        device = self._execution_device
+        return words.to(device, self.transformer.dtype), mask.to(device)
 
 
 SIDE = 1024  # it knows no other size; 16x16 tokens of 64 px

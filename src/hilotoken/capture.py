@@ -138,7 +138,8 @@ class _Tap:
     def encoded(self, original: Callable[..., Any], picture: Any, *args: Any, **kw: Any) -> Any:
         """A photo that no processor made into pixels: the pipeline did it by itself."""
         if self.seen.photo_B3HW is None and isinstance(picture, Tensor):
-            self.seen.photo_B3HW = picture if picture.ndim == 4 else picture[:, :, 0]
+            photo = picture.cpu()  # where processors leave theirs
+            self.seen.photo_B3HW = photo if photo.ndim == 4 else photo[:, :, 0]
             self.seen.path = [lambda image: 2 * as_batch(image, 3) - 1]
             first = self._trace(self.steps[-1][2]) if self.steps else None
             first = first[0] if isinstance(first, list | tuple) else first

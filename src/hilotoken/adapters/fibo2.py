@@ -67,7 +67,7 @@ class Fibo2Short(StripShort):
             if not self.spans[number].length:
                 turn_SF = turn_SF[:0]
             plane_SF = plane_F[: frame // 2].expand(len(turn_SF), -1)
-            parts.append(torch.cat([plane_SF, turn_SF.to(plane_F.device)], 1))
+            parts.append(torch.cat([plane_SF, turn_SF], 1))
         return torch.cat(parts)
 
 

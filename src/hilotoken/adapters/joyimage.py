@@ -9,7 +9,6 @@ tokens, L text tokens, C latent channels, D channels a token or of a place.
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -31,6 +30,8 @@ class JoyShort(RotaryShort):
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
         self._tables: dict[Any, Any] = {}
+        # Of the tokens that run, those that are no coarse ones: int64. Known before any step asks.
+        self._native_R = (self.places_S >= 0).nonzero().flatten()
 
     def shorten(self, call: Call, sigma: float) -> Call:
         short = super().shorten(call, sigma)
@@ -54,16 +55,17 @@ class JoyShort(RotaryShort):
             return whole[0][:0], whole[1][:0]
         if not span.short:
             return whole
-        native = (part.index_select(0, self.plan.keep_K.to(part.device)) for part in whole)
+        native = (part.index_select(0, self.plan.keep_K) for part in whole)
         if not self.coarse:
             return tuple(native)  # type: ignore[return-value]
-        between = self.family.turns(self._coarse_places(frame))
+        between = _moved(self.family.turns(self._coarse_places(frame)), whole[0].device)
         return tuple(map(torch.cat, zip(native, between, strict=True)))  # type: ignore[return-value]
 
     def aligned_table(self) -> Table:
         """All places over the stride: rows and columns."""
         parts = [self.family.turns(self._places(i) / self._strides) for i in range(len(self.spans))]
-        return tuple(map(torch.cat, zip(*parts, strict=True)))  # type: ignore[return-value]
+        table = tuple(map(torch.cat, zip(*parts, strict=True)))
+        return _moved(table, self.plan.keep_K.device)
 
     def _places(self, frame: int) -> Tensor:
         """Frame, row and column of a picture's tokens that run: [S, 3]."""
@@ -80,17 +82,22 @@ class JoyShort(RotaryShort):
     def _strides(self) -> Tensor:
         return torch.tensor([1.0, self.plan.stride, self.plan.stride])
 
-    @cached_property
-    def _native_R(self) -> Tensor:
-        """Of the tokens that run, those that are no coarse ones: int64."""
-        return (self.places_S >= 0).nonzero().flatten()
-
 
 class Joy(Rotary):
     """What both have in common: the target is the first picture, [B, T, 4C] in rows."""
 
     short: ClassVar[Any] = JoyShort
     image_first: ClassVar[bool] = True
+
+    def __init__(self, pipe: Any) -> None:
+        super().__init__(pipe)
+        self._own: dict[Any, Any] = {}
+
+    def own_table(self, key: Any, make: Callable[[], Any], device: torch.device) -> Any:
+        """The model's own places, made on the host: moved once in a run, for all plans."""
+        if key not in self._own:
+            self._own[key] = _moved(make(), device)
+        return self._own[key]
 
     def encode(self, photo_B3HW: Tensor, generator: torch.Generator) -> Tensor:
         """As `prepare_latents` does after it made the pixels; the mode, where that samples."""
@@ -140,12 +147,14 @@ class JoyEditShort(JoyShort):
     def places(self, original: Callable[..., Any], text: int | None) -> tuple[Table, Any]:
         """The model's own places for the tokens that run, and those of the text."""
         if text not in self._tables:
-            whole, words = original(vis_rope_size=self.sizes, txt_rope_size=text)
+            whole, words = self.family.own_table(
+                (*self.sizes, text),
+                lambda: original(vis_rope_size=self.sizes, txt_rope_size=text),
+                self.plan.keep_K.device,
+            )
             frames = zip(*(part.chunk(len(self.spans)) for part in whole), strict=True)
             parts = [self.table(i, frame) for i, frame in enumerate(frames)]
-            device = self.plan.keep_K.device
-            short = tuple(torch.cat(part).to(device) for part in zip(*parts, strict=True))
-            self._tables[text] = short, words
+            self._tables[text] = tuple(map(torch.cat, zip(*parts, strict=True))), words
         self.ran = len(self._tables[text][0][0])
         return self._tables[text]
 
@@ -157,6 +166,7 @@ class JoyEditShort(JoyShort):
             if self.family.model.config.rope_type == "mrope":
                 end = max(self.sizes[0] - 1, *((n - 1) / self.plan.stride for n in self.plan.grid))
                 words = self.family.turns((torch.arange(text) + end + 1)[:, None].expand(-1, 3))
+                words = _moved(words, self.plan.keep_K.device)
             self._tables["aligned", text] = self.aligned_table(), words
         return self._tables["aligned", text]
 
@@ -218,15 +228,22 @@ class JoyPlusShort(JoyShort):
     def places(self, original: Callable[..., Any], frame: int) -> Table:
         """The model's own places for the tokens of a picture that run."""
         if frame not in self._tables:
-            whole = original((frame, 0, 0), (frame + 1, *self.spans[frame].grid))
+            grid = self.spans[frame].grid
+            whole = self._tables.get(0)  # of a picture that does not run nothing is needed
+            if whole is None or self.spans[frame].length:
+                whole = self.family.own_table(
+                    (frame, *grid),
+                    lambda: original((frame, 0, 0), (frame + 1, *grid)),
+                    self.plan.keep_K.device,
+                )
             self._tables[frame] = self.table(frame, whole)
         self.ran = self.ran * (frame > 0) + len(self._tables[frame][0])
         return self._tables[frame]
 
     def _aligned_rotary(self, short: Call) -> Any:
         if "aligned" not in self._tables:
-            batch, device = len(short["hidden_states"]), short["hidden_states"].device
-            parts = (part.to(device).expand(batch, -1, -1) for part in self.aligned_table())
+            batch = len(short["hidden_states"])
+            parts = (part.expand(batch, -1, -1) for part in self.aligned_table())
             self._tables["aligned"] = tuple(parts)
         return self._tables["aligned"]
 
@@ -273,3 +290,10 @@ class JoyImageEditPlus(Joy):
 
         name = "_get_rotary_pos_embed_for_range"
         return (*super().stand_ins(run), shadowed(self.model, name, places))
+
+
+def _moved(made: Any, device: torch.device) -> Any:
+    """Tensors, in tuples as they are, on the device."""
+    if isinstance(made, tuple):
+        return tuple(_moved(part, device) for part in made)
+    return made if made is None else made.to(device)

@@ -76,7 +76,7 @@ class ZImageShort(PicturesShort):
     @cached_property
     def _coarse_MF(self) -> Tensor:
         places_M2, model = self.coarse_places, self.family.model
-        return rotary(model.axes_dims[1:], model.rope_theta, places_M2).to(places_M2.device)
+        return rotary(model.axes_dims[1:], model.rope_theta, places_M2)
 
     @cached_property
     def _turn_SF(self) -> Tensor:
@@ -85,8 +85,7 @@ class ZImageShort(PicturesShort):
         place_S2 = token_positions(self.plan)
         moved_S2 = place_S2 / self.plan.stride - place_S2
         turn_SF = rotary(model.axes_dims[1:], model.rope_theta, moved_S2)
-        turn_SF = F.pad(turn_SF, (sum(model.axes_dims) // 2 - turn_SF.shape[1], 0), value=1.0)
-        return turn_SF.to(place_S2.device)
+        return F.pad(turn_SF, (sum(model.axes_dims) // 2 - turn_SF.shape[1], 0), value=1.0)
 
 
 class ZImage(Pictures):
@@ -166,12 +165,13 @@ def rotary(sides: Sequence[int], theta: float, place_M2: Tensor) -> Tensor:
 
     sides: channels that turn with the row, and with the column
     """
-    parts = []
-    for dim, place_M in zip(sides, place_M2.cpu().double().T, strict=True):
-        frequency = 1.0 / theta ** (torch.arange(0, dim, 2).double() / dim)
+    parts, device = [], place_M2.device
+    exact_M2 = (place_M2.cpu() if device.type == "mps" else place_M2).double()  # MPS has none
+    for dim, place_M in zip(sides, exact_M2.T, strict=True):
+        frequency = 1.0 / theta ** (torch.arange(0, dim, 2, device=exact_M2.device).double() / dim)
         angle = torch.outer(place_M, frequency).float()
         parts.append(torch.polar(torch.ones_like(angle), angle))
-    return torch.cat(parts, -1)
+    return torch.cat(parts, -1).to(device)
 
 
 def turned(x_BSHD: Tensor, turn_SF: Tensor) -> Tensor:
