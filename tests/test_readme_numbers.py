@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.documents import commands_in, refreshed, table_text
+from benchmarks.tables import TABLES
 from hilotoken.bench.results.readings import (
     CLASSICAL,
     by_photo,
@@ -17,6 +18,7 @@ from hilotoken.bench.results.readings import (
     narrowed,
     read_rows,
 )
+from hilotoken.bench.show.difficulty import difficulty_table
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -66,29 +68,10 @@ def test_every_figure_with_an_interval_is_in_the_rows():
 # Figures without an interval: ratios, LPIPS and SSIM; and whole decibels, which no table prints.
 DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?=x\b)|(?<![\w.])0\.\d{3,4}(?!\.?\d)")
 WHOLE = re.compile(r"(?<![\w.])\d+(?:(?:, \d+)* (?:to|and|or) \d+)? dB\b")
-ROUGH = "said roughly of a table on that page"
-NO_ROW = "no row is left of it: it is of weights that nobody can load"
-SEEN = "a rule of thumb"
 LISTED = {
-    "choose-a-preset.md": {"40 dB": SEEN, "30 dB": SEEN},
     "choosing-tokens.md": dict.fromkeys(["20 dB", "25 dB"], "benchmarks/context, on its page"),
-    "README.md": {
-        "1 to 3 dB": "benchmarks/context, on its page",
-        "15 to 16 dB": NO_ROW,
-        "3.13": "the paper's",
-        "2.59": "the paper's",
-        "1.67": "the paper's",
-    },
+    "README.md": {"1 to 3 dB": "benchmarks/context, on its page"},
     "embedded-model.md": {"2 dB": "the bar that was set"},
-    "make-a-model-robust.md": {"6 dB": "the bar that was set"},
-    "evidence.md": dict.fromkeys(
-        ["0.065", "0.164", "0.013", "0.0168", "0.0319", "0.0025"],
-        "hilo bench difficulty benchmarks/results/fill_matched_cpu.csv",
-    ),
-    "flux.md": {"1.85": "arithmetic: half of the tokens stay whole"},
-    "methods.md": {"1.95": "two short trainings, in the log", "1.01": "the same"},
-    "reusing-context.md": {"5 to 8 dB": ROUGH},
-    "sessions.md": {"2 dB": ROUGH, "6 dB": ROUGH},
     "speed.md": dict.fromkeys(["3.13", "2.59", "1.67"], "the paper's"),
 }
 
@@ -108,10 +91,10 @@ def _known() -> set[str]:
         for document in DOCUMENTS
         for table in re.findall(r"^<!-- hilo bench table .*?^<!-- end", document.read_text(), MANY)
     ]
+    matched = read_rows(ROOT / "benchmarks/results/fill_matched_cpu.csv")
+    marked += [difficulty_table(matched, {}), *(made() for made in TABLES.values())]
     values = [float(value) for text in marked for value in re.findall(r"-?\d+\.\d+", text)]
     values += [*_over_opencv(), *_four_steps()]
-    methods = pd.read_csv(ROOT / "benchmarks/results/methods_speed.csv")
-    values += [*methods["flop_ratio"], *methods["speedup"]]
     return {f"{abs(value):.{digits}f}" for value in values for digits in (1, 2, 3, 4)}
 
 
@@ -199,30 +182,15 @@ def test_a_changed_figure_is_found_out():
     assert refreshed(marked, lambda arguments: _made(*arguments)) != marked
 
 
-# Tables that no command prints: which rows their figures of speed and distance are in, by the first
-# cells of their headers; or, in words, why no row can hold them.
+# Tables that no command prints, by the first cells of their headers, and why no row can hold them.
 UNIT = re.compile(r"(\d+(?:\.\d+)?)(?:\*\*)?\s?(?:x\b|dB\b|m?s\b|TFLOPs?\b)")
-RESULTS = ROOT / "benchmarks" / "results"
 BY_HAND = {
-    ("methods.md", "| | 1024: FLOPs |"): "methods_speed.csv",
-    ("speed.md", "| mask | tokens run | FLOPs, counted | DiT by C"): "speed_flux-fill_cpu.csv",
-    ("speed.md", "| mask | tokens run | FLOPs, counted | DiT by the"): "speed_flux-fill_cpu.csv",
-    ("serve.md", "| | 10,000 requests |"): "serve_load_cpu.jsonl",
-    ("comfyui.md", "| | tokens run | sampler |"): "comfyui_cpu.csv",
     ("speed.md", "| target | column |"): "what is hoped for, as the paper has it",
-    (
-        "speed.md",
-        "| method | small, 6.4 % |",
-    ): "arithmetic: FLOPs of a plan, by the formula above it",
+    ("speed.md", "| method | small, 6.4 % |"): "arithmetic: FLOPs of a plan, by the formula above",
     ("speed.md", "| `--scale` | FLUX.1 |"): "arithmetic: FLOPs counted of a shape",
-    (
-        "embedded-model.md",
-        "| mask | LPIPS over OpenCV's: the ed",
-    ): "held by the check of figures above",
-    ("http.md", "| status |"): "a limit that is set",
     ("speed.md", "| card | bound by memory up to |"): "held below: benchmarks.roofline prints it",
     ("speed.md", "| mask | text | tokens run |"): "held below: benchmarks.roofline prints it",
-    ("speed.md", "| mask | preset | DiT |"): "medians of speed_presets_cpu.csv, held by no test",
+    ("http.md", "| status |"): "a limit that is set",
     ("edit-by-instruction.md", "| | steps, dense ones |"): "what others published",
 }
 
@@ -236,41 +204,29 @@ def _by_hand(document: Path) -> list[str]:
     ]
 
 
-def _in_rows(path: Path) -> set[str]:
-    """Every value of the rows, and over those that differ in nothing but values their median.
-
-    Of rounds, also how many times faster than dense each is in its round.
-    """
-    lines = path.suffix == ".jsonl"
-    rows = pd.read_json(path, lines=True) if lines else pd.read_csv(path)
-    if "round" in rows:
-        dense = rows[rows["name"] == "dense"].set_index("round")["cpu_seconds"]
-        rows["faster"] = rows["round"].map(dense) / rows["cpu_seconds"]
-    names = [name for name in rows if rows[name].dtype.kind not in "fi"]
-    numbers = rows.select_dtypes("number")
-    groups = rows.groupby([*names, *{"tokens_run", "tokens"} & {*rows}], dropna=False)
-    values = [*numbers.to_numpy().ravel(), *groups[list(numbers)].median().to_numpy().ravel()]
-    rounded = (value * nearly for value in values for nearly in (1, 1 + 1e-9))  # a half goes up
-    return {f"{value:.{digits}f}" for value in rounded for digits in (0, 1, 2)}
-
-
 @pytest.mark.parametrize("document", DOCUMENTS[1:], ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_table_by_hand_is_of_rows_or_says_why_not(document):
+def test_a_table_by_hand_says_why(document):
     if document.name == "training-log.md":  # which is history
         return
     for table in _by_hand(document):
         keys = [key for key in BY_HAND if key[0] == document.name and table.startswith(key[1])]
-        assert len(keys) == 1, f"mark it, or list where it is from: {table.splitlines()[0]}"
-        if (path := RESULTS / BY_HAND[keys[0]]).is_file():
-            figures = set(UNIT.findall(table))
-            assert sorted(figures - _in_rows(path)) == [], f"not in {path.name}"
+        assert len(keys) == 1, f"mark it, or say why no row holds it: {table.splitlines()[0]}"
 
 
-def test_a_figure_by_hand_that_is_in_no_row_is_found_out():
+def test_figures_by_hand_are_seen():
     assert UNIT.findall("| 9.87x | **9.86x** | 3 dB | 1.5 s | 16 x 16 px | 5 % |\n")[:4] == [
         "9.87", "9.86", "3", "1.5",
     ]  # fmt: skip
-    assert "9.87" not in _in_rows(RESULTS / "comfyui_cpu.csv")
+
+
+NAMED = re.compile(r"^<!-- python -m benchmarks\.tables (\w+) -->\n(.*?)^<!-- end -->", MANY)
+
+
+def test_every_named_table_stands_on_one_page_as_its_rows_say():
+    found = [one for document in DOCUMENTS for one in NAMED.findall(document.read_text())]
+    assert sorted(name for name, _ in found) == sorted(TABLES)
+    for name, table in found:
+        assert TABLES[name]() == table, f"python -m benchmarks.tables {name}"
 
 
 PRINTED = re.compile(r"^<!-- python -m (\S+) --table -->\n(.*?)^<!-- end -->", MANY)

@@ -67,10 +67,8 @@ class EmbeddedFillPipeline(FluxFillPipeline):
     ) -> Any:
         given = inspect.signature(FluxFillPipeline.__call__).bind(self, *args, **kwargs).arguments
         if any(given.pop("prompt", None) or ()):  # a text, or a list of them
-            raise ValueError(
-                "the embedded model does not read a prompt: omit it, or give "
-                f"**pipe.prompt(label=...) one of {list(self.labels)}"
-            )
+            known = f", or name a label, one of {list(self.labels)}" if self.labels else ""
+            raise ValueError(f"the embedded model reads no prompt: leave it out{known}")
         if "prompt_embeds" not in given:
             given |= self.prompt(_batch(given.get("image")))
         given.setdefault("num_inference_steps", self.default_steps)

@@ -41,7 +41,7 @@ class EditFields(BaseModel):
     user: str | None = Field(None, max_length=500, description="Taken, and not kept.")
     # Beyond the images API:
     mask_mode: Literal["alpha", "white"] = Field(
-        "alpha", description="What in the mask is edited: alpha 0, or white."
+        "alpha", description="What in the mask is edited: what is transparent, or white."
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Same seed, same picture.")
     steps: int | None = Field(None, ge=1, le=100, description="Denoising steps.")
