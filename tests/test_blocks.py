@@ -1,6 +1,7 @@
 """Methods inside the blocks of real transformers: nothing lost, nothing left, text untouched."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,17 @@ from hilotoken.methods.stages import Fused
 
 N = GRID**2
 STEPS = SimpleNamespace(timesteps=range(4))
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a placement reads of a plan."""
+
+    grid: tuple[int, int]
+    keep_K: torch.Tensor
+    tokens_full: int
+
+
 IDLE = [
     ToMe(ratio=0, feed_forward=True), ToMe(ratio=0, random=True), ToDo(factor=1),
     BiGainTM(ratio=0, feed_forward=True), BiGainTD(factor=1),
@@ -491,7 +503,7 @@ def test_cells_and_their_least_tokens_equal_brute_force(grid, side):
 
 def part_of(model, given, method, keep_N):
     """A flux whose sequence is part of a grid, as a plan says."""
-    plan = SimpleNamespace(grid=(GRID, GRID), keep_K=keep_N, tokens_full=N)
+    plan = Plan(grid=(GRID, GRID), keep_K=keep_N, tokens_full=N)
     with placed(model, method, STEPS, lambda: plan) as placement:
         result = run(model, given)
     return result, placement
@@ -534,7 +546,7 @@ def test_a_whole_grid_taken_for_a_part_gives_the_same():
         BiGainTD(alpha=0.3),
     ):
         whole = within(model, given, method)
-        plan = SimpleNamespace(grid=(GRID, GRID), keep_K=torch.arange(N), tokens_full=N + 1)
+        plan = Plan(grid=(GRID, GRID), keep_K=torch.arange(N), tokens_full=N + 1)
         with placed(model, method, STEPS, lambda plan=plan: plan):
             part = run(model, given)
         assert worst(part, whole) <= 1e-6, method

@@ -30,6 +30,7 @@ from hilotoken.request import Request, fewest_steps
 PIPELINES = [
     *("FluxFillPipeline", "FluxInpaintPipeline", "FluxKontextPipeline", "Flux2KleinPipeline"),
     *("StableDiffusion3InpaintPipeline", "ZImageInpaintPipeline", "FluxControlInpaintPipeline"),
+    *("ZImageControlNetInpaintPipeline", "BriaFibo2Pipeline"),
 ]
 FILL = "FluxFillPipeline"
 SLOW = "QwenImageEditPipeline"  # its reference is a megapixel, whatever the photo

@@ -33,7 +33,7 @@ from benchmarks.context.selections import (
     growing_cells,
     one_a_cell,
 )
-from hilotoken import HiLo, Refresh, adapters, attach, compress
+from hilotoken import HiLo, Refresh, adapters, compress, lane
 from hilotoken.bench.measure.flops import flops_by_pass
 from hilotoken.methods import Dense
 from hilotoken.plan import cells_of
@@ -232,10 +232,10 @@ def test_keeping_all_that_is_attended_is_keeping_the_whole(
 
 
 def test_nothing_experimental_is_left_behind() -> None:
-    before = dict(adapters.ADAPTERS), attach.Reuse
+    before = dict(adapters.ADAPTERS), lane.Reuse
     with experimental():
         assert PyramidFill in adapters.ADAPTERS.values()
-    assert (dict(adapters.ADAPTERS), attach.Reuse) == before
+    assert (dict(adapters.ADAPTERS), lane.Reuse) == before
 
 
 METHODS = {

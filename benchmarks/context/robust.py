@@ -38,6 +38,9 @@ METHODS: dict[str, Any] = {  # presets, without a bucket: 64 is a quarter of thi
     "balanced": WHOLE,
     "fast": HiLo(coarse=0, bucket=1, refresh=Refresh(2, text=True)),
     "edit only": HiLo(detail=0.0, coarse=0, bucket=1),
+    "random": HiLo(score="random", detail=0.16, coarse=0, bucket=1),
+    "sampled": HiLo(context="sampled", detail=0.0, bucket=1),
+    "sampled, twice": HiLo(context="sampled", detail=0.0, bucket=1, refresh=Refresh(2, text=True)),
 }
 TOGETHER = 8  # pictures a call of the training, of one kind, under one mask
 STEPS = 8
@@ -86,21 +89,23 @@ def drawn(model: ContextModel) -> Any:
 @torch.no_grad()
 def measure(model: ContextModel, pipe: Any, samples: int, pictures: int, file: Path) -> None:
     """Append the rows that are not there yet."""
-    done = {(r["kind"], int(r["number"])) for r in read(file)}
+    done = {(r["kind"], int(r["number"]), r["method"]) for r in read(file)}
     for case in [case for kind in LEARNED for case in held_out(kind, pictures)]:
-        if (case.kind, case.number) not in done:
-            for row in rows_of(model, pipe, case, samples):
-                append(file, row)
+        left = [name for name in METHODS if (case.kind, case.number, name) not in done]
+        for row in rows_of(model, pipe, case, samples, left) if left else ():
+            append(file, row)
 
 
-def rows_of(model: ContextModel, pipe: Any, case: Case, samples: int) -> list[Row]:
-    """One picture by every method, without the adapter and with it."""
+def rows_of(
+    model: ContextModel, pipe: Any, case: Case, samples: int, wanted: list[str]
+) -> list[Row]:
+    """One picture by the methods wanted, without the adapter and with it."""
     x0_BNC, hidden = tokens_of(case.picture.image_B3HW), list(case.hidden)
     rows, dense_BNC = [], x0_BNC
     for adapter in (0, 1):
         (model.transformer.enable_adapters if adapter else model.transformer.disable_adapters)()
-        for name, method in METHODS.items():
-            fast = compress(pipe, method)
+        for name in dict.fromkeys(["dense", *wanted]):
+            fast = compress(pipe, METHODS[name])
             out_BNC = fast(**arguments([case], model), num_inference_steps=STEPS).images
             assert fast.last_run is not None
             if name == "dense" and not adapter:
@@ -115,7 +120,7 @@ def rows_of(model: ContextModel, pipe: Any, case: Case, samples: int) -> list[Ro
             )
             row = (samples, adapter, case.kind, case.number, name, int(told), true, near)
             rows.append(Row(*row, round(float(moved), 7)))
-    return rows
+    return [row for row in rows if row.method in wanted]
 
 
 FIGURES: list[tuple[Callable[[dict[str, str]], float], str]] = [  # of a row, and how it is written

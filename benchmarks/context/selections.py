@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hilotoken import HiLo, adapters, attach
+from hilotoken import HiLo, adapters, lane
 from hilotoken.adapters.base import Span
 from hilotoken.adapters.coarse import Coarse
 from hilotoken.adapters.flux import FluxFill, FluxFillShort
@@ -257,5 +257,5 @@ class AttendedReuse(Reuse):
 def experimental() -> Iterator[None]:
     """`compress` knows the pyramid and attended context, for this context."""
     names = {("FluxFillPipeline", "FluxTransformer2DModel"): PyramidFill}
-    with patch.dict(adapters.ADAPTERS, names), patch.object(attach, "Reuse", AttendedReuse):
+    with patch.dict(adapters.ADAPTERS, names), patch.object(lane, "Reuse", AttendedReuse):
         yield

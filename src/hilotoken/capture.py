@@ -72,15 +72,16 @@ def captured(pipe: Any, photo_last: bool = False) -> Iterator[Seen]:
             "this pipeline is in a compressed call already: wait for it, or load a second pipeline"
         )
     tap, masks = _Tap(photo_last), getattr(pipe, "mask_processor", None)
-    resizer = getattr(pipe, "vae_image_processor", processor)  # JoyImage Edit's own
+    # JoyImage Edit's own, beside which it makes the photo into pixels by itself.
+    resizer = getattr(pipe, "vae_image_processor", None)
     with ExitStack() as stack:
         for thing, name, keep in (
             (processor, "preprocess", tap.photo),
             (processor, "resize", tap.step),
             (processor, "_resize_to_target_area", tap.step),
-            (resizer, "resize_center_crop", tap.step),
+            (resizer or processor, "resize_center_crop", tap.step),
             (masks, "preprocess", tap.mask),
-            (pipe.vae, "encode", tap.encoded),
+            (resizer and pipe.vae, "encode", tap.encoded),
             (pipe, "_encode_vae_image", tap.latents),
             (pipe, "normalize_latents", tap.latents),
             (pipe.scheduler, "scale_noise", tap.noised),

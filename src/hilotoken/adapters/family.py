@@ -194,6 +194,10 @@ class Family:
         """The attention modules whose keys are those of the image."""
         return [module for module in self.model.modules() if getattr(module, "processor", None)]
 
+    def apart(self) -> Iterable[AbstractContextManager[None]]:
+        """What keeps other models that run modules of the transformer out of what is put there."""
+        return ()
+
     def stand_ins(self, run: Any) -> Iterable[AbstractContextManager[None]]:
         """What is put inside the transformer for a run, whose `short` is the short call under way.
 

@@ -152,12 +152,15 @@ class ZImageControlNet(ZImage):
 
     photo_last: ClassVar[bool] = True
 
-    def stand_ins(self, run: Any) -> Iterable[AbstractContextManager[None]]:
-        def apart(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def apart(self) -> Iterable[AbstractContextManager[None]]:
+        def run(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             with aside(self.pipe.transformer):
                 return original(*args, **kwargs)
 
-        return (*super().stand_ins(run), shadowed(self.pipe.controlnet, "forward", apart))
+        return (shadowed(self.pipe.controlnet, "forward", run),)
+
+    def stand_ins(self, run: Any) -> Iterable[AbstractContextManager[None]]:
+        return (*super().stand_ins(run), *self.apart())
 
 
 def rotary(sides: Sequence[int], theta: float, place_M2: Tensor) -> Tensor:

@@ -167,8 +167,8 @@ def _approximate(pipe: Any, case: Case) -> dict[str, str]:
     """How far a photograph decodes approximately from how it decodes whole, where it can."""
     if refusal(pipe.vae):
         return {}
-    picture = pipe.image_processor.preprocess(case.arguments["image"])
-    picture = picture.to(pipe._execution_device, pipe.vae.dtype)
+    pixels = torch.from_numpy(np.array(case.arguments["image"].convert("RGB"))).movedim(-1, 0)[None]
+    picture = (pixels / 127.5 - 1).to(pipe._execution_device, pipe.vae.dtype)
     mask_B1HW = torch.from_numpy(case.mask.astype(np.float32))[None, None].to(picture)
     decode, latents = ApproximateDecode.of(pipe.vae), pipe.vae.encode(picture).latent_dist.mode()
     decode(pipe.vae.decode, latents, photo_B3HW=picture, mask_B1HW=mask_B1HW)

@@ -7,6 +7,7 @@ B batch, N tokens of the grid, T image tokens of a call, K tokens that run, S ke
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,7 +146,10 @@ def _masked(pipe: Any, given: Callable[[], dict[str, Any]], dense: Tensor, bound
             seen_T[span.start : span.stop] = False
             seen_T[span.start + call.plan.keep_K] = True
     try:
-        with rerouted(pipe.transformer, _hidden(seen_T, run.family), run.family.attentions()):
+        hidden = rerouted(pipe.transformer, _hidden(seen_T, run.family), run.family.attentions())
+        with ExitStack() as stack:
+            for stand_in in (*run.family.apart(), hidden):
+                stack.enter_context(stand_in)
             masked = _plain(pipe, given())
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
         return Promise(name, None, f"not tried: this attention backend takes no mask ({error})")
