@@ -16,9 +16,11 @@ from diffusers.models.transformers import transformer_flux
 from torch import Tensor, nn
 
 from hilotoken.adapters.flux import FluxFill
+from hilotoken.bench.show.cells import markdown
 from hilotoken.train.lora import add_adapter
 
 GB = 1e9
+RANK = 16
 TOKENS, TEXT, CHANNELS = 64 * 64, 512, 384
 BESIDE = (4.76e9 + 0.12e9 + 0.08e9) * 2  # T5-XXL, CLIP and the autoencoder in bfloat16
 
@@ -68,24 +70,29 @@ def kept(model: nn.Module) -> int:
     return sum(storage.nbytes() for storage in seen.values())
 
 
-def main() -> None:
+def table() -> str:
+    """The parts of the sum, in Markdown."""
     with torch.device("meta"):
         model: Any = FluxTransformer2DModel(in_channels=384, out_channels=64, guidance_embeds=True)
     model.to(torch.bfloat16)
     held = sum(w.nbytes for w in model.parameters())
-    pupil = add_adapter(FluxFill(Pipe(model)), 16)
+    pupil = add_adapter(FluxFill(Pipe(model)), RANK)
     trained = sum(w.numel() for w in pupil.values())
+    adapter = f"adapter of rank {RANK} ({trained / 1e6:.0f} M), its gradients, average and moments"
     every = kept(model)
     ends = 57 * (TOKENS + TEXT) * 3072 * 2  # what goes into each block
     block = every / 57 * 1.5  # of a block that is computed again, the larger kind
-    print(f"transformer {held / GB:.1f} GB, text encoders and autoencoder {BESIDE / GB:.1f} GB")
-    print(f"trained {trained / 1e6:.1f} M")
-    for name, moments in (("32 bits", 8), ("8 bits", 2)):
-        print(
-            f"adapter, gradients, average, moments in {name}: {trained * (12 + moments) / GB:.2f}"
-        )
-    print(f"activations {every / GB:.1f} GB, with --checkpointing {(ends + block) / GB:.1f} GB")
+    parts = {
+        "transformer, bfloat16": held,
+        "text encoders and autoencoder, bfloat16": BESIDE,
+        f"{adapter}, float32": trained * (12 + 8),
+        f"{adapter}, the moments in eight bits": trained * (12 + 2),
+        "activations": every,
+        "activations with `--checkpointing`": ends + block,
+    }
+    lines = [[name, f"{size / GB:.1f}"] for name, size in parts.items()]
+    return markdown(["part", "GB"], lines)
 
 
 if __name__ == "__main__":
-    main()
+    print(table(), end="")
