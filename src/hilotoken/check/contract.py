@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..adapters import family_of
 from ..arguments import MASKS, PHOTOS, first_of, takes_mask, with_plain_masks
 from ..attach import attached
 from ..attention import rerouted
@@ -94,12 +95,11 @@ def _velocity(pipe: Any, run: Callable[[], Any]) -> Tensor:
         seen.append(velocity.detach().float())
         return original(velocity, *args, **kwargs)
 
-    with shadowed(pipe.scheduler, "step", step):
+    with torch.random.fork_rng(), shadowed(pipe.scheduler, "step", step):
+        torch.manual_seed(0)  # by which JoyImage Edit samples what it encodes
         run()
     velocity = seen[-1]
-    if velocity.ndim == 3:
-        return velocity
-    return torch.nn.functional.pixel_unshuffle(velocity, 2).flatten(2).mT
+    return velocity if velocity.ndim == 3 else family_of(pipe).pack(velocity)
 
 
 def _plain(pipe: Any, given: dict[str, Any]) -> Tensor:
