@@ -173,14 +173,11 @@ def overhead() -> str:
 def command() -> str:
     """What `hilo edit` costs around the edit."""
     parts = ["start", "load", "edit", "write", "end", "around"]
-    found = _rows("command_cpu.csv").groupby(["libraries", "source"], sort=False)[parts].median()
+    rows = _rows("command_cpu.csv")
+    found = rows[rows["source"] == "after"].groupby("libraries", sort=False)[parts].median()
     lines = [
-        [
-            f"{libraries}, {'now' if source == 'after' else source}",
-            *(f"{row[part]:.2f}" for part in parts[:-1]),
-            f"{row['around']:.1f}",
-        ]
-        for (libraries, source), row in found.iterrows()
+        [libraries, *(f"{row[part]:.2f}" for part in parts[:-1]), f"{row['around']:.1f}"]
+        for libraries, row in found.iterrows()
     ]
     return markdown(["", *parts[:-1], "around the edit"], lines)
 
