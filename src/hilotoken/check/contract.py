@@ -192,7 +192,7 @@ def _outside(pipe: Any, given: dict[str, Any]) -> Promise:
     output = compress(pipe, HiLo())(**given)
     photo, mask = first_of(given, PHOTOS), first_of(given, MASKS)
     photo = photo[0] if isinstance(photo, list) else photo
-    name, after = "pixels outside the mask stay as they are", output.images[0].convert("RGB")
+    name, after = "pixels outside the mask stay as they are", output[0][0].convert("RGB")
     if after.size != photo.size:
         return Promise(name, None, f"not tried: it works at {after.size}, not at {photo.size}")
     changed = (np.asarray(after) != np.asarray(photo.convert("RGB"))).any(-1)
