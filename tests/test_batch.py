@@ -99,8 +99,8 @@ def test_failures_are_listed_and_skipped(batch, folder):
     assert done.code == 1
     assert said(done)["done now"] == 1
     failures = said(done)["failures"]
-    assert "a_mask.png" in failures[str(folder / "photos/a.png")]
-    assert "resize the mask" in failures[str(folder / "photos/b.png")]
+    assert "a_mask.png" in failures[str(folder / "out/a.png")]
+    assert "resize the mask" in failures[str(folder / "out/b.png")]
     make_mask(150, 170, BOX).save(folder / "masks/a_mask.png")
     assert said(batch())["done now"] == 1
 
@@ -133,6 +133,17 @@ def test_a_csv_says_more(hilo, folder):
     assert first.tobytes() != second.tobytes()
 
 
+def test_two_rows_of_one_photo_fail_as_two(hilo, folder):
+    (folder / "rows.csv").write_text(
+        "photo,mask,output\nphotos/none.png,masks/a_mask.png,first.png\n"
+        "photos/none.png,masks/a_mask.png,second.png\n"
+    )
+    given = ("batch", folder / "rows.csv", "-o", folder / "out", *QUICK, "--json", "--dry-run")
+    found = said(hilo(*given))
+    assert found["cannot be done"] == 2
+    assert found["failures"].keys() == {str(folder / f"out/{x}.png") for x in ("first", "second")}
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [
@@ -140,7 +151,7 @@ def test_a_csv_says_more(hilo, folder):
         ("photo\na.png\n", "--masks"),
         ("photo,mask,seed\na.png,b.png,x\n", "line 2"),
         ("photo,mask,steps\na.png,b.png,0\n", "steps"),
-        ("photo,mask\na.png,b.png\nc/a.jpg,b.png\n", "rename one"),
+        ("photo,mask\na.png,b.png\nc/a.jpg,b.png\n", "rename a photo"),
         ("photo,mask\n", "no photos"),
         ("photo,mask\n,b.png\n", "no photo"),
     ],

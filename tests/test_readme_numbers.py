@@ -186,7 +186,7 @@ def test_a_changed_figure_is_found_out():
 UNIT = re.compile(r"(\d+(?:\.\d+)?)(?:\*\*)?\s?(?:x\b|dB\b|m?s\b|TFLOPs?\b)")
 BY_HAND = {
     ("speed.md", "| target | column |"): "what is hoped for, as the paper has it",
-    ("speed.md", "| method | small, 6.4 % |"): "arithmetic: FLOPs of a plan, by the formula above",
+    ("speed.md", "| method | small, 6.4 % |"): "arithmetic, held below: FLOPs by the tokens",
     ("speed.md", "| `--scale` | FLUX.1 |"): "arithmetic: FLOPs counted of a shape",
     ("speed.md", "| card | bound by memory up to |"): "held below: benchmarks.roofline prints it",
     ("speed.md", "| mask | text | tokens run |"): "held below: benchmarks.roofline prints it",
@@ -217,6 +217,20 @@ def test_figures_by_hand_are_seen():
     assert UNIT.findall("| 9.87x | **9.86x** | 3 dB | 1.5 s | 16 x 16 px | 5 % |\n")[:4] == [
         "9.87", "9.86", "3", "1.5",
     ]  # fmt: skip
+
+
+def test_ratios_of_flops_follow_from_the_tokens_beside_them():
+    """A block of FLUX.1 does 4 D S (6 D + S), as the page says, with 512 tokens of text in S."""
+    text = (ROOT / "docs/explanation/speed.md").read_text(encoding="utf-8")
+    table = re.search(r"^\| method \| small, 6\.4 % \|.*\n(?:\|.*\n)+", text, re.MULTILINE)[0]
+    cells = re.findall(r"(\d\.\d+)x(?:\*\*)? \((\d+)", table)
+    assert len(cells) == 21
+
+    def cost(image: int) -> int:
+        return (image + 512) * (6 * 3072 + image + 512)
+
+    for ratio, tokens in cells:
+        assert float(ratio) == pytest.approx(cost(4096) / cost(int(tokens)), rel=0.005)
 
 
 NAMED = re.compile(r"^<!-- python -m benchmarks\.tables (\w+) -->\n(.*?)^<!-- end -->", MANY)

@@ -167,7 +167,10 @@ def read_rows(
     taken: dict[Path, Path] = {}
     for row in rows:
         if (other := taken.setdefault(row.output, row.photo)) is not row.photo:
-            raise ValueError(f"{other} and {row.photo} would both become {row.output}: rename one")
+            raise ValueError(
+                f"{other} and {row.photo} would both become {row.output}: "
+                "rename a photo, or name each result in the column output of a CSV"
+            )
     return rows
 
 

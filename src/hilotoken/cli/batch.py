@@ -89,9 +89,8 @@ def batch(
     states = [record.state(row) for row in rows]
     todo = [row for row, state in zip(rows, states, strict=True) if state == "to do"]
     foreign = [row for row, state in zip(rows, states, strict=True) if state == "foreign"]
-    failures = {
-        str(row.photo): f"{row.output} is there already, and not from this batch: move it"
-        for row in foreign
+    failures = {  # by result, since a photo may have several
+        str(row.output): "it is there already, and not from this batch: move it" for row in foreign
     }
     found: dict[str, Any] = {"rows": len(rows), "done before": states.count("done")}
     if dry_run:
@@ -175,8 +174,8 @@ def _run_all(
         for row, error in run(rows, options, record):
             bar.advance(task)
             if error:
-                failures[str(row.photo)] = error
-                bar.console.print(f"{row.photo}: {error}", style="red", highlight=False)
+                failures[str(row.output)] = error
+                bar.console.print(f"{row.output}: {error}", style="red", highlight=False)
             else:
                 done += 1
     return done
@@ -192,7 +191,7 @@ def _estimate(
     for row in rows:
         cost = cost_of(row, options, WORKING_SIZE)
         if cost.error:
-            failures[str(row.photo)] = cost.error
+            failures[str(row.output)] = cost.error
         else:
             costs.append(cost)
     run = round(sum(cost.tokens_run * cost.steps for cost in costs))
@@ -213,5 +212,5 @@ def _report(found: dict[str, Any], failures: dict[str, str], as_json: bool) -> N
         print(json.dumps(found | {"failures": failures}))
         return
     print(", ".join(f"{name}: {value}" for name, value in found.items()))
-    for photo, error in failures.items():
-        print(f"hilo: {photo}: {error}", file=sys.stderr)
+    for result, error in failures.items():
+        print(f"hilo: {result}: {error}", file=sys.stderr)
