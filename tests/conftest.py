@@ -18,6 +18,16 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def few_flops_are_counted():
+    """Counting makes a batch of a tiny model take twice as long: of a training, the first alone."""
+    from hilotoken.train import throughput
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(throughput, "COUNTED", 1)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def the_backend_stays():
     """`set_attention_backend` chooses for the whole process: the next test shall not hear of it."""

@@ -13,7 +13,7 @@ from torch import nn
 from toys import small_transformer, some_distance, training_photos
 
 from hilotoken import load_model
-from hilotoken.train import autoencoder, transformer
+from hilotoken.train import autoencoder, throughput, transformer
 from hilotoken.train import run as recipe
 from hilotoken.train.autoencoder import AutoencoderOptions
 from hilotoken.train.checkpoint import load_if_any
@@ -78,6 +78,7 @@ def whole_recipe(run: Path, photos: Path) -> None:
         patch.setattr(autoencoder, "WIDTH", 8)
         patch.setattr(transformer, "new_transformer", small_transformer)
         patch.setattr(recipe, "load_lpips", lambda path: some_distance())
+        patch.setattr(throughput, "COUNTED", 1)
         options = TrainOptions(
             AutoencoderOptions(samples=16, batch=4, crop=32),
             ViewOptions(groups=2, photos=2, masks=1),
@@ -96,6 +97,14 @@ def start(rank: int, port: int, *arguments: Path) -> subprocess.Popen:
     return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> tuple[Path, list[str]]:
+    """What two processes made together, first a toy and then by the whole recipe, and said."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "photos").mkdir()
+    return folder, both(folder, training_photos(folder / "photos"))
+
+
 def both(*arguments: Path) -> list[str]:
     """What two processes said that did this together."""
     with socket.socket() as free:
@@ -107,29 +116,26 @@ def both(*arguments: Path) -> list[str]:
     return said
 
 
-def test_two_processes_are_one_with_the_batches_of_both(tmp_path):
-    folder = tmp_path / "two"
-    said = both(folder)
-    one = expected(tmp_path / "one").state_dict()
+def test_two_processes_are_one_with_the_batches_of_both(two, tmp_path):
+    folder, said = two
+    one = expected(tmp_path).state_dict()
     ranks = [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
     for name, weight in one.items():
         assert torch.equal(ranks[0]["model"][name], ranks[1]["model"][name])
         torch.testing.assert_close(ranks[0]["model"][name], weight)
     assert not set(ranks[0]["drawn"]) & set(ranks[1]["drawn"])
-    assert [said.count("toy") > 0 for said in said] == [True, False]  # the first alone speaks
-    done = [load_if_any(tmp_path / name / "toy.pt")["done"] for name in ("one", "two")]
+    assert ["toy" in text for text in said] == [True, False]  # the first alone speaks
+    done = [load_if_any(run / "toy.pt")["done"] for run in (tmp_path, folder)]
     assert done[0] == done[1] >= OPTIONS["samples"]
 
 
-def test_two_processes_make_one_model_by_the_whole_recipe(tmp_path):
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    said = both(tmp_path / "run", training_photos(photos))
+def test_two_processes_make_one_model_by_the_whole_recipe(two):
+    folder, said = two
     assert ["refine" in text for text in said] == [True, False]
-    pipe = load_model(tmp_path / "run" / "pipeline")
+    pipe = load_model(folder / "pipeline")
     assert pipe.labels
     for name in ("autoencoder", "transformer", "refine"):
-        state = load_if_any(tmp_path / "run" / f"{name}.pt")
+        state = load_if_any(folder / f"{name}.pt")
         assert state is not None
         assert state["done"] >= 16
 
@@ -148,10 +154,8 @@ def test_a_device_that_is_named_stays(name):
 
 if __name__ == "__main__":
     folder, drawn = Path(sys.argv[1]), []
-    if sys.argv[2:]:
-        whole_recipe(folder, Path(sys.argv[2]))
-    else:
-        model = trained(folder, drawn)
-        rank = PartialState().process_index
-        torch.save({"model": model.state_dict(), "drawn": drawn}, folder / f"rank{rank}.pt")
+    model = trained(folder, drawn)
+    rank = PartialState().process_index
+    torch.save({"model": model.state_dict(), "drawn": drawn}, folder / f"rank{rank}.pt")
+    whole_recipe(folder, Path(sys.argv[2]))
     PartialState().destroy_process_group()

@@ -44,6 +44,7 @@ def test_every_stage_leaves_its_throughput(tmp_path, monkeypatch):
 
 def test_most_batches_are_not_slowed_down(monkeypatch):
     counted, tracker = [], throughput.Throughput(CPU, 2)
+    monkeypatch.setattr(throughput, "COUNTED", 64)
     mode = throughput.FlopCounterMode
     monkeypatch.setattr(
         throughput, "FlopCounterMode", lambda **given: counted.append(1) or mode(**given)

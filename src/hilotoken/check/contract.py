@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..adapters import family_of
 from ..arguments import MASKS, PHOTOS, first_of, takes_mask, with_plain_masks
 from ..attach import attached
 from ..attention import rerouted
@@ -94,12 +95,11 @@ def _velocity(pipe: Any, run: Callable[[], Any]) -> Tensor:
         seen.append(velocity.detach().float())
         return original(velocity, *args, **kwargs)
 
-    with shadowed(pipe.scheduler, "step", step):
+    with torch.random.fork_rng(), shadowed(pipe.scheduler, "step", step):
+        torch.manual_seed(0)  # by which JoyImage Edit samples what it encodes
         run()
     velocity = seen[-1]
-    if velocity.ndim == 3:
-        return velocity
-    return torch.nn.functional.pixel_unshuffle(velocity, 2).flatten(2).mT
+    return velocity if velocity.ndim == 3 else family_of(pipe).pack(velocity)
 
 
 def _plain(pipe: Any, given: dict[str, Any]) -> Tensor:
@@ -192,7 +192,7 @@ def _outside(pipe: Any, given: dict[str, Any]) -> Promise:
     output = compress(pipe, HiLo())(**given)
     photo, mask = first_of(given, PHOTOS), first_of(given, MASKS)
     photo = photo[0] if isinstance(photo, list) else photo
-    name, after = "pixels outside the mask stay as they are", output.images[0].convert("RGB")
+    name, after = "pixels outside the mask stay as they are", output[0][0].convert("RGB")
     if after.size != photo.size:
         return Promise(name, None, f"not tried: it works at {after.size}, not at {photo.size}")
     changed = (np.asarray(after) != np.asarray(photo.convert("RGB"))).any(-1)
