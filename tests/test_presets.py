@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from contract import Edit
 from families import BY_NAME
 from tiny import arguments, latents, make_pipe
 
@@ -68,8 +69,9 @@ def test_presets_differ_where_the_photo_is_in_the_noise_alone(name):
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_runs_on_every_family(name):
     for family in BY_NAME.values():
-        pipe = family.make(torch.float32)
-        end = compress(pipe, name)(**family.arguments(num_inference_steps=4))
+        edit = Edit(family)
+        end = compress(edit.pipe, name)(**edit.arguments(num_inference_steps=4))
+        edit.check()
         assert torch.as_tensor(end[0][0] if isinstance(end[0], list) else end[0]).isfinite().all()
 
 
