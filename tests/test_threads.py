@@ -99,7 +99,7 @@ def beside(pipe: Any) -> Any:
 
 
 def call(edit: Any, pipe: Any, **changes: Any) -> Callable[[], Tensor]:
-    return lambda: pipe(**edit.arguments(**{"num_inference_steps": 4} | changes))[0]
+    return lambda: pipe(**edit.arguments(**{"num_inference_steps": 3} | changes))[0]
 
 
 def works(edit: Any, **options: Any) -> list[Callable[[], Tensor]]:
