@@ -31,9 +31,6 @@ WITH_BLOCKS = {
     "StableDiffusion3InpaintPipeline": INSIDE[-2:],
 }
 
-# Of a photo in x_t alone, in channels and places of another transformer, and as a reference.
-ALL_PRESETS = ("FluxInpaintPipeline", "QwenImageEditInpaintPipeline", "FluxKontextPipeline")
-
 
 @cache
 def far(name: str) -> tuple[Any, Counter[Stall]]:
@@ -95,9 +92,7 @@ def stalling(name: str, methods: Mapping[str, Method | str]) -> dict[str, Counte
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_no_preset_stalls(name):
-    """Each on those that know the photo in another way; on all, whatever the model can do."""
-    presets = PRESETS if name in ALL_PRESETS else ["fast"]
-    methods = {preset: preset for preset in presets} | {"every option": every_option(name)}
+    methods = {preset: preset for preset in PRESETS} | {"every option": every_option(name)}
     assert stalling(name, methods) == {}
 
 
