@@ -217,7 +217,7 @@ BAD: dict[str, tuple[dict[str, str], list[str]]] = {
     "output a folder with a suffix": ({"-o": "folder.png"}, ["folder.png", "directory"]),
     "suffix unknown": ({"-o": "out.xyz"}, ["out.xyz", ".png"]),
     "no suffix": ({"-o": "out"}, ["out", ".png"]),
-    "a prompt": ({"--prompt": "a cat"}, ["prompt", "omit it"]),
+    "a prompt": ({"--prompt": "a cat"}, ["prompt", "leave it out"]),
 }  # fmt: skip
 
 

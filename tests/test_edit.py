@@ -253,7 +253,7 @@ def test_the_region_is_edited_where_it_lies(model):
         ({"size": 127}, r"128 .* got 127"),
         ({"steps": 0}, r"1 or more, got 0"),
         ({"feather": -1}, r"0 pixels or more, got -1"),
-        ({"prompt": "a cat"}, "omit it"),
+        ({"prompt": "a cat"}, "leave it out"),
     ],
     ids=lambda given: ",".join(given) if isinstance(given, dict) else given,
 )
