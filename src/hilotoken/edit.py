@@ -160,6 +160,8 @@ def edit_variations(
     words = {field.name for field in fields(Request)} & options.keys() - {"seed"}
     request = Request(**{name: options.pop(name) for name in words})
     most = together if takes_together(pipe, request) else 1
+    photo = _as_photo(photo)  # read once for all
+    mask = None if mask is None else _as_mask(mask, photo)
     for start in range(0, len(seeds), most):
         own = tuple(range(start, min(start + most, len(seeds))))
         told = partial(progress, own) if progress else None

@@ -6,15 +6,16 @@ the photo, or of other pictures).
 B batch, T image tokens of a call, N of the target's grid, C channels of x_t, D channels a token.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..attention import rerouted
 from ..capture import Seen
 from ..hooks import Call, unwrap
 from ..source import Source
@@ -193,6 +194,27 @@ class Family:
     def attentions(self) -> list[Any]:
         """The attention modules whose keys are those of the image."""
         return [module for module in self.model.modules() if getattr(module, "processor", None)]
+
+    def attending(
+        self, run: Any, modules: list[Any] | None = None
+    ) -> Iterable[AbstractContextManager[None]]:
+        """What weighs keys and aligns places in attention, where the run's short call has any.
+
+        modules: the attentions that it is for; all of the transformer's unless given
+        """
+        if not any(run.short.inside):
+            return ()
+
+        def weigh(
+            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, original: Any, **kw: Any
+        ) -> Tensor:
+            return run.short.weigh(module, query, key, value, original, **kw)
+
+        def align(output: Any, redo: Callable[[Any], Any]) -> Any:
+            return run.short.align(output, redo)
+
+        again = align if run.short.aligned else None
+        return (rerouted(self.pipe.transformer, weigh, modules, again),)
 
     def apart(self) -> Iterable[AbstractContextManager[None]]:
         """What keeps other models that run modules of the transformer out of what is put there."""

@@ -170,16 +170,4 @@ class Strips(Pictures):
         return F.pixel_shuffle(rows_BSC.mT[:, :, None], 2).contiguous()
 
     def stand_ins(self, run: Any) -> Iterable[AbstractContextManager[None]]:
-        if not any(run.short.inside):
-            return ()
-
-        def weigh(
-            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, original: Any, **kw: Any
-        ) -> Tensor:
-            return run.short.weigh(module, query, key, value, original, **kw)
-
-        def align(output: Any, redo: Any) -> Any:
-            return run.short.align(output, redo)
-
-        again = align if run.short.aligned else None
-        return (rerouted(self.pipe.transformer, weigh, self.attentions(), again),)
+        return self.attending(run, self.attentions())

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention import Weighted, rerouted
+from ..attention import Weighted
 from ..hooks import Call, Made
 from .base import ShortCall
 from .family import PLACES, Family
@@ -107,19 +107,7 @@ class Rotary(Family):
     short: ClassVar[Any] = RotaryShort
 
     def stand_ins(self, run: Any) -> Iterable[AbstractContextManager[None]]:
-        if not any(run.short.inside):
-            return ()
-
-        def weigh(
-            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, original: Any, **kw: Any
-        ) -> Tensor:
-            return run.short.weigh(module, query, key, value, original, **kw)
-
-        def align(output: Any, redo: Callable[[Any], Any]) -> Any:
-            return run.short.align(output, redo)
-
-        again = align if run.short.aligned else None
-        return (rerouted(self.pipe.transformer, weigh, again=again),)
+        return self.attending(run)
 
     def without_text(self, call: Call) -> Call:
         if "txt_ids" not in call or "text_encoder_layers" in call:  # Fibo adds text in every block
