@@ -211,7 +211,7 @@ def embedded() -> str:
 
     Without fills that equal dense, every token having run: their distance is not finite.
     """
-    rows = [r for r in rows_of("embedded_mu_1.15") if float(r["psnr_dense"]) < SAME]
+    rows = [r for r in rows_of("embedded_256") if float(r["psnr_dense"]) < SAME]
     lines = []
     for name in METHODS:
         cells = [name]
@@ -248,7 +248,7 @@ def flux() -> str:
 
 def presets() -> str:
     """The presets: what each keeps, its cost at FLUX's size, and how near it is to dense."""
-    rows = [r for r in rows_of("embedded_mu_1.15") if float(r["psnr_dense"]) < SAME]
+    rows = [r for r in rows_of("embedded_256") if float(r["psnr_dense"]) < SAME]
     lines = []
     for name, (method, keeps, unless) in SETTINGS.items():
         fewer = " / ".join(f"{_fewer(method, mask):.1f}" for mask in CLASSES)
