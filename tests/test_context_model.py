@@ -295,7 +295,7 @@ def test_a_training_goes_on_from_weights_with_the_kinds_that_it_is_given(
     assert all(torch.equal(mine, known[name]) for name, mine in run.model.state_dict().items())
     before = run.error_K.clone()
     run._one_step()
-    assert train.NAMES[int((run.error_K != before).nonzero())] == "twin"
+    assert run.names[int((run.error_K != before).nonzero())] == "twin"
 
 
 # What is committed.

@@ -4,6 +4,7 @@
 FLUX's class, one double and two single blocks. Two things are its own. The "autoencoder" is the
 identity, pixels folded into channels, so that nothing but the transformer can carry context. And
 the transformer is trained to say the clean picture; the velocity that it returns follows from that.
+The same without the masked picture beside x_t is run by a `FluxInpaintPipeline`.
 
 B pictures, S tokens, C channels of x_t.
 """
@@ -15,13 +16,18 @@ from typing import Any
 import diffusers
 import torch
 import torch.nn.functional as F
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxFillPipeline, ModelMixin
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FluxFillPipeline,
+    FluxInpaintPipeline,
+    ModelMixin,
+)
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .pictures import KINDS
+from .pictures import BROAD, KINDS
 
 WEIGHTS = Path(__file__).parent / "weights"
 CHANNELS = 48  # of x_t a token: 4 x 4 pixels of three colours
@@ -68,12 +74,17 @@ class Fold(ModelMixin, ConfigMixin):
 
 
 class ContextModel(nn.Module):
-    """The transformer, with the learned text of each kind of picture."""
+    """The transformer, with the learned text of each kind of picture.
 
-    def __init__(self) -> None:
+    shown: whether it is shown the masked picture and the mask beside x_t; else it sees x_t alone
+    """
+
+    def __init__(self, shown: bool = True) -> None:
         super().__init__()
+        self.shown, self.kinds = shown, list(KINDS if shown else BROAD)
         self.transformer = FluxTransformer2DModel(
-            in_channels=2 * CHANNELS + 16,  # x_t, masked picture, and 4 x 4 mask pixels
+            # x_t; masked picture, and 4 x 4 mask pixels
+            in_channels=CHANNELS + (CHANNELS + 16) * shown,
             out_channels=CHANNELS,
             num_layers=1,
             num_single_layers=2,
@@ -85,18 +96,18 @@ class ContextModel(nn.Module):
         )
         # Wavelengths for 16 tokens a side, not for FLUX's hundreds.
         self.transformer.pos_embed = FluxPosEmbed(theta=1000, axes_dim=list(AXES))
-        self.text_KLD = nn.Parameter(torch.randn(len(KINDS), WORDS, WIDTH))
-        self.pooled_KD = nn.Parameter(torch.randn(len(KINDS), WIDTH))
+        self.text_KLD = nn.Parameter(torch.randn(len(self.kinds), WORDS, WIDTH))
+        self.pooled_KD = nn.Parameter(torch.randn(len(self.kinds), WIDTH))
 
     def prompt(self, kinds_B: Tensor) -> dict[str, Tensor]:
-        """What a pipeline takes in the place of a text: the kinds, by their number in KINDS."""
+        """What a pipeline takes in the place of a text: kinds by their number in `kinds`."""
         return {
             "prompt_embeds": self.text_KLD[kinds_B].detach(),
             "pooled_prompt_embeds": self.pooled_KD[kinds_B].detach(),
         }
 
-    def pipeline(self) -> FluxFillPipeline:
-        """A Fill pipeline at FLUX.1's schedule."""
+    def pipeline(self) -> Any:
+        """A Fill pipeline, or an Inpaint pipeline, at FLUX.1's schedule."""
         none: dict[str, Any] = dict.fromkeys(
             ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
         )
@@ -104,7 +115,8 @@ class ContextModel(nn.Module):
             use_dynamic_shifting=True, base_shift=SHIFT, max_shift=SHIFT
         )
         vae: Any = Fold()
-        pipe = FluxFillPipeline(scheduler=scheduler, vae=vae, transformer=self.transformer, **none)
+        made = FluxFillPipeline if self.shown else FluxInpaintPipeline
+        pipe = made(scheduler=scheduler, vae=vae, transformer=self.transformer, **none)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -122,14 +134,15 @@ def save(model: ContextModel, file: Path) -> None:
 
 
 def load(name: str = "dense") -> ContextModel:
-    """A trained model in float32, by the name of its weights.
+    """A trained model in float32, by the name of its weights, or their file.
 
     Raises FileNotFoundError for a model that is not there.
     """
-    file = WEIGHTS / f"{name}.safetensors"
+    file = Path(name) if name.endswith(".safetensors") else WEIGHTS / f"{name}.safetensors"
     if not file.is_file():
         known = sorted(f.stem for f in WEIGHTS.glob("*.safetensors"))
         raise FileNotFoundError(f"no model {name!r}: choose from {known}, or train it")
-    model = ContextModel()
-    model.load_state_dict({k: v.float() for k, v in load_file(file).items()})
+    state = {k: v.float() for k, v in load_file(file).items()}
+    model = ContextModel(state["transformer.x_embedder.weight"].shape[1] > CHANNELS)
+    model.load_state_dict(state)
     return model.eval()

@@ -53,11 +53,11 @@ class Pictures:
 def draw(
     kind: str, count: int, generator: Generator, grid: int = GRID, one_mask: bool = False
 ) -> Pictures:
-    """`count` pictures of a kind, one of KINDS; all under one mask, if so asked.
+    """`count` pictures of a kind, of KINDS or BROAD; all under one mask, if so asked.
 
     Training begins with smaller ones, down to 8 tokens a side, where there is room for one ring.
     """
-    return KINDS[kind](_Canvas(count, generator, grid, 1 if one_mask else count))
+    return (KINDS | BROAD)[kind](_Canvas(count, generator, grid, 1 if one_mask else count))
 
 
 class _Canvas:
@@ -268,6 +268,38 @@ def line(on: _Canvas) -> Pictures:
     return on.done(_touched(drawn_BHW)[:, None])
 
 
+def field(on: _Canvas) -> Pictures:
+    """The colour of the plain ground, which a ring of another keeps from the mask."""
+    on.ground_B = torch.zeros_like(on.ground_B)
+    ground, (row, col) = on.colour(on.B, 3), on.cells(4)
+    on.image_B3HW = ground[..., None, None].expand_as(on.image_B3HW)
+    told_Bhw = torch.ones_like(on.mask_Bhw)
+    for k in range(4):
+        on.stamp(row[:, k], col[:, k], -torch.ones(on.B, 3), on.colour(on.B, 3))
+        told_Bhw &= ~on.box(row[:, k], col[:, k], 2)
+    on.fill(enlarge(on.edit_Bhw)[:, None], on.colour(on.B, 3)[..., None, None])
+    on.answer(ground)
+    return on.done(told_Bhw[:, None])
+
+
+def band(on: _Canvas) -> Pictures:
+    """The colour of a band that runs across the picture, or down, clear of the edit."""
+    wide = 3 if on.grid > 8 else 2
+    across_B, begin_D = on.uniform(on.B) < 0.5, torch.arange(on.grid - wide + 1)
+    top_B1 = torch.where(across_B, on.top_B, on.left_B)[:, None]
+    clear_BD = begin_D + wide <= top_B1 - on.rings
+    clear_BD |= begin_D >= top_B1 + HIDDEN + on.rings
+    begin_B1 = (on.uniform(*clear_BD.shape) + clear_BD).argmax(1, keepdim=True)
+    at = torch.arange(on.grid)
+    in_Bg = (at >= begin_B1) & (at < begin_B1 + wide)
+    tell_Bhw = torch.where(across_B[:, None, None], in_Bg[:, :, None], in_Bg[:, None])
+    tell_Bhw = tell_Bhw.expand(-1, on.grid, on.grid)
+    value = on.colour(on.B, 3)
+    on.fill(enlarge(tell_Bhw)[:, None], value[..., None, None])
+    on.answer(value)
+    return on.done(tell_Bhw[:, None])
+
+
 def _touched(drawn_BHW: Tensor) -> Tensor:
     """Tokens that hold any of the pixels."""
     return F.max_pool2d(drawn_BHW.float(), PATCH) > 0
@@ -275,3 +307,5 @@ def _touched(drawn_BHW: Tensor) -> Tensor:
 
 Kind = Callable[[_Canvas], Pictures]
 KINDS: dict[str, Kind] = {k.__name__: k for k in (spot, legend, row, twin, repeat, line)}
+# Told by many tokens, so that it can be read out of noise: for a model that sees x_t alone.
+BROAD: dict[str, Kind] = {k.__name__: k for k in (field, band)}

@@ -78,6 +78,9 @@ SETTINGS = {  # of each preset: its name among the methods, what it keeps, when 
     ),
 }
 
+# What differs by less, from dense's distance to the photograph, is too small to matter.
+MARGINS = {"lpips": 0.005, "ssim": 0.005, "psnr": 0.25}
+
 
 @cache
 def rows_of(name: str) -> Rows:
@@ -239,6 +242,52 @@ def _over_paper(rows: Rows, method: str, mask_class: str) -> tuple[float, float,
     return _ends([near[method][photo] - near["paper"][photo] for photo in sorted(both)])
 
 
+def quality() -> str:
+    """At 512 px: every method's distance to the photograph less dense's, and what is shown by it.
+
+    Of dense the distance itself.
+    """
+    rows = rows_of("embedded_512")
+    called = {method: f"{method} (`{name}`)" for name, (method, *_) in SETTINGS.items()}
+    called["paper"] = "`paper`"
+    lines = []
+    for (mask_class, name), mine in by(rows, "mask_class", "method").items():
+        dense = {r["photo"]: r for r in by(rows, "mask_class", "method")[mask_class, "dense"]}
+        cells = [mask_class, called.get(name, name), f"{100 * mean(mine, 'flops'):.0f}"]
+        if name == "dense":
+            lines.append([*cells, *(f"{mean(mine, m):.{_digits(m)}f}" for m in MARGINS), "", ""])
+            continue
+        both = [(r, dense[r["photo"]]) for r in mine]
+        cells += [_judged(both, measure) for measure in MARGINS]
+        near = [r for r in mine if float(r["psnr_dense"]) < SAME]
+        lines.append(
+            [*cells, f"{mean(mine, 'lpips_dense'):.3f}", f"{mean(near, 'psnr_dense'):.1f}"]
+        )
+    lines.sort(key=lambda cells: list(CLASSES).index(cells[0]))
+    header = ["mask", "method", "FLOPs, %", "LPIPS", "SSIM", "PSNR, dB"]
+    return markdown([*header, "LPIPS to dense", "dB to dense"], lines)
+
+
+def _digits(measure: str) -> int:
+    return 2 if measure == "psnr" else 3
+
+
+def _judged(both: Iterable[tuple[dict[str, str], dict[str, str]]], measure: str) -> str:
+    """A paired difference from dense with its interval, and in words what it shows."""
+    found = _ends([float(a[measure]) - float(b[measure]) for a, b in both])
+    middle, low, high = (f"{x:+.{_digits(measure)}f}" for x in found)
+    return f"{middle} ({low} to {high}) {shown(measure, *found[1:])}"
+
+
+def shown(measure: str, low: float, high: float) -> str:
+    """What the interval of a difference from dense shows, by the margin of that measure."""
+    if -MARGINS[measure] < low and high < MARGINS[measure]:
+        return "equivalent"
+    if low <= 0 <= high:
+        return "undecided"
+    return "better" if (high < 0) == (measure == "lpips") else "worse"
+
+
 def flux() -> str:
     """FLOPs at the size of FLUX.1, in eight steps: times fewer than dense, by mask."""
     lines = [[name, *(f"{_fewer(name, mask):.2f}" for mask in CLASSES)] for name in METHODS]
@@ -289,6 +338,7 @@ TABLES: Mapping[str, object] = {
     "pairs": lambda: pairs("dense"),
     "velocities": lambda: velocities("dense"),
     "embedded": embedded,
+    "quality": quality,
     "flux": flux,
     "presets": presets,
 }

@@ -24,15 +24,15 @@ from tqdm import tqdm
 from hilotoken.train.parallel import average_gradients, processes
 
 from .model import ContextModel, load, save, tokens_of
-from .pictures import GRID, KINDS, draw, enlarge
+from .pictures import BROAD, GRID, KINDS, draw, enlarge
 
-NAMES = list(KINDS)
 RATE, WARM = 2e-3, 50
 # Tokens a side, and the share of the training by which that is over: small pictures cost less, and
 # what they teach holds in large ones, since places are told by how far apart they are.
 SIZES = ((8, 0.3), (12, 0.75), (GRID, 1.0))
 AFTER = 0.6  # how far in this course a run begins that goes on from trained weights
 HELD_OUT = 32  # pictures a kind that the learning curve is measured on
+READABLE = 0.9  # a noise level out of which a broad context can be read, and a mask hardly
 SOLVED = 0.04  # mean squared error in the mask: 20 dB of a range of 2
 
 
@@ -40,10 +40,15 @@ class Batch:
     """Pictures as the transformer takes them, at noise levels of their own."""
 
     def __init__(
-        self, kinds_B: Tensor, sigma_B: Tensor, generator: Generator, grid: int = GRID
+        self,
+        model: ContextModel,
+        kinds_B: Tensor,
+        sigma_B: Tensor,
+        generator: Generator,
+        grid: int = GRID,
     ) -> None:
-        counts = torch.bincount(kinds_B, minlength=len(NAMES)).tolist()
-        drawn = [draw(k, n, generator, grid) for k, n in zip(NAMES, counts, strict=True) if n]
+        counts = torch.bincount(kinds_B, minlength=len(model.kinds)).tolist()
+        drawn = [draw(k, n, generator, grid) for k, n in zip(model.kinds, counts, strict=True) if n]
         self.kinds_B = kinds_B.sort().values
         self.x0_BNC = tokens_of(torch.cat([p.image_B3HW for p in drawn]))
         mask_Bhw = torch.cat([p.mask_Bhw for p in drawn])
@@ -52,13 +57,10 @@ class Batch:
         noise_BNC = torch.randn(self.x0_BNC.shape, generator=generator)
         s = sigma_B[:, None, None]
         self.x_BNC = (1 - s) * self.x0_BNC + s * noise_BNC
-        self.beside_BND = torch.cat(
-            [
-                self.x0_BNC * (1 - self.mask_BN[..., None]),
-                tokens_of(enlarge(mask_Bhw)[:, None].float()),
-            ],
-            -1,
-        )
+        masked_BNC = self.x0_BNC * (1 - self.mask_BN[..., None])
+        holes_BNP = tokens_of(enlarge(mask_Bhw)[:, None].float())
+        beside_BND = torch.cat([masked_BNC, holes_BNP], -1)
+        self.beside_BND = beside_BND if model.shown else beside_BND[..., :0]
         at = torch.arange(grid).float()
         self.places_N3 = torch.stack(
             [torch.zeros(grid**2), at.repeat_interleave(grid), at.repeat(grid)], 1
@@ -96,21 +98,24 @@ class Run:
         batch: int,
         drop: tuple[float, float] = (0.0, 0.0),
         begin: str = "",
-        kinds: Sequence[str] = NAMES,
+        kinds: Sequence[str] = (),
+        shown: bool = True,
     ) -> None:
         torch.manual_seed(seed)
         self.folder, self.seed, self.goal, self.batch = folder, seed, samples, batch
         self.team = processes(torch.device("cpu"))
         self.drop, self.after = drop, AFTER if begin else 0.0
-        self.drawn_K = torch.tensor([name in kinds for name in NAMES])
-        self.model = load(begin).train() if begin else ContextModel()
+        self.model = load(begin).train() if begin else ContextModel(shown)
+        self.names = self.model.kinds
+        self.drawn_K = torch.tensor([name in (kinds or self.names) for name in self.names])
         self.average = copy.deepcopy(self.model).eval()
         self.optimizers = _optimizers(self.model)
         self.step, self.samples, self.log = 0, 0, []
-        self.error_K = torch.ones(len(NAMES))
+        self.error_K = torch.ones(len(self.names))
         held_out = Generator().manual_seed(10**6)
-        kinds_B = torch.arange(len(NAMES)).repeat_interleave(HELD_OUT)
-        self.held_out = Batch(kinds_B, torch.ones(len(kinds_B)), held_out)
+        kinds_B = torch.arange(len(self.names)).repeat_interleave(HELD_OUT)
+        sigma_B = torch.full((len(kinds_B),), 1.0 if self.model.shown else READABLE)
+        self.held_out = Batch(self.model, kinds_B, sigma_B, held_out)
 
     def go(self, every: int) -> None:
         """Train to the end, with a checkpoint and a line of the curve every so many steps."""
@@ -129,7 +134,7 @@ class Run:
             if first and (self.step % every == 0 or self.samples >= self.goal):
                 self.log += self._curve()
                 self._save()
-                solved = {r["kind"]: r["solved"] for r in self.log[-len(NAMES) :]}
+                solved = {r["kind"]: r["solved"] for r in self.log[-len(self.names) :]}
                 bar.write(f"{self.samples} samples; solved: {solved}")
         bar.close()
         if first:
@@ -147,7 +152,8 @@ class Run:
         # What is learned already is drawn less often.
         share_K = self.drawn_K * (0.15 + (self.error_K / 0.1).clamp(max=1))
         kinds_B = torch.multinomial(share_K, self.batch, replacement=True, generator=generator)
-        batch = Batch(kinds_B, _noise_levels(self.batch, generator), generator, grid)
+        sigma_B = _noise_levels(self.batch, generator, self.model.shown)
+        batch = Batch(self.model, kinds_B, sigma_B, generator, grid)
         keep_N = self._kept(batch.x0_BNC.shape[1], generator)
         with _explicit_attention(), torch.autocast("cpu", torch.bfloat16):
             clean_BNC = batch.clean(self.model, keep_N)
@@ -157,7 +163,7 @@ class Run:
         loss = (error_B / batch.sigma_B.clamp_min(0.25).square()).mean()
         loss = loss + 0.5 * (clean_BNC - x0_BNC).square().mean()
         self._update(loss)
-        for k in range(len(NAMES)):
+        for k in range(len(self.names)):
             if (mine_B := batch.kinds_B == k).any():
                 self.error_K[k].lerp_(error_B.detach()[mine_B].mean(), 0.02)
 
@@ -188,11 +194,11 @@ class Run:
 
     @torch.inference_mode()
     def _curve(self) -> list[dict[str, Any]]:
-        """Of each kind, from pure noise in one call: the error in the mask, and how many solved."""
+        """Of each kind, in one call from one noise level: error in the mask, and share solved."""
         with torch.autocast("cpu", torch.bfloat16):
             clean_BNC = self.held_out.clean(self.average)
         error_KB = error_in_mask(clean_BNC, self.held_out.x0_BNC, self.held_out.mask_BN)
-        error_KB = error_KB.unflatten(0, (len(NAMES), HELD_OUT))
+        error_KB = error_KB.unflatten(0, (len(self.names), HELD_OUT))
         return [
             {
                 "samples": self.samples,
@@ -201,7 +207,7 @@ class Run:
                 "solved": round(float((error_B < SOLVED).float().mean()), 3),
                 "drawn_error": round(float(self.error_K[k]), 5),
             }
-            for k, (name, error_B) in enumerate(zip(NAMES, error_KB, strict=True))
+            for k, (name, error_B) in enumerate(zip(self.names, error_KB, strict=True))
         ]
 
     def _save(self) -> None:
@@ -245,8 +251,13 @@ def _optimizers(model: ContextModel) -> list[torch.optim.Optimizer]:
     ]
 
 
-def _noise_levels(count: int, generator: Generator) -> Tensor:
-    """Pure noise for four in ten, where the far context is all there is; else nearer to it."""
+def _noise_levels(count: int, generator: Generator, shown: bool) -> Tensor:
+    """Pure noise for four in ten, where the far context is all there is; else nearer to it.
+
+    A model that sees x_t alone learns nothing from pure noise: for it, levels of all kinds.
+    """
+    if not shown:
+        return torch.sigmoid(1 + 1.5 * torch.randn(count, generator=generator))
     spread_B = torch.sigmoid(2 + torch.randn(count, generator=generator))
     return torch.where(torch.rand(count, generator=generator) < 0.4, 1.0, spread_B)
 
@@ -272,11 +283,14 @@ def main() -> None:
         "--drop", type=float, nargs=2, default=(0.0, 0.0), help="share of tokens left out, from to"
     )
     parser.add_argument("--begin", default="", help="trained weights to go on from, by name")
-    parser.add_argument("--kinds", nargs="+", choices=NAMES, default=NAMES, help="trained on")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=[*KINDS, *BROAD], default=(), help="all unless given"
+    )
+    parser.add_argument("--noised", action="store_true", help="a model that sees x_t alone")
     parser.add_argument("--every", type=int, default=100, help="steps between checkpoints")
     given = parser.parse_args()
     try:
-        options = tuple(given.drop), given.begin, given.kinds
+        options = tuple(given.drop), given.begin, given.kinds, not given.noised
         run = Run(given.folder, given.seed, given.samples, given.batch, *options)
         run.go(given.every)
     except KeyboardInterrupt:
