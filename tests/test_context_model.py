@@ -16,12 +16,22 @@ from benchmarks.context.evaluate import (
     Case,
     arguments,
     held_out,
+    in_noise,
     looks,
     selections,
 )
 from benchmarks.context.flops import CONTEXT
 from benchmarks.context.model import WEIGHTS, ContextModel, load, tokens_of
-from benchmarks.context.pictures import GRID, HIDDEN, KINDS, PATCH, Pictures, draw, enlarge
+from benchmarks.context.pictures import (
+    BROAD,
+    GRID,
+    HIDDEN,
+    KINDS,
+    PATCH,
+    Pictures,
+    draw,
+    enlarge,
+)
 from benchmarks.context.selections import (
     Attended,
     Pyramid,
@@ -59,7 +69,7 @@ def _run(model: ContextModel, case: Case, method: object, **options: object) -> 
 # The pictures.
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *BROAD])
 def test_what_is_needed_is_far_and_always_there(kind: str) -> None:
     drawn = draw(kind, 64, Generator().manual_seed(0))
     near = enlarge(drawn.mask_Bhw).float()[:, None]
@@ -101,6 +111,15 @@ def test_a_line_is_broken_off_around_the_mask_and_goes_on_in_it() -> None:
     assert set(colours) == {2}
     for i in range(64):
         assert _hidden(drawn, i).flatten(1).unique(dim=1).shape[1] == 2
+
+
+@pytest.mark.parametrize("kind", BROAD)
+def test_the_hidden_colour_is_that_of_every_token_that_tells_it(kind: str) -> None:
+    drawn = draw(kind, 32, Generator().manual_seed(1))
+    for i in range(32):
+        told = drawn.image_B3HW[i, :, enlarge(drawn.need_Bhw[i])]
+        assert told.shape[1] >= 48 * PATCH**2
+        assert (told == _hidden(drawn, i)[:, :1, 0]).all()
 
 
 @pytest.mark.parametrize("kind", ["twin", "repeat"])
@@ -220,6 +239,23 @@ def test_keeping_every_token_changes_nothing(untrained: ContextModel, case: Case
     assert torch.equal(_run(untrained, case, every), plain)
 
 
+def test_a_model_that_sees_x_t_alone_is_shown_nothing_beside_it() -> None:
+    torch.manual_seed(0)
+    model = ContextModel(shown=False).eval().requires_grad_(False)
+    case = held_out("band", 1)[0]
+    plain = _run(model, case, Dense())
+    assert torch.equal(_run(model, case, HiLo(detail=1.0, coarse=0)), plain)
+    # Outside the mask it is the picture; in it, something else.
+    hidden = case.picture.mask_Bhw.flatten()
+    apart_N = (plain - tokens_of(case.picture.image_B3HW)).abs().amax(2)[0]
+    assert apart_N[~hidden].max() < 1e-5 < apart_N[hidden].min()
+    with pytest.raises(ValueError, match="keeps keys of noise"):
+        _run(model, case, WHOLE)
+    given = in_noise(case)
+    for name in ("paper", "whole, at 0 and 3", "preset balanced"):
+        assert _run(model, case, given[name][0], num_inference_steps=8).isfinite().all(), name
+
+
 def test_keeping_all_that_is_attended_is_keeping_the_whole(
     untrained: ContextModel, case: Case
 ) -> None:
@@ -299,6 +335,13 @@ def test_a_training_goes_on_from_weights_with_the_kinds_that_it_is_given(
 
 
 # What is committed.
+
+
+def test_what_an_interval_shows_is_said_by_its_margin() -> None:
+    assert tables.shown("psnr", 0.05, 0.2) == "equivalent"
+    assert tables.shown("psnr", -0.3, 0.2) == "undecided"
+    assert tables.shown("psnr", 0.05, 0.3) == tables.shown("lpips", -0.006, -0.001) == "better"
+    assert tables.shown("psnr", -0.3, -0.05) == tables.shown("lpips", 0.001, 0.006) == "worse"
 
 
 def test_the_trained_model_needs_its_context() -> None:

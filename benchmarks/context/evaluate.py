@@ -23,11 +23,12 @@ from tqdm import tqdm
 from hilotoken import HiLo, Refresh, compress, plan_tokens
 from hilotoken.bench.measure.compass import Compass
 from hilotoken.methods import Dense
+from hilotoken.methods.presets import IN_NOISE_ALONE
 from hilotoken.plan import TokenPlan
 
 from .flops import CONTEXT
 from .model import ContextModel, load, tokens_of
-from .pictures import GRID, GROUNDS, KINDS, SIDE, Pictures, draw, enlarge
+from .pictures import BROAD, GRID, GROUNDS, KINDS, SIDE, Pictures, draw, enlarge
 from .rows import RESULTS, append, read
 from .selections import Attended, Needed, Pyramid, Spread, experimental, foveated
 
@@ -35,6 +36,7 @@ STEPS = 8
 SIGMAS = (1.0, 0.8, 0.6, 0.4, 0.2)
 HELD_OUT, BATCH = 400, 20  # pictures a kind, and under one mask
 ROWS = 4  # of rows under one mask: their frames all stand alike there
+NUMBERS = {name: k for k, name in enumerate([*KINDS, *BROAD])}
 LEARNED = [kind for kind in KINDS if kind != "repeat"]  # which no model here solves
 SOLVED = 20.0  # dB in the mask, of a range of 2
 NOTHING = HiLo(detail=0.0, coarse=0, bucket=1)
@@ -65,7 +67,7 @@ class Case:
 
     @property
     def seed(self) -> int:
-        return 1000 * list(KINDS).index(self.kind) + self.number
+        return 1000 * NUMBERS[self.kind] + self.number
 
     def plan(self, method: HiLo) -> TokenPlan:
         return plan_tokens(self.photo_13HW, self.mask_11HW, grid=(GRID, GRID), method=method)
@@ -83,7 +85,7 @@ def held_out(kind: str, count: int) -> list[Case]:
     size = ROWS if kind == "row" else BATCH
     cases: list[Case] = []
     while len(cases) < count:
-        seed = 10**12 + 1000 * list(KINDS).index(kind) + len(cases)
+        seed = 10**12 + 1000 * NUMBERS[kind] + len(cases)
         drawn = draw(kind, size, Generator().manual_seed(seed), one_mask=True)
         parts = [{k: v[i : i + 1] for k, v in vars(drawn).items()} for i in range(size)]
         cases += [Case(kind, len(cases) + i, Pictures(**part)) for i, part in enumerate(parts)]
@@ -92,15 +94,20 @@ def held_out(kind: str, count: int) -> list[Case]:
 
 def arguments(cases: Sequence[Case], model: ContextModel) -> dict[str, Any]:
     """What the pipeline is given for a batch under one mask, but for its steps."""
-    kinds_B = torch.tensor([list(KINDS).index(case.kind) for case in cases])
-    return {
-        "image": torch.cat([case.photo_13HW for case in cases]),
-        "mask_image": cases[0].mask_11HW,
-        "height": SIDE,
-        "width": SIDE,
-        "output_type": "latent",
-        "generator": [Generator().manual_seed(case.seed) for case in cases],
-    } | model.prompt(kinds_B)
+    kinds_B = torch.tensor([model.kinds.index(case.kind) for case in cases])
+    # All of the mask begins as noise.
+    return (
+        ({} if model.shown else {"strength": 1.0})
+        | {
+            "image": torch.cat([case.photo_13HW for case in cases]),
+            "mask_image": cases[0].mask_11HW,
+            "height": SIDE,
+            "width": SIDE,
+            "output_type": "latent",
+            "generator": [Generator().manual_seed(case.seed) for case in cases],
+        }
+        | model.prompt(kinds_B)
+    )
 
 
 def selections(case: Case) -> dict[str, tuple[Any, int]]:
@@ -161,6 +168,23 @@ def selections(case: Case) -> dict[str, tuple[Any, int]]:
     }
 
 
+def in_noise(case: Case) -> dict[str, tuple[Any, int]]:
+    """The selections for a model that sees the photo in x_t alone: when is context computed?"""
+    given = selections(case)
+    names = ("dense", "edit only", "random", "paper", "detail", "sampled 2")
+    chosen = {name: given[name][0] for name in names}
+    chosen |= {f"whole, at 0 and {k}": replace(WHOLE, refresh=(0, k)) for k in range(2, 7)}
+    chosen |= {
+        f"preset {name}": replace(preset, bucket=1)
+        for name, preset in IN_NOISE_ALONE.items()
+        if name != "paper"
+    }
+    chosen["whole, at 0, 2 and 4"] = replace(WHOLE, refresh=(0, 2, 4))
+    chosen["whole, four times"] = replace(WHOLE, refresh=4)
+    found = {name: (method, STEPS) for name, method in chosen.items()}
+    return found | {"dense, half the steps": (Dense(), STEPS // 2)}
+
+
 def _half(total: int, edit: int, tokens: int) -> HiLo:
     """Half of the context by detail, half at random: a mix of two kinds of evidence."""
     half = (total - edit) / 2 / tokens
@@ -209,7 +233,9 @@ class Bench:
     """A model at work on held-out pictures."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.model = name, load(name)
+        self.name, self.model = Path(name).stem, load(name)
+        self.selections = selections if self.model.shown else in_noise
+        self.shape = replace(CONTEXT, channels_in=self.model.transformer.x_embedder.in_features)
         self.pipe, self.linear = self.model.pipeline(), self.model.pipeline()
         # Without a shift, so that the noise levels are those given.
         self.linear.scheduler = FlowMatchEulerDiscreteScheduler()
@@ -218,13 +244,13 @@ class Bench:
         self, cases: Sequence[Case], name: str, dense_BNC: Tensor, velocities: bool = False
     ) -> list[Row]:
         """Rows of one selection for pictures under one mask, a call each if it looks at them."""
-        method, steps = selections(cases[0])[name]
+        method, steps = self.selections(cases[0])[name]
         if looks(method) and len(cases) > 1:
             pairs = zip(cases, dense_BNC.split(1), strict=True)
             return [r for case, d_BNC in pairs for r in self.rows([case], name, d_BNC, velocities)]
         out_BNC, plan = self.fill(cases, method, steps)
         sigmas = self.pipe.scheduler.sigmas[:-1].tolist()
-        share = CONTEXT.share(plan, method, sigmas) * steps / STEPS
+        share = self.shape.share(plan, method, sigmas) * steps / STEPS
         x0_BNC = tokens_of(torch.cat([case.picture.image_B3HW for case in cases]))
         hidden = list(cases[0].hidden)
         true_B = psnr(out_BNC[:, hidden], x0_BNC[:, hidden])
@@ -271,15 +297,15 @@ def psnr(one_BNC: Tensor, other_BNC: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="dense", help="which of the weights")
+    parser.add_argument("--model", default="dense", help="which of the weights, or their file")
     parser.add_argument("--pictures", type=int, default=HELD_OUT, help="held out, a kind")
     parser.add_argument("--looked", type=int, default=HELD_OUT, help="of them, where a call is one")
     parser.add_argument("--velocities", type=int, default=40, help="of them with velocity errors")
-    parser.add_argument("--kinds", nargs="+", choices=[*KINDS], default=LEARNED)
+    parser.add_argument("--kinds", nargs="+", choices=[*NUMBERS], default=[])
     parser.add_argument("--only", nargs="*", default=[], help="some selections")
     parser.add_argument("--out", type=Path, default=None)
     given = parser.parse_args()
-    out = given.out or RESULTS / f"{given.model}.csv"
+    out = given.out or RESULTS / f"{Path(given.model).stem}.csv"
     try:
         _measure(given, out)
     except KeyboardInterrupt:
@@ -291,7 +317,8 @@ def _measure(given: argparse.Namespace, out: Path) -> None:
     torch.set_num_threads(1)
     bench = Bench(given.model)
     done = {(r["kind"], int(r["number"]), r["selection"]) for r in read(out)}
-    kinds = [held_out(kind, given.pictures) for kind in given.kinds]
+    named = given.kinds or (LEARNED if bench.model.shown else [*BROAD])
+    kinds = [held_out(kind, given.pictures) for kind in named]
     starts = range(0, given.pictures, BATCH)
     # Kinds by turns, so that what is broken off is still a sample of all.
     turns = [cases[start : start + BATCH] for start in starts for cases in kinds]
@@ -299,7 +326,7 @@ def _measure(given: argparse.Namespace, out: Path) -> None:
     with experimental():
         for group in tqdm(groups, unit="mask"):
             dense_BNC = bench.fill(group, Dense())[0]
-            for name, (method, _) in selections(group[0]).items():
+            for name, (method, _) in bench.selections(group[0]).items():
                 limit = given.looked if looks(method) else given.pictures
                 for quick in (True, False):
                     left = [
