@@ -18,7 +18,7 @@ from hilotoken.bench.results.readings import SAME, interval
 from hilotoken.bench.show.cells import markdown
 from hilotoken.data.cases import CLASSES, hidden, square
 
-from .evaluate import LEARNED
+from .evaluate import NUMBERS
 from .flops import FLUX_FILL
 from .model import SHIFT
 from .photos import METHODS
@@ -116,12 +116,13 @@ def curve(model: str) -> str:
     by_samples = by(rows_of(f"curve_{model}"), "samples")
     chosen = list(by_samples)[:: max(1, len(by_samples) // 10)]
     chosen = list(dict.fromkeys([*chosen, list(by_samples)[-1]]))
-    header = ["samples", *(f"{kind}: error, solved %" for kind in KINDS)]
+    drawn = list(dict.fromkeys(row["kind"] for row in rows_of(f"curve_{model}")))
+    header = ["samples", *(f"{kind}: error, solved %" for kind in drawn)]
     lines = []
     for samples in chosen:
         kinds = {row["kind"]: row for row in by_samples[samples]}
         cells = [
-            f"{float(kinds[k]['error']):.4f}, {100 * float(kinds[k]['solved']):.0f}" for k in KINDS
+            f"{float(kinds[k]['error']):.4f}, {100 * float(kinds[k]['solved']):.0f}" for k in drawn
         ]
         lines.append([f"{int(samples[0]):,}", *cells])
     return markdown(header, lines)
@@ -151,7 +152,7 @@ def _weighed(rows: Rows, column: str = "") -> float:
 def selections(model: str) -> str:
     """Every selection: its cost, what it solves of each kind, and how near it is to dense."""
     rows = rows_of(model)
-    measured = [kind for kind in LEARNED if (kind,) in by(rows, "kind")]
+    measured = [kind for kind in NUMBERS if (kind,) in by(rows, "kind")]
     lines = []
     for (name,), mine in by(rows, "selection").items():
         kinds = by(mine, "kind")
