@@ -164,7 +164,7 @@ class Running:
             if list(latents.shape[-2:]) != sides:  # a preview that somebody makes on the way
                 return original(latents, *args, **kwargs)
             given = {"photo_B3HW": self.source.photo_B3HW, "mask_B1HW": self.mask_B1HW}
-            return decode(original, latents, *args, **given, **kwargs)
+            return decode.each(original, latents, *args, **given, **kwargs)
 
         return stand_in
 
