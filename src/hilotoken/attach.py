@@ -248,7 +248,6 @@ class Running:
             self._answers |= turn.restore(_answer(inner_call(module)(**short)))
         return (), self._take(last)
 
-
     def _take(self, turn: Lane | Together) -> Call:
         """A turn's own call, with what it needs inside the transformer and nothing of another."""
         if self._turn is not turn and self._turn:

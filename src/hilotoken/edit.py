@@ -221,7 +221,9 @@ def edit_jobs(
     for job in jobs:
         control, size_of = job.request.control, job.photo.size
         if control is not None and control.size != size_of:
-            raise ValueError(f"the control picture is {control.size}, the photo {size_of}: resize it")
+            raise ValueError(
+                f"the control picture is {control.size}, the photo {size_of}: resize it"
+            )
     if method is None and keep is None and jobs[0].mask is None:
         method = HiLo(find=True)
     fast = compress(pipe, method, match=match, keep=keep)
