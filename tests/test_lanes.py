@@ -1,6 +1,7 @@
 """A batch of photos and masks is each of them by itself: same plan, same tokens, same picture."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -138,6 +139,23 @@ def test_photos_that_run_as_many_tokens_share_a_call_and_each_is_as_it_is_alone(
     assert max(batches) == 2 * min(batches)
     if calls:  # as many together as alone
         assert batches[:calls] == [2 * batch for batch in batches[calls : 2 * calls]]
+
+
+@pytest.mark.parametrize("name", ["weights", "refresh", "every step"])
+@edits(
+    [
+        (BY_NAME[n], next(c for c in calls_of(BY_NAME[n]) if "two photos" in c), torch.float32)
+        for n in ("FluxFillPipeline", "QwenImageInpaintPipeline", "Flux2KleinInpaintPipeline")
+    ]
+)
+def test_photos_that_run_nearly_as_many_tokens_share_a_call_filled_up(edit, name):
+    method = replace(ALIKE[name], dilate=2, bucket=1)
+    masks = [make_mask(box=box) for box in ((48, 64, 160, 160), (96, 96, 208, 176))]
+    fast, given = compress(edit.pipe, method), both(edit, mask_image=masks)
+    found = lengths(edit.pipe, lambda: check_alone(edit, fast, given))
+    alone = {length for batch, length in found if batch == 1}
+    assert len(alone) > 1
+    assert (2, max(alone)) in found
 
 
 def of_one_photo(edit: Edit) -> dict[str, Any]:

@@ -213,7 +213,7 @@ class _Router:
 
 
 class EachOwn(tuple[Any, ...]):
-    """Rotary places of each of so many equal parts of a batch."""
+    """Rotary places of each of so many equal parts of a batch, for its first tokens."""
 
 
 def _each_own(rotate: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -222,10 +222,19 @@ def _each_own(rotate: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def turn(x_BSHD: Tensor, places: Any, *args: Any, **kwargs: Any) -> Tensor:
         if not isinstance(places, EachOwn):
             return rotate(x_BSHD, places, *args, **kwargs)
-        parts = zip(x_BSHD.chunk(len(places)), places, strict=True)
-        return torch.cat([rotate(part, own, *args, **kwargs) for part, own in parts])
+        made = []
+        for part, own in zip(x_BSHD.chunk(len(places)), places, strict=True):
+            length = (own[0] if isinstance(own, tuple) else own).shape[0]
+            turned = rotate(part[:, :length], own, *args, **kwargs)
+            made.append(filled_up(turned, part.shape[1] - length))
+        return torch.cat(made)
 
     return turn
+
+
+def filled_up(x_BS: Tensor, fill: int) -> Tensor:
+    """A sequence [B, S, ...] with so many more of its last token."""
+    return torch.cat([x_BS, x_BS[:, -1:].expand(-1, fill, *x_BS.shape[2:])], 1) if fill else x_BS
 
 
 _ROUTERS: WeakKeyDictionary[nn.Module, _Router] = WeakKeyDictionary()

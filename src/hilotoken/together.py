@@ -1,9 +1,10 @@
-"""Lanes that run as many tokens, in one call of the transformer.
+"""Lanes that run about as many tokens, in one call of the transformer.
 
-Whatever acts on tokens one by one takes them as any batch. In the attention each lane's pictures
-have that lane's rotary places, weights and kept keys.
+Whatever acts on tokens one by one takes them as any batch, the shorter sequences filled up at their
+ends. In the attention each lane's pictures have that lane's rotary places, weights and kept keys,
+and nothing of what fills them up.
 
-B batch, Q queries, S keys, H heads, D channels a head.
+B batch, S image tokens, L tokens of text and image, H heads, D channels a head.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -13,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .adapters.family import PLACES
-from .attention import rerouted
+from .attention import filled_up, rerouted
 from .hooks import Call
 from .lane import Lane
+
+TABLES = ("txt_ids", "img_ids", "img_shapes")  # of places, which each lane has of its own
+FILL = 1 / 8  # of a sequence may be what fills it up: it costs as much as other tokens
 
 
 class Shared:
@@ -34,7 +37,7 @@ class Shared:
         alike: dict[Hashable, list[Lane]] = {}
         for lane in self.lanes:
             alike.setdefault(_kind_of(lane), []).append(lane)
-        return [self._turn(lanes) for lanes in alike.values()]
+        return [self._turn(group) for lanes in alike.values() for group in _of_a_length(lanes)]
 
     def _turn(self, lanes: list[Lane]) -> "Lane | Together":
         if len(lanes) == 1:
@@ -55,6 +58,7 @@ class Together:
         self.lanes, self.family = lanes, lanes[0].family
         self.short = Shorts(lanes)
         self._places: Any = None  # rotary ones, of the call under way
+        self._fill = [0] * len(lanes)  # how many tokens fill up each one's sequence
         self._inside = ExitStack()
         self._is_inside = False
 
@@ -67,6 +71,13 @@ class Together:
         """The lanes' short calls as one."""
         calls = [lane.shorten() for lane in self.lanes]
         self._places = self.family.each_place([lane.short for lane in self.lanes], calls)
+        lengths = [_length(lane) for lane in self.lanes]
+        self._fill = [max(lengths) - length for length in lengths]
+        if any(self._fill):
+            calls = [
+                call | {"hidden_states": filled_up(call["hidden_states"], fill)}
+                for call, fill in zip(calls, self._fill, strict=True)
+            ]
         return _joined(calls, self.family.listed)
 
     def enter(self) -> None:
@@ -91,12 +102,17 @@ class Together:
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, original: Any, **kw: Any
     ) -> Tensor:
         """Attention of each lane's pictures as that lane by itself would have it."""
-        if not any(lane.reuse or lane.inside[0] for lane in self.lanes):
+        if not any(self._fill) and not any(lane.reuse or lane.inside[0] for lane in self.lanes):
             return original(query, key, value, **kw)
+        fill = dict(zip(self.lanes, self._fill, strict=True))
+        joint = key.shape[1] == query.shape[1]  # else keys of an image prompt
 
         def own(lane: Lane, query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
-            masked = kw if mask is None else kw | {"attn_mask": mask}
-            return lane.attend(module, query, key, value, original, **masked)
+            queries, keys = query.shape[1] - fill[lane], key.shape[1] - fill[lane] * joint
+            masked = kw if mask is None else kw | {"attn_mask": mask[..., :keys]}
+            query, key, value = query[:, :queries], key[:, :keys], value[:, :keys]
+            output = lane.attend(module, query, key, value, original, **masked)
+            return filled_up(output, fill[lane])
 
         mask = kw.get("attn_mask")
         if mask is not None:
@@ -108,8 +124,8 @@ class Together:
         count = len(velocity) // len(self.lanes)
         parts = [velocity[i * count : (i + 1) * count] for i in range(len(self.lanes))]
         answers: dict[int, Any] = {}
-        for lane, part in zip(self.lanes, parts, strict=True):
-            answers |= lane.restore(part)
+        for lane, part, fill in zip(self.lanes, parts, self._fill, strict=True):
+            answers |= lane.restore(part[:, : part.shape[1] - fill] if fill else part)
         return answers
 
 
@@ -151,12 +167,31 @@ def _each(lanes: Sequence[Lane], function: Callable[..., Any], *batches: Tensor 
     return torch.cat(made)
 
 
+def _length(lane: Lane) -> int:
+    assert lane.short is not None
+    return len(lane.short.counts_S)
+
+
+def _of_a_length(lanes: list[Lane]) -> list[list[Lane]]:
+    """Lanes of one kind, those together of which no sequence has to be filled up by much."""
+    groups: list[list[Lane]] = []
+    for lane in sorted(lanes, key=_length, reverse=True) if len(lanes) > 1 else lanes:
+        if groups and _length(lane) >= (1 - FILL) * _length(groups[-1][0]):
+            groups[-1].append(lane)
+        else:
+            groups.append([lane])
+    return [sorted(group, key=lambda lane: lane.number) for group in groups]
+
+
 def _kind_of(lane: Lane) -> Hashable:
     """Equal for lanes of which one call can be made; else of this lane alone."""
     call = lane.shorten()
     if lane.short is None or lane.inside[1]:  # whole; or attention is to be asked twice
         return lane.number
-    return len(lane.short.counts_S), _kind(call)
+    if not lane.family.fills:
+        return _length(lane), _kind(call)
+    own = {*TABLES, "hidden_states"}
+    return _kind({name: value for name, value in call.items() if name not in own})
 
 
 def _kind(value: Any) -> Hashable:
@@ -171,18 +206,15 @@ def _kind(value: Any) -> Hashable:
 
 
 def _joined(calls: Sequence[Any], listed: Sequence[str] = ()) -> Any:
-    """Calls of one kind as a call of all their pictures; parts of them likewise.
-
-    A table of places that is for the whole batch is the first one's: each has its own in the
-    attention.
-    """
+    """Calls of one kind as a call of all their pictures; parts of them likewise."""
     first = calls[0]
     if all(call is first for call in calls):
         return first
     if isinstance(first, dict):
-        joined = {name: _joined([call[name] for call in calls]) for name in first}
-        tables = {name: first[name] for name in PLACES if getattr(first.get(name), "ndim", 0) == 2}
+        tables = {name: first[name] for name in TABLES if name in first}
         lists = {name: [one for call in calls for one in call[name]] for name in listed}
+        others = first.keys() - tables.keys() - lists.keys()
+        joined = {name: _joined([call[name] for call in calls]) for name in others}
         return joined | tables | lists
     if isinstance(first, list | tuple):
         return type(first)(map(_joined, zip(*calls, strict=True)))

@@ -45,6 +45,7 @@ class Family:
     listed:      the arguments that are a list of one for each picture
     shared:      those that the pictures of a batch have in common, besides one table of places
     shares:      whether pictures with plans of their own may share a call, see `together`
+    fills:       whether then the shorter sequences may be filled up: image tokens are rows, and last
     """
 
     short: ClassVar[Any]
@@ -55,6 +56,7 @@ class Family:
     listed: ClassVar[tuple[str, ...]] = ()
     shared: ClassVar[tuple[str, ...]] = ()
     shares: ClassVar[bool] = False
+    fills: ClassVar[bool] = False
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe

@@ -113,6 +113,7 @@ class Rotary(Family):
 
     short: ClassVar[Any] = RotaryShort
     shares: ClassVar[bool] = True
+    fills: ClassVar[bool] = True
 
     def each_place(self, shorts: Sequence[Any], calls: Sequence[Call]) -> Any:
         pairs = zip(shorts, calls, strict=True)

@@ -49,8 +49,8 @@ def batch(
     together: Annotated[
         int,
         typer.Option(
-            help="Rows one after another that differ by their seed alone, made in one call of the "
-            "model at most.",
+            help="Rows one after another that ask for the same, made in one call of the pipeline at "
+            "most; memory grows with them.",
             min=1,
         ),
     ] = 4,

@@ -37,8 +37,8 @@ def serve(
     together: Annotated[
         int,
         typer.Option(
-            help="Pictures of a request (its n) made in one call of the model at most; memory "
-            "grows with them.",
+            help="Pictures made in one call of the pipeline at most, of a request (its n) and of "
+            "others that wait and ask for the same; memory grows with them.",
             min=1,
         ),
     ] = 4,
