@@ -45,7 +45,7 @@ class Family:
     listed:      the arguments that are a list of one for each picture
     shared:      those that the pictures of a batch have in common, besides one table of places
     shares:      whether pictures with plans of their own may share a call, see `together`
-    fills:       whether then the shorter sequences may be filled up: image tokens are rows, and last
+    fills:       whether then shorter sequences may be filled up: image tokens are rows, and last
     """
 
     short: ClassVar[Any]
