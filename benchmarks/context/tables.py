@@ -78,6 +78,7 @@ SETTINGS = {  # of each preset: its name among the methods, what it keeps, when 
     ),
 }
 
+SIZES = (256, 512)
 # What differs by less, from dense's distance to the photograph, is too small to matter.
 MARGINS = {"lpips": 0.005, "ssim": 0.005, "psnr": 0.25}
 
@@ -244,40 +245,70 @@ def _over_paper(rows: Rows, method: str, mask_class: str) -> tuple[float, float,
 
 
 def quality() -> str:
-    """At 512 px: every method's distance to the photograph less dense's, and what is shown by it.
+    """At 512 px: every method's distance to the photograph less dense's, and what that shows.
 
     Of dense the distance itself.
     """
-    rows = rows_of("embedded_512")
-    called = {method: f"{method} (`{name}`)" for name, (method, *_) in SETTINGS.items()}
-    called["paper"] = "`paper`"
     lines = []
-    for (mask_class, name), mine in by(rows, "mask_class", "method").items():
-        dense = {r["photo"]: r for r in by(rows, "mask_class", "method")[mask_class, "dense"]}
-        cells = [mask_class, called.get(name, name), f"{100 * mean(mine, 'flops'):.0f}"]
-        if name == "dense":
-            lines.append([*cells, *(f"{mean(mine, m):.{_digits(m)}f}" for m in MARGINS), "", ""])
-            continue
-        both = [(r, dense[r["photo"]]) for r in mine]
-        cells += [_judged(both, measure) for measure in MARGINS]
-        near = [r for r in mine if float(r["psnr_dense"]) < SAME]
-        lines.append(
-            [*cells, f"{mean(mine, 'lpips_dense'):.3f}", f"{mean(near, 'psnr_dense'):.1f}"]
-        )
-    lines.sort(key=lambda cells: list(CLASSES).index(cells[0]))
-    header = ["mask", "method", "FLOPs, %", "LPIPS", "SSIM", "PSNR, dB"]
+    for mask_class in CLASSES:
+        for name, mine in _at_512(mask_class).items():
+            cells = [mask_class, _called(name), str(len(mine)), f"{100 * mean(mine, 'flops'):.0f}"]
+            if name == "dense":
+                lines.append([*cells, *(_mean(mine, measure) for measure in MARGINS), "", ""])
+                continue
+            cells += [f"{_spread(mine, m)} {shown(m, *_over_dense(mine, m)[1:])}" for m in MARGINS]
+            near = [r for r in mine if float(r["psnr_dense"]) < SAME]
+            lines.append([*cells, _mean(mine, "lpips_dense"), f"{mean(near, 'psnr_dense'):.1f}"])
+    header = ["mask", "method", "photographs", "FLOPs, %", "LPIPS", "SSIM", "PSNR, dB"]
     return markdown([*header, "LPIPS to dense", "dB to dense"], lines)
 
 
+def lost() -> str:
+    """The same in words: under each mask what a method is by each measure, and by how much."""
+    lines = []
+    for name in _at_512("small"):
+        if name != "dense":
+            mine = [_at_512(mask_class)[name] for mask_class in CLASSES]
+            lines.append([_called(name), *(", ".join(_words(m, x) for m in MARGINS) for x in mine)])
+    return markdown(["over dense", *CLASSES], lines)
+
+
+def _words(measure: str, mine: Rows) -> str:
+    middle, *ends = _over_dense(mine, measure)
+    said = shown(measure, *ends)
+    by_how_much = f" by {abs(middle):.{_digits(measure)}f}" if said in ("better", "worse") else ""
+    return f"{measure.upper()} {said}{by_how_much}"
+
+
+def _at_512(mask_class: str) -> dict[str, Rows]:
+    """The rows of photographs at 512 px under masks of a class, by method."""
+    found = by(rows_of("embedded_512"), "mask_class", "method")
+    return {name: mine for (where, name), mine in found.items() if where == mask_class}
+
+
+def _called(method: str) -> str:
+    """The method, by the name of the preset where it is one."""
+    known = {setting: f"`{preset}`" for preset, (setting, *_) in SETTINGS.items()}
+    return known.get(method, method)
+
+
+def _over_dense(mine: Rows, measure: str) -> tuple[float, float, float]:
+    """The difference from dense, photograph by photograph."""
+    dense = {r["photo"]: float(r[measure]) for r in _at_512(mine[0]["mask_class"])["dense"]}
+    return _ends([float(r[measure]) - dense[r["photo"]] for r in mine])
+
+
+def _spread(mine: Rows, measure: str) -> str:
+    middle, low, high = (f"{x:+.{_digits(measure)}f}" for x in _over_dense(mine, measure))
+    return f"{middle} ({low} to {high})"
+
+
+def _mean(mine: Rows, column: str) -> str:
+    return f"{mean(mine, column):.{_digits(column)}f}"
+
+
 def _digits(measure: str) -> int:
-    return 2 if measure == "psnr" else 3
-
-
-def _judged(both: Iterable[tuple[dict[str, str], dict[str, str]]], measure: str) -> str:
-    """A paired difference from dense with its interval, and in words what it shows."""
-    found = _ends([float(a[measure]) - float(b[measure]) for a, b in both])
-    middle, low, high = (f"{x:+.{_digits(measure)}f}" for x in found)
-    return f"{middle} ({low} to {high}) {shown(measure, *found[1:])}"
+    return 2 if measure == "psnr" else 4
 
 
 def shown(measure: str, low: float, high: float) -> str:
@@ -298,21 +329,24 @@ def flux() -> str:
 
 def presets() -> str:
     """The presets: what each keeps, its cost at FLUX's size, and how near it is to dense."""
-    rows = [r for r in rows_of("embedded_256") if float(r["psnr_dense"]) < SAME]
+    sizes = [[r for r in rows_of(f"embedded_{n}") if float(r["psnr_dense"]) < SAME] for n in SIZES]
     lines = []
     for name, (method, keeps, unless) in SETTINGS.items():
         fewer = " / ".join(f"{_fewer(method, mask):.1f}" for mask in CLASSES)
-        near = [_over_paper(rows, method, mask)[0] for mask in CLASSES]
-        said = "0" if name == "paper" else " / ".join(f"{x:+.1f}" for x in near)
-        lines.append([f"`{name}`", keeps, fewer, said, unless])
+        near = [" / ".join(_nearer(rows, method, mask) for mask in CLASSES) for rows in sizes]
+        lines.append([f"`{name}`", keeps, fewer, *near, unless])
     masks = "small / medium / large mask"
     header = [
         "preset",
         "what it keeps",
         f"FLOPs, times fewer: {masks}",
-        "dB to dense, over `paper`'s",
+        *(f"dB to dense over `paper`'s, {n} px" for n in SIZES),
     ]
     return markdown([*header, "when not"], lines)
+
+
+def _nearer(rows: Rows, method: str, mask_class: str) -> str:
+    return "0" if method == "paper" else f"{_over_paper(rows, method, mask_class)[0]:+.1f}"
 
 
 @cache
@@ -340,6 +374,7 @@ TABLES: Mapping[str, object] = {
     "velocities": lambda: velocities("dense"),
     "embedded": embedded,
     "quality": quality,
+    "lost": lost,
     "flux": flux,
     "presets": presets,
 }
