@@ -270,10 +270,21 @@ class Running:
                 lane.searching.look(*(x[lane.number :: lane.count] for x in (velocity, sample)))
         return original(velocity, timestep, sample, *args, **kw)
 
+    def forward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """The transformer's pass, inside of all hooks on it; some of it a lane has recorded."""
+        reuse = self._lane and self._lane.reuse
+        return (reuse.forward if reuse else _straight)(original, *args, **kwargs)
+
     def leave(self) -> None:
-        """Nothing is left inside the transformer."""
+        """Nothing is left inside the transformer, nor what was recorded of it."""
         for lane in self.lanes:
             lane.leave()
+            if lane.reuse:
+                lane.reuse.replays.clear()
+
+
+def _straight(original: Any, *args: Any, **kwargs: Any) -> Any:
+    return original(*args, **kwargs)
 
 
 def _answer(output: Any) -> Any:
@@ -311,6 +322,8 @@ def attached(
         # Innermost of all hooks: the user's own see whole sequences, going in and coming out.
         stack.enter_context(hooked(transformer, run.before, run.after))
         stack.enter_context(run.watch.watch("dit", transformer))
+        if method.refresh and method.refresh.capture:
+            stack.enter_context(shadowed(unwrap(transformer), "forward", run.forward))
         stack.callback(run.leave)
 
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: Call) -> None:
