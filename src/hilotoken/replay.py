@@ -38,9 +38,11 @@ class CpuRecorder:
         return run()
 
     def record(self, run: Callable[..., list[Tensor]], given: list[Tensor]) -> Pass:
-        from torch.fx.experimental.proxy_tensor import make_fx  # which takes a while
+        from torch._subclasses import FakeTensorMode  # importing these takes a while
+        from torch.fx.experimental.proxy_tensor import make_fx
 
-        trace = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(*given)
+        with FakeTensorMode(allow_non_fake_inputs=True) as without_numbers:
+            trace = make_fx(run)(*map(without_numbers.from_tensor, given))
         return lambda: [x.clone() for x in trace(*given)]
 
 
