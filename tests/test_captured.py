@@ -1,6 +1,8 @@
 """`Refresh(capture=True)`: a reuse step is recorded once and repeated, and nothing else changes."""
 
+import copy
 import gc
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -224,6 +226,26 @@ def test_nothing_is_left_of_a_run_or_of_one_that_breaks_off(monkeypatch):
         gc.enable()
     assert "forward" not in vars(pipe.transformer)
     assert torch.equal(latents(plain, **STEPS), expected)
+
+
+def test_threads_record_one_after_another():
+    """As tracing exchanges methods of every module for a while, and puts back what it found."""
+    pipe, call, ended = make_pipe(), nn.Module.__call__, {}
+    plain, captured = (compress(pipe, method) for method in both())
+    expected = latents(plain, **STEPS)
+
+    def run(number: int) -> None:
+        parts = pipe.components | {"scheduler": copy.deepcopy(pipe.scheduler)}
+        ended[number] = latents(compress(type(pipe)(**parts), captured.method), **STEPS)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(ended[0], expected)
+    assert torch.equal(ended[1], expected)
+    assert nn.Module.__call__ is call
 
 
 # What cannot be captured is refused.

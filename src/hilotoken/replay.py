@@ -27,15 +27,14 @@ COPYING = {
     "Kandinsky5Transformer3DModel": "",
     "QwenImageTransformer2DModel": "encoder_hidden_states_mask",
 }
+# PyTorch records a graph, and traces, once at a time in a process.
+_ONE_AT_A_TIME = threading.Lock()
 # What an argument may be besides a tensor.
 PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
 
 
 class CpuRecorder:
     """Records operations."""
-
-    def warm(self, run: Callable[[], Any]) -> Any:
-        return run()
 
     def record(self, run: Callable[..., list[Tensor]], given: list[Tensor]) -> Pass:
         from torch._subclasses import FakeTensorMode  # importing these takes a while
@@ -49,32 +48,28 @@ class CpuRecorder:
 class CudaRecorder:
     """Records kernels, all on one stream and in one pool of memory.
 
-    Recordings may share it: one is over, and its answer copied, before another begins.
+    Recordings may share it: one is over, and its answer copied, before another begins. No graph is
+    made of a pass with gradients, so that a pass on any stream warms up what they need.
     """
-
-    lock = threading.Lock()  # PyTorch records one at a time in a process
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
-
-    def warm(self, run: Callable[[], Any]) -> Any:
-        """On the recording's stream, for which libraries make things at their first call."""
-        own = torch.cuda.current_stream(self.stream.device)
-        self.stream.wait_stream(own)
-        with torch.cuda.stream(self.stream):
-            output = run()
-        own.wait_stream(self.stream)
-        return output
 
     def record(self, run: Callable[..., list[Tensor]], given: list[Tensor]) -> Pass:
         graph = torch.cuda.CUDAGraph()
         capture = torch.cuda.graph(
             graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
         )
-        # The outer stream context puts the stream back where a capture that failed does not.
-        with self.lock, torch.cuda.stream(self.stream), capture:
-            answered = run(*given)
+        # So that cuBLAS works in the recording's own memory, which ends with it, as Inductor does.
+        clear = torch._C._cuda_clearCublasWorkspaces
+        clear()
+        try:
+            # The outer context puts the stream back where a capture that failed does not.
+            with torch.cuda.stream(self.stream), capture:
+                answered = run(*given)
+        finally:
+            clear()
 
         def replay() -> list[Tensor]:
             graph.replay()
@@ -170,7 +165,7 @@ class Replay:
             _check_copies(self.model, [k for k, x in kwargs.items() if x is not None])
             self.known, self.recorded = known, None
             self._look()
-            return self.recorder.warm(lambda: forward(*args, **kwargs))
+            return forward(*args, **kwargs)
         if self.recorded is None:
             self._record(forward, leaves, spec)
         assert self.recorded is not None
@@ -211,8 +206,8 @@ class Replay:
     def _record(self, forward: Callable[..., Any], leaves: list[Any], spec: Any) -> None:
         if torch.is_grad_enabled():
             raise ValueError(f"no gradient goes through a captured pass: {LEAVE}, or use no_grad()")
-        device = next(iter(_tensors(leaves))).device.type
-        if torch.is_autocast_enabled(device) and torch.is_autocast_cache_enabled():
+        kinds = {x.device.type for x in _tensors(leaves)}
+        if torch.is_autocast_cache_enabled() and any(map(torch.is_autocast_enabled, kinds)):
             raise ValueError(
                 "autocast keeps what it casts, and a recording would own it: give it "
                 f"cache_enabled=False, or {LEAVE}"
@@ -228,7 +223,8 @@ class Replay:
 
         self.given = [x.clone() for x in _tensors(leaves)]
         try:
-            self.recorded = self.recorder.record(run, self.given)
+            with _ONE_AT_A_TIME:
+                self.recorded = self.recorder.record(run, self.given)
         except RuntimeError as error:
             first = error.__context__ or error  # closing what broke off fails too, and hides why
             if isinstance(first, torch.OutOfMemoryError) or not isinstance(first, Exception):
