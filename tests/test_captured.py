@@ -113,13 +113,13 @@ def test_later_calls_under_other_masks_and_prompts_record_anew():
     fast, plain = (compress(pipe, method) for method in both()[::-1])
     others: list[dict[str, Any]] = [
         {}, {"mask_image": make_mask(box=(150, 30, 200, 80))},
-        {"prompt_embeds": torch.randn(1, 9, 16), "num_inference_steps": 7}, {},
+        {"prompt_embeds": torch.randn(1, 9, 16), "num_inference_steps": 7},
     ]  # fmt: skip
     with recordings() as found, torch.inference_mode():
         for changes in others:
             given = STEPS | changes
             assert torch.equal(latents(fast, **given), latents(plain, **given))
-    assert found == [5, 5, 4, 5]
+    assert found == [5, 5, 4]
 
 
 @dataclass(frozen=True)
@@ -369,7 +369,7 @@ def test_these_and_no_other_passes_copy_or_wait(name):
             return output
 
         pipe.transformer.forward = watched
-        given = arguments(family, **STEPS)
+        given = arguments(family, num_inference_steps=4)
         far = tree_map(lambda x: x.to(FAR) if isinstance(x, Tensor) else x, given)
-        compress(pipe, both()[0])(**far)
+        compress(pipe, both((0, 2))[0])(**far)
     assert bool(found[-1]) == (type(pipe.transformer).__name__ in COPYING)
