@@ -112,8 +112,7 @@ def edit_photo(
         photo: as `load_photo` reads it, a picture, or a file
         mask: bool [H, W], True where the photo is to change; or a picture or a file, white there;
             None for a pipeline that edits by instruction
-        method: `HiLo()` unless given, or `HiLo(find=True)` without a mask; or a name, of `PRESETS`
-            or `METHODS`
+        method: see `compress`; `HiLo(find=True)` unless given, without a mask
         prompt, negative_prompt, label, guidance, cfg, strength, references, control, steps, seed:
             see `Request`; `control` has the photo's size
         size: pixels of the working picture's longer side; unless given, the pipeline's own
