@@ -182,6 +182,14 @@ def command() -> str:
     return markdown(["", *parts[:-1], "around the edit"], lines)
 
 
+def imports() -> str:
+    """What importing libraries costs, each after those above it."""
+    rows = _rows("imports_cpu.csv")
+    found = rows.groupby("library", sort=False)["seconds"].median()
+    lines = [[f"`{name}`", f"{seconds:.2f}"] for name, seconds in found.items()]
+    return markdown(["", "CPU s"], [*lines, ["in all", f"{found.sum():.2f}"]])
+
+
 def _ratio(ours: Any, theirs: Any) -> Figure:
     """A mean over another, with the 95 % bootstrap interval over photographs."""
     both = np.stack([ours, theirs.reindex(ours.index)])
@@ -246,7 +254,7 @@ def robust() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     made.__name__: made
     for made in (
-        *(methods, processor, true_width, presets, load, nodes, overhead, command, opencv),
+        *(methods, processor, true_width, presets, load, nodes, overhead, command, imports, opencv),
         *(around, memory, robust),
     )
 }
