@@ -222,7 +222,7 @@ class RegionDecode:
         repeats = len(latents) // len(photo_B3HW)
         picture = photo_B3HW.to(latents).repeat(repeats, 1, 1, 1)
         output = None
-        with self._by_box(lambda z: original(z, *args, **kwargs), latents) as decode:
+        with self._by_box(lambda z: original(z, *args, **kwargs), latents, boxes) as decode:
             for box in boxes:
                 output = decode(box)
                 rows, columns = scaled(box, scale)
@@ -233,8 +233,10 @@ class RegionDecode:
         return output
 
     @contextmanager
-    def _by_box(self, decode: Decode, latents: Tensor) -> Iterator[Callable[[Box], Any]]:
-        """What decodes a box of the latents, in this context."""
+    def _by_box(
+        self, decode: Decode, latents: Tensor, boxes: list[Box]
+    ) -> Iterator[Callable[[Box], Any]]:
+        """What decodes any of the boxes of the latents, in this context."""
         yield lambda box: decode(latents[..., box[0], box[1]])
 
     def _share(self, boxes: list[Box], size: Sequence[int]) -> float:
@@ -273,7 +275,9 @@ class WindowedDecode(RegionDecode):
         return own / work_of(self.layers, whole_windows(self.layers, size))
 
     @contextmanager
-    def _by_box(self, decode: Decode, latents: Tensor) -> Iterator[Callable[[Box], Any]]:
+    def _by_box(
+        self, decode: Decode, latents: Tensor, boxes: list[Box]
+    ) -> Iterator[Callable[[Box], Any]]:
         def decode_box(box: Box) -> Any:
             windows = self._windows(box, latents.shape[-2:])
 
