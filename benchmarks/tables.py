@@ -170,6 +170,17 @@ def overhead() -> str:
     return markdown(["what", "microseconds a call"], lines)
 
 
+def together() -> str:
+    """Photos in one call of the pipeline, beside each by itself."""
+    rows = _rows("together_cpu.csv")
+    lines = []
+    for (preset, masks), own in rows.groupby(["preset", "masks"], sort=False):
+        middle = own.groupby("together")[["dit_seconds", "total_seconds"]].median()
+        cells = [f"{row.dit_seconds:.1f}, {row.total_seconds:.1f}" for row in middle.itertuples()]
+        lines.append([f"{preset}, {masks} mask{'s' * (masks == 'own')}", *cells])
+    return markdown(["DiT, in all: s", "one by one", "two in a call", "four in a call"], lines)
+
+
 def command() -> str:
     """What `hilo edit` costs around the edit."""
     parts = ["start", "load", "edit", "write", "end", "around"]
@@ -255,7 +266,7 @@ TABLES: dict[str, Callable[[], str]] = {
     made.__name__: made
     for made in (
         *(methods, processor, true_width, presets, load, nodes, overhead, command, imports, opencv),
-        *(around, memory, robust),
+        *(around, memory, robust, together),
     )
 }
 

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,23 @@ def batch(hilo, folder):
         )  # fmt: skip
 
     return run
+
+
+@contextmanager
+def counted_calls(pipe, calls: list[int]):
+    """Of the pipeline, by how many pictures each was."""
+    original = type(pipe).__call__
+
+    @wraps(original)
+    def counted(self, *args, **kwargs):
+        calls.append(len(kwargs["image"]) if isinstance(kwargs["image"], list) else 1)
+        return original(self, *args, **kwargs)
+
+    type(pipe).__call__ = counted
+    try:
+        yield
+    finally:
+        type(pipe).__call__ = original
 
 
 def said(done) -> dict:
@@ -185,7 +204,7 @@ def test_seeds_of_one_edit_are_made_together_and_are_what_each_is_alone(pipe, fo
     [row, other, _] = read_rows(folder / "photos", folder / "masks", folder, NOTHING, ".png")
     rows = [replace(row, seed=i, output=folder / f"{i}.png") for i in range(3)] + [other]
     options = BatchOptions(steps=1, size=128, together=2)
-    assert [len(group) for group in in_groups(rows, options)] == [2, 1, 1]
+    assert [len(group) for group in in_groups(rows, options)] == [2, 2]
     together = [result.edit.photo.pixels for result in edit_photos(rows, pipe, options)]
     for i, one in enumerate(rows):
         [alone] = edit_photos([one], pipe, options)
@@ -195,6 +214,30 @@ def test_seeds_of_one_edit_are_made_together_and_are_what_each_is_alone(pipe, fo
     assert Record(folder / "r", options).key(row) == Record(
         folder / "r", BatchOptions(steps=1, size=128)
     ).key(row)  # how many are made together makes no other edit
+
+
+def test_photos_are_made_together_and_are_what_each_is_alone(pipe, folder):
+    """Of two shapes, one of more steps, one that cannot be read."""
+    make_photo(150, 240, seed=7).save(folder / "photos/d.png")
+    make_mask(150, 240, box=(8, 70, 230, 100)).save(folder / "masks/d_mask.png")
+    rows = read_rows(folder / "photos", folder / "masks", folder, NOTHING, ".png")
+    longer = replace(rows[0], steps=3, output=folder / "longer.png")
+    rows = [*rows, longer, replace(rows[1], output=folder / "again.png", seed=3)]
+    rows[2].photo.write_bytes(b"no picture")
+    options = BatchOptions(method="fast", steps=2, size=128, together=4)
+    assert [len(group) for group in in_groups(rows, options)] == [4, 1, 1]
+    calls: list[int] = []
+    with counted_calls(pipe, calls):
+        together = list(edit_photos(rows, pipe, options))
+    assert calls == [2, 1, 1, 1]  # two of one size, the third; then each by itself
+    assert [result.row for result in together] == rows
+    assert "c.png" in str(together[2].error)
+    for one in (one for one in together if one.edit):
+        [alone] = edit_photos([one.row], pipe, options)
+        apart = np.abs(alone.edit.photo.pixels.astype(int) - one.edit.photo.pixels)
+        assert apart.max() <= 1
+        assert (apart > 0).mean() < 1e-3
+        assert alone.edit.run.plan.counts == one.edit.run.plan.counts
 
 
 def test_one_row_of_several_made_together_may_fail_alone(pipe, folder):

@@ -26,6 +26,7 @@ FLOORS: Floors = (  # from the ground up
     ("lending", "model"),
     ("reuse", "search", "session"),
     ("lane",),
+    ("together",),
     ("attach",),
     ("compress",),
     ("bench", "bench.results", "edit", "train"),

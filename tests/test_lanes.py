@@ -1,6 +1,7 @@
 """A batch of photos and masks is each of them by itself: same plan, same tokens, same picture."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from contract import Edit, edits, steps, worst
 from diffusers import FirstBlockCacheConfig
 from families import BY_NAME, calls_of
-from tiny import GRID
+from tiny import GRID, make_mask
 from torch import nn
 
 from hilotoken import HiLo, compress
@@ -55,7 +56,7 @@ def alone(given: dict[str, Any], number: int) -> dict[str, Any]:
     def own(name: str, value: Any) -> Any:
         if name == "generator":
             return noise(number)
-        if "embeds" in name:
+        if "embeds" in name or name.endswith("attention_mask"):
             return value[number : number + 1]
         return value[number] if isinstance(value, list) and len(value) == 2 else value
 
@@ -109,6 +110,52 @@ def test_each_runs_its_own_tokens_and_no_others(edit):
     one, other = singles
     assert sorted(together) == sorted(one + other)
     assert set(one).isdisjoint(other)  # the masks are of different sizes
+
+
+ALIKE = {
+    "every step": HiLo(dilate=1, detail=0.1, coarse=0, bucket=8),
+    "weights": HiLo(dilate=1, detail=0.0, context="sampled", bucket=8),
+    "coarse": HiLo(dilate=1, detail=0.1, positions="native", weights=True, bucket=8),
+    "refresh": HiLo(dilate=1, detail=0.0, context="sampled", refresh=2, bucket=8),
+}
+SHARING = edits(
+    [
+        (BY_NAME[n], next(c for c in calls_of(BY_NAME[n]) if "two photos" in c), torch.float32)
+        for n in (*NAMES, "FluxFillPipeline", "QwenImageInpaintPipeline", "ChromaInpaintPipeline")
+    ]
+)
+
+
+@pytest.mark.parametrize("method", ALIKE.values(), ids=ALIKE.keys())
+@SHARING
+def test_photos_that_run_as_many_tokens_share_a_call_and_each_is_as_it_is_alone(edit, method):
+    """Two masks of one shape in two places: other tokens, as many of them."""
+    masks = [make_mask(box=box) for box in ((48, 64, 112, 144), (144, 96, 208, 176))]
+    fast, given = compress(edit.pipe, method), both(edit, mask_image=masks)
+    found = lengths(edit.pipe, lambda: check_alone(edit, fast, given))
+    record = fast.last_run
+    calls = len(found) // 3 if record.refreshed is None else None
+    batches = [batch for batch, _ in found]
+    assert max(batches) == 2 * min(batches)
+    if calls:  # as many together as alone
+        assert batches[:calls] == [2 * batch for batch in batches[calls : 2 * calls]]
+
+
+@pytest.mark.parametrize("name", ["weights", "refresh", "every step"])
+@edits(
+    [
+        (BY_NAME[n], next(c for c in calls_of(BY_NAME[n]) if "two photos" in c), torch.float32)
+        for n in ("FluxFillPipeline", "QwenImageInpaintPipeline", "Flux2KleinInpaintPipeline")
+    ]
+)
+def test_photos_that_run_nearly_as_many_tokens_share_a_call_filled_up(edit, name):
+    method = replace(ALIKE[name], dilate=2, bucket=1)
+    masks = [make_mask(box=box) for box in ((48, 64, 160, 160), (96, 96, 208, 176))]
+    fast, given = compress(edit.pipe, method), both(edit, mask_image=masks)
+    found = lengths(edit.pipe, lambda: check_alone(edit, fast, given))
+    alone = {length for batch, length in found if batch == 1}
+    assert len(alone) > 1
+    assert (2, max(alone)) in found
 
 
 def of_one_photo(edit: Edit) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,12 +17,13 @@ pytest.importorskip("fastapi", reason="needs the extra `serve`")
 from serving import QUICK, as_file, hole, inside, photo, served, thread_workers, until
 from toys import saved_model
 
+from hilotoken.model.pipeline import EmbeddedFillPipeline
 from hilotoken.serve.engine import Picture, Progress, Task
 from hilotoken.serve.jobs import Ended, JobQueue
 from hilotoken.serve.loading import load_quietly
 from hilotoken.serve.routes import Limits
 from hilotoken.serve.service import ServiceOptions, create_app
-from hilotoken.serve.worker import ProcessWorker, ThreadWorker
+from hilotoken.serve.worker import ProcessWorker, ThreadWorker, WorkerDied
 
 MASK = as_file(hole())
 
@@ -184,14 +186,12 @@ def test_a_task_that_kills_every_worker_is_given_up():
     calls = []
 
     class Mortal(ThreadWorker):
-        def events(self, task):
-            if task.seed:
+        def events(self, tasks):
+            if tasks[0].seed:
                 calls.append(1)
-                yield Progress(1, 2)
-                from hilotoken.serve.worker import WorkerDied
-
+                yield 0, Progress(1, 2)
                 raise WorkerDied("gone")
-            yield from super().events(task)
+            yield from super().events(tasks)
 
     jobs = JobQueue([Mortal(LOAD)])
     jobs.start()
@@ -202,3 +202,106 @@ def test_a_task_that_kills_every_worker_is_given_up():
         assert any(isinstance(event, Picture) for event in follow(jobs, task()))
     finally:
         jobs.close()
+
+
+class Noting(ThreadWorker):
+    """A worker that notes what it ran at once, and may be told to wait, or to die, before it."""
+
+    def __init__(self, *given) -> None:
+        super().__init__(*given)
+        self.runs, self.deaths = [], 0
+        self.may_begin = threading.Event()
+
+    def events(self, tasks):
+        self.may_begin.wait(60)
+        self.runs.append([one.seed for one in tasks])
+        if len(tasks) > 1 and self.deaths:
+            self.deaths -= 1
+            raise WorkerDied("gone")
+        yield from super().events(tasks)
+
+
+@pytest.fixture
+def noting():
+    worker = Noting(LOAD)
+    jobs = JobQueue([worker])
+    jobs.start()
+    until(lambda: jobs.ready)
+    yield worker, jobs
+    worker.may_begin.set()
+    jobs.close()
+
+
+def ended(jobs: JobQueue, worker: Noting, tasks: list, meanwhile=lambda queued: None) -> list:
+    """The jobs of tasks that had to wait for a worker at another, once all have ended."""
+    first = jobs.submit(task(steps=3))
+    until(lambda: first.state == "running")
+    queued = [jobs.submit(one) for one in tasks]
+    worker.may_begin.set()
+    meanwhile(queued)
+    until(lambda: all(job.ended for job in (first, *queued)))
+    assert jobs.running == jobs.waiting == 0
+    return queued
+
+
+def pictures(job) -> list[Picture]:
+    return [event for event in job.events if isinstance(event, Picture)]
+
+
+def test_requests_that_wait_and_ask_for_the_same_run_at_once(noting):
+    """Of other photos; one cannot be read; one has other steps; and no answer is another's."""
+    worker, jobs = noting
+    tasks = [task(seed=seed, together=3) for seed in range(1, 7)]
+    tasks[1] = replace(tasks[1], photo=b"no picture")
+    tasks[4] = replace(tasks[4], steps=3)
+    queued = ended(jobs, worker, tasks)
+    assert worker.runs == [[0], [1, 2, 3], [4], [5], [6]]
+    assert [job.state for job in queued] == ["done", "failed", *["done"] * 4]
+    for job, wanted in zip(queued, tasks, strict=True):
+        if job.state == "done":
+            [alone] = [e for e in follow(jobs, wanted) if isinstance(e, Picture)]
+            [made] = pictures(job)
+            both = [np.asarray(Image.open(io.BytesIO(e.data))).astype(int) for e in (made, alone)]
+            assert np.abs(both[0] - both[1]).max() <= 1
+            assert made.seed == wanted.seed
+
+
+def test_one_of_those_that_run_at_once_is_cancelled_and_the_others_are_not(noting):
+    worker, jobs = noting
+    tasks = [task(seed=seed, steps=30, together=3) for seed in range(1, 4)]
+
+    def leave(queued):
+        until(lambda: any(isinstance(event, Progress) for event in queued[1].events))
+        jobs.leave(queued[1])
+        until(lambda: queued[1].ended)
+        assert not queued[0].ended
+
+    queued = ended(jobs, worker, tasks, leave)
+    assert worker.runs == [[0], [1, 2, 3]]
+    assert [job.state for job in queued] == ["done", "cancelled", "done"]
+    assert [len(pictures(job)) for job in queued] == [1, 0, 1]
+
+
+def test_what_ran_at_once_as_a_worker_died_is_begun_anew_one_by_one(noting):
+    worker, jobs = noting
+    worker.deaths = 1
+    queued = ended(jobs, worker, [task(seed=s, together=3) for s in (1, 2, 3)])
+    assert worker.runs == [[0], [1, 2, 3], [1], [2], [3]]
+    assert [job.state for job in queued] == ["done"] * 3
+    assert jobs.restarts == 1
+
+
+def test_edits_that_fail_at_once_are_made_one_by_one(noting, monkeypatch):
+    worker, jobs = noting
+    original = EmbeddedFillPipeline.__call__
+
+    @functools.wraps(original)
+    def no_room(self, *args, **kwargs):
+        if isinstance(kwargs["image"], list):
+            raise MemoryError("of two")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(EmbeddedFillPipeline, "__call__", no_room)
+    queued = ended(jobs, worker, [task(seed=s, together=2) for s in (1, 2)])
+    assert worker.runs == [[0], [1, 2]]
+    assert [len(pictures(job)) for job in queued] == [1, 1]

@@ -1,8 +1,8 @@
 """Measure every selection on held-out pictures: `python -m benchmarks.context.evaluate`.
 
 Training-free, each picture under every selection from the same noise, in eight steps of FLUX.1's
-schedule. Pictures under one mask run in one call where the plan is the mask's alone. Rows are
-appended as they are made: break it off and call it again, and it goes on.
+schedule. Pictures under one mask run in one call, each by its own plan. Rows are appended as they
+are made: break it off and call it again, and it goes on.
 
 N grid tokens, C channels of x_t.
 """
@@ -167,12 +167,9 @@ def _half(total: int, edit: int, tokens: int) -> HiLo:
     return Spread(context="sampled", cell=GRID, detail=half, total=total)
 
 
-def looks(method: Any) -> bool:
-    """Whether what runs depends on the picture; else pictures under one mask share a plan."""
-    if isinstance(method, Needed | Attended):
-        return True
-    by_score = isinstance(method, HiLo) and method.score != "random"
-    return by_score and not isinstance(method, Pyramid) and method.detail not in (0.0, 1.0)
+def alone(method: Any) -> bool:
+    """Whether it is made for one picture, and takes a call for each."""
+    return isinstance(method, Needed | Attended)
 
 
 @dataclass(frozen=True)
@@ -217,14 +214,13 @@ class Bench:
     def rows(
         self, cases: Sequence[Case], name: str, dense_BNC: Tensor, velocities: bool = False
     ) -> list[Row]:
-        """Rows of one selection for pictures under one mask, a call each if it looks at them."""
+        """Rows of one selection for pictures under one mask."""
         method, steps = selections(cases[0])[name]
-        if looks(method) and len(cases) > 1:
+        if alone(method) and len(cases) > 1:
             pairs = zip(cases, dense_BNC.split(1), strict=True)
             return [r for case, d_BNC in pairs for r in self.rows([case], name, d_BNC, velocities)]
-        out_BNC, plan = self.fill(cases, method, steps)
+        out_BNC, plans = self.fill(cases, method, steps)
         sigmas = self.pipe.scheduler.sigmas[:-1].tolist()
-        share = CONTEXT.share(plan, method, sigmas) * steps / STEPS
         x0_BNC = tokens_of(torch.cat([case.picture.image_B3HW for case in cases]))
         hidden = list(cases[0].hidden)
         true_B = psnr(out_BNC[:, hidden], x0_BNC[:, hidden])
@@ -240,23 +236,25 @@ class Bench:
                 case.number,
                 name,
                 plan.tokens_run,
-                round(share, 5),
+                round(CONTEXT.share(plan, method, sigmas) * steps / STEPS, 5),
                 round(float(true), 3),
                 int(true > SOLVED),
                 None if name == "dense" else round(float(near), 3),
                 *(None if error is None else round(error, 6) for error in errors_V),
             )
-            for case, true, near, errors_V in zip(cases, true_B, near_B, errors_BV, strict=True)
+            for case, plan, true, near, errors_V in zip(
+                cases, plans, true_B, near_B, errors_BV, strict=True
+            )
         ]
 
     def fill(
         self, cases: Sequence[Case], method: Any, steps: int = STEPS
-    ) -> tuple[Tensor, TokenPlan]:
-        """The filled pictures as tokens, and the plan that they were filled by."""
+    ) -> tuple[Tensor, list[TokenPlan]]:
+        """The filled pictures as tokens, and the plans that they were filled by."""
         fast = compress(self.pipe, method)
         out_BNC = fast(**arguments(cases, self.model), num_inference_steps=steps).images
         assert fast.last_run is not None
-        return out_BNC, fast.last_run.plan
+        return out_BNC, [fast.last_run.of_picture(i, len(cases)).plan for i in range(len(cases))]
 
     def _compass(self, cases: Sequence[Case]) -> Compass:
         given = arguments(cases, self.model)
@@ -273,7 +271,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="dense", help="which of the weights")
     parser.add_argument("--pictures", type=int, default=HELD_OUT, help="held out, a kind")
-    parser.add_argument("--looked", type=int, default=HELD_OUT, help="of them, where a call is one")
+    parser.add_argument("--alone", type=int, default=HELD_OUT, help="of them, where a call is one")
     parser.add_argument("--velocities", type=int, default=40, help="of them with velocity errors")
     parser.add_argument("--kinds", nargs="+", choices=[*KINDS], default=LEARNED)
     parser.add_argument("--only", nargs="*", default=[], help="some selections")
@@ -300,7 +298,7 @@ def _measure(given: argparse.Namespace, out: Path) -> None:
         for group in tqdm(groups, unit="mask"):
             dense_BNC = bench.fill(group, Dense())[0]
             for name, (method, _) in selections(group[0]).items():
-                limit = given.looked if looks(method) else given.pictures
+                limit = given.alone if alone(method) else given.pictures
                 for quick in (True, False):
                     left = [
                         i

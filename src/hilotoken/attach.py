@@ -18,7 +18,7 @@ from .blocks.attach import Placement, placed
 from .capture import Seen, captured
 from .decode import RegionDecode
 from .encode import Encoding, Prompts
-from .hooks import Call, bind_call, hooked, inner_call, shadowed, unwrap
+from .hooks import Call, any_compiled, bind_call, hooked, inner_call, shadowed, unwrap
 from .lane import Lane
 from .lending import Opened
 from .method import Method
@@ -27,6 +27,7 @@ from .plan import TokenPlan
 from .record import Run
 from .source import Source
 from .timing import Stopwatch
+from .together import Shared, Together
 
 
 class Running:
@@ -62,8 +63,10 @@ class Running:
         self._mask_B1HW: Tensor | None = None
         self._encode = Encoding.of(pipe.vae, encode, opened.memory if opened else None)
         self._prompts = Prompts(pipe, opened.memory) if opened else None
-        self._lane: Lane | None = None  # the one under way; None where all run at once, and whole
-        self._answers: list[Any] = []  # of the lanes before it
+        # Under way; none where all run at once, and whole.
+        self._turn: Lane | Together | None = None
+        self._answers: dict[int, Any] = {}  # of the lanes before
+        self._shared: Shared | None = None  # where lanes may share a call
         self._cached = bool(getattr(self.transformer, "is_cache_enabled", False))
 
     @property
@@ -85,7 +88,8 @@ class Running:
 
     def plan(self) -> TokenPlan | None:
         """The one that the tokens under way run by; None where every token runs."""
-        return self._lane.plan if self._lane and self._lane.short else None
+        lane = self._turn if isinstance(self._turn, Lane) else None
+        return lane.plan if lane and lane.short else None
 
     def record(self, method: Any, started: float) -> Run:
         """What `last_run` says of it, once it has ended, of when the host's clock began."""
@@ -160,7 +164,7 @@ class Running:
             if list(latents.shape[-2:]) != sides:  # a preview that somebody makes on the way
                 return original(latents, *args, **kwargs)
             given = {"photo_B3HW": self.source.photo_B3HW, "mask_B1HW": self.mask_B1HW}
-            return decode(original, latents, *args, **given, **kwargs)
+            return decode.each(original, latents, *args, **given, **kwargs)
 
         return stand_in
 
@@ -193,6 +197,9 @@ class Running:
         self.lanes = [lane(*self._pair(n, count), n, count) for n in range(count)]
         if count > 1 and not self._cached and all(lane.whole for lane in self.lanes):
             self.lanes = [lane(*made)]  # to the bit what the pipeline itself makes of the batch
+        apart = self._cached or self.placement or any_compiled(self.transformer)
+        if len(self.lanes) > 1 and self.family.shares and not apart:
+            self._shared = Shared(self.lanes)
 
     def _count(self, call: Call) -> int:
         """How many of the batch's pictures run by themselves; further ones are of the same again.
@@ -229,33 +236,34 @@ class Running:
         call = bind_call(module, args, kwargs)
         for lane in self.lanes:
             lane.arrive(self.family.part(call, lane.number, lane.count))
-        self._answers = []
+        self._answers = {}
         if not (self._cached or any(lane.short for lane in self.lanes)):
-            self._lane = None
+            self._turn = None
             return None
-        *others, last = self.lanes
-        for lane in others:
-            short = self._turn(lane)
+        *others, last = self._shared.turns() if self._shared else self.lanes
+        for turn in others:
+            short = self._take(turn)
             if self.placement:
                 self.placement.enter(module, (), short)
-            self._answers.append(lane.restore(_answer(inner_call(module)(**short))))
-        return (), self._turn(last)
+            self._answers |= turn.restore(_answer(inner_call(module)(**short)))
+        return (), self._take(last)
 
-    def _turn(self, lane: Lane) -> Call:
-        """A lane's own call, with what it needs inside the transformer and nothing of another."""
-        if self._lane is not lane and self._lane:
-            self._lane.leave()
-        self._lane = lane
-        lane.enter()
-        return lane.shorten()
+    def _take(self, turn: Lane | Together) -> Call:
+        """A turn's own call, with what it needs inside the transformer and nothing of another."""
+        if self._turn is not turn and self._turn:
+            self._turn.leave()
+        self._turn = turn
+        call = turn.shorten()
+        turn.enter()
+        return call
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Call, output: Any) -> Any:
         """The answer, whole again, of all pictures."""
-        if self._lane is None:
+        if self._turn is None:
             return None
-        answers = [*self._answers, self._lane.restore(_answer(output))]
-        self._answers = []
-        velocity = self.family.joined(answers)
+        answers = self._answers | self._turn.restore(_answer(output))
+        self._answers = {}
+        velocity = self.family.joined([answers[lane.number] for lane in self.lanes])
         if isinstance(output, tuple):
             return (velocity, *output[1:])
         output.sample = velocity
@@ -272,8 +280,8 @@ class Running:
 
     def leave(self) -> None:
         """Nothing is left inside the transformer."""
-        for lane in self.lanes:
-            lane.leave()
+        for turn in (*self.lanes, *(self._shared.known.values() if self._shared else ())):
+            turn.leave()
 
 
 def _answer(output: Any) -> Any:

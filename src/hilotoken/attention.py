@@ -28,8 +28,8 @@ _PLACES = ("image_rotary_emb", "freqs_cis", "rotary_emb")  # what processors cal
 Attend = Callable[..., Tensor]
 # again(output, redo) -> output, where redo(rotary) attends once more with other rotary places
 Again = Callable[[Any, Callable[[Any], Any]], Any]
-# What a context brings: attend, again, the thread that entered it
-Level = tuple[Attend, Again | None, int]
+# What a context brings: attend, again, places, the thread that entered it
+Level = tuple[Attend, Again | None, Callable[[], Any] | None, int]
 
 
 @contextmanager
@@ -38,6 +38,7 @@ def rerouted(
     attend: Attend,
     modules: Iterable[nn.Module] | None = None,
     again: Again | None = None,
+    places: Callable[[], Any] | None = None,
 ) -> Iterator[None]:
     """Every attention call inside the transformer goes through `attend`, for this context.
 
@@ -57,6 +58,8 @@ def rerouted(
         modules: the attention modules meant, all of the transformer's unless given
         again: `again(output, redo)` gives what the processor returns, of what it would return;
             `redo(rotary)` runs it once more with other rotary places (`image_rotary_emb`)
+        places: gives the rotary places that stand in for the processor's; `EachOwn` where parts of
+            the batch have places of their own
 
     Raises:
         TypeError: a processor calls no attention function that is known here.
@@ -65,7 +68,7 @@ def rerouted(
     chosen = list(_attention_modules(model) if modules is None else modules)
     with _LOCK:
         router = _ROUTERS.setdefault(model, _Router())
-    level: Level = (attend, again, get_ident())
+    level: Level = (attend, again, places, get_ident())
     with ExitStack() as stack:
         for module in chosen:
             router.enter(module, level)
@@ -156,6 +159,9 @@ class _Router:
                 f"{kind.__name__} calls no attention function that can be replaced: "
                 f"set another attention processor"
             )
+        for name in names & scope.keys():
+            if name.startswith("apply_rotary_emb"):
+                scope[name] = _each_own(scope[name])
         # With a name, torch.compile would look these globals up in the module of that name.
         scope.pop("__name__", None)
         rerun: Any = types.FunctionType(
@@ -173,16 +179,17 @@ class _Router:
                 self.under_way = this, attn
             else:
                 self.here.under_way = this, attn
-            output = rerun(this, attn, *args, **kwargs)
-            for _, again, owner in this.levels:
+
+            def redo(places: Any) -> Any:
+                if len(args) > rotary:
+                    changed = (*args[:rotary], places, *args[rotary + 1 :])
+                    return rerun(this, attn, *changed, **kwargs)
+                return rerun(this, attn, *args, **kwargs | {places_name: places})
+
+            own = [places for *_, places, owner in this.levels if places and self.asks(owner)]
+            output = redo(own[-1]()) if own else rerun(this, attn, *args, **kwargs)
+            for _, again, _, owner in this.levels:
                 if again and self.asks(owner):
-
-                    def redo(places: Any) -> Any:
-                        if len(args) > rotary:
-                            changed = (*args[:rotary], places, *args[rotary + 1 :])
-                            return rerun(this, attn, *changed, **kwargs)
-                        return rerun(this, attn, *args, **kwargs | {places_name: places})
-
                     output = again(output, redo)
             return output
 
@@ -197,12 +204,37 @@ class _Router:
         def route(query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
             this, module = self.under_way if compiling() else self.here.under_way
             attention = innermost
-            for attend, _, owner in this.levels:
+            for attend, _, _, owner in this.levels:
                 if self.asks(owner):
                     attention = _around(attend, module, attention)
             return turn(attention(turn(query), turn(key), turn(value), **kwargs))
 
         return route
+
+
+class EachOwn(tuple[Any, ...]):
+    """Rotary places of each of so many equal parts of a batch, for its first tokens."""
+
+
+def _each_own(rotate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A processor's function that turns by rotary places, which takes `EachOwn` too."""
+
+    def turn(x_BSHD: Tensor, places: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if not isinstance(places, EachOwn):
+            return rotate(x_BSHD, places, *args, **kwargs)
+        made = []
+        for part, own in zip(x_BSHD.chunk(len(places)), places, strict=True):
+            length = (own[0] if isinstance(own, tuple) else own).shape[0]
+            turned = rotate(part[:, :length], own, *args, **kwargs)
+            made.append(filled_up(turned, part.shape[1] - length))
+        return torch.cat(made)
+
+    return turn
+
+
+def filled_up(x_BS: Tensor, fill: int) -> Tensor:
+    """A sequence [B, S, ...] with so many more of its last token."""
+    return torch.cat([x_BS, x_BS[:, -1:].expand(-1, fill, *x_BS.shape[2:])], 1) if fill else x_BS
 
 
 _ROUTERS: WeakKeyDictionary[nn.Module, _Router] = WeakKeyDictionary()

@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from .checks import whole
-from .edit import TOGETHER, Edit, edit_variations
+from .edit import TOGETHER, Edit, Job, edit_jobs
 from .methods import as_method, plan_tokens
 from .methods.parse import read_method
 from .methods.refresh import refreshes_of
 from .photo import FORMATS, PhotoError, check_output, load_mask, load_photo, save_photo
 from .region import choose_regions
+from .request import Request
 
 RECORD = "batch.jsonl"
+FAULTS = ValueError, TypeError, OSError  # a row's own: the next one is edited
 COLUMNS = ("photo", "mask", "output", "prompt", "label", "seed", "steps")
 
 
@@ -45,8 +47,9 @@ class BatchOptions:
     """What all edits of a batch have in common.
 
     method:   words, such as "hilo detail=0.2", or the name of a preset
-    together: rows one after another that differ by their seed alone are made in one call of the
-              pipeline, so many at most; memory grows with them, and results are the same
+    together: rows one after another that ask for the same, of one photo or of several, are made in
+              one call of the pipeline, so many at most; memory grows with them, and results are the
+              same
     """
 
     method: str = "hilo"
@@ -97,46 +100,64 @@ def edit_photos(
 
 def in_groups(rows: Iterable[Row], options: BatchOptions) -> Iterator[list[Row]]:
     """The rows, those together that are made together: see `BatchOptions`."""
-    for _, alike in groupby(rows, lambda row: replace(row, output=Path(), seed=0)):
+    for _, alike in groupby(rows, lambda row: (row.prompt, row.label, row.steps)):
         while group := list(islice(alike, options.together)):
             yield group
 
 
 def edit_group(pipe: Any, rows: Sequence[Row], options: BatchOptions) -> Iterator[Result]:
-    """Edit a photo for each of the rows, which differ by their seeds, and write the results.
+    """Edit the photos of rows that ask for the same, together, and write the results.
 
-    Where several cannot be made together, each is tried by itself.
+    Where they cannot be made together, each is tried by itself.
     """
-    first, done = rows[0], 0
+    found = [_job_of(row, options) for row in rows]
+    jobs = [one for one in found if isinstance(one, Job)]
     try:
-        photo = load_photo(first.photo)
-        mask = load_mask(first.mask, photo)
-        for row in rows:
-            check_output(photo, row.output)
-        edits = edit_variations(
-            pipe,
-            photo,
-            mask,
-            read_method(options.method),
-            seeds=[row.seed for row in rows],
-            together=options.together,
-            size=options.size,
-            prompt=first.prompt,
-            label=first.label,
-            steps=first.steps or options.steps,
-            feather=options.feather,
-            match=options.match,
-        )
-        for row, edit in zip(rows, edits, strict=True):
-            save_photo(edit.photo, row.output)
-            yield Result(row, edit)
-            done += 1
-    except (ValueError, TypeError, OSError) as error:
+        edits = iter(_edit(pipe, jobs, options))
+    except FAULTS as error:
         if len(rows) == 1:
-            yield Result(first, error=" ".join(str(error).split()))
+            yield Result(rows[0], error=_words(error))
             return
-        for row in rows[done:]:
+        for row in rows:
             yield from edit_group(pipe, [row], options)
+        return
+    for row, one in zip(rows, found, strict=True):
+        if isinstance(one, str):
+            yield Result(row, error=one)
+            continue
+        edit = next(edits)
+        try:
+            save_photo(edit.photo, row.output)
+        except FAULTS as error:
+            yield Result(row, error=_words(error))
+        else:
+            yield Result(row, edit)
+
+
+def _edit(pipe: Any, jobs: Sequence[Job], options: BatchOptions) -> list[Edit]:
+    if not jobs:
+        return []
+    return edit_jobs(
+        pipe, jobs, read_method(options.method), together=options.together, size=options.size,
+        feather=options.feather, match=options.match,
+    )  # fmt: skip
+
+
+def _job_of(row: Row, options: BatchOptions) -> Job | str:
+    """What a row asks for, or why it cannot be done."""
+    try:
+        photo = load_photo(row.photo)
+        mask = load_mask(row.mask, photo)
+        check_output(photo, row.output)
+        steps = row.steps or options.steps
+        request = Request(prompt=row.prompt, label=row.label, seed=row.seed, steps=steps)
+    except FAULTS as error:
+        return _words(error)
+    return Job(photo, mask, request)
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def read_rows(

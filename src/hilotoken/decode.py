@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from statistics import fmean
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -231,6 +232,32 @@ class RegionDecode:
             return (picture, *output[1:])
         output.sample = picture  # type: ignore[union-attr]
         return output
+
+    def each(
+        self,
+        original: Callable[..., Any],
+        latents: Tensor,
+        *args: Any,
+        photo_B3HW: Tensor,
+        mask_B1HW: Tensor,
+        **kwargs: Any,
+    ) -> Any:
+        """The pictures of a batch, of each what its own mask needs where they differ."""
+        if all(torch.equal(mask, mask_B1HW[0]) for mask in mask_B1HW[1:]):
+            given = {"photo_B3HW": photo_B3HW, "mask_B1HW": mask_B1HW}
+            return self(original, latents, *args, **given, **kwargs)
+        outputs, shares = [], []
+        for i, one in enumerate(latents.split(1)):
+            photo, mask = (x[i % len(x)][None] for x in (photo_B3HW, mask_B1HW))
+            given = {"photo_B3HW": photo, "mask_B1HW": mask}
+            outputs.append(self(original, one, *args, **given, **kwargs))
+            shares.append(self.decoded)
+        self.decoded = fmean(shares)
+        picture = torch.cat([picture_of(output) for output in outputs])
+        if isinstance(outputs[0], tuple):
+            return (picture, *outputs[0][1:])
+        outputs[0].sample = picture
+        return outputs[0]
 
     @contextmanager
     def _by_box(

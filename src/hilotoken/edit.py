@@ -1,9 +1,9 @@
 """Edit a photo of any size by any supported pipeline; only masked pixels are put back."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from .photo import Photo, load_mask, load_photo
 from .progress import Stage, Told, following
 from .record import Run
 from .region import CONTEXT, Region, choose_region, choose_regions
-from .request import Request, arguments_for, for_seeds, takes_together, working_size
+from .request import Request, arguments_for, in_one_call, takes_together, working_size
 
 TOGETHER = 4  # pictures made in one call of the pipeline: memory grows with them
+UnderWay = Sequence[tuple[int, Stage]]  # which jobs, by their places, and the stage of each
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +67,15 @@ class Edit:
     def sum(self, name: str) -> Any:
         """Of a figure of `Run`, such as `dit_seconds`, the sum over all parts."""
         return sum(getattr(part.run, name) for part in self.parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """An edit that is wanted: photo, mask bool [H, W] or none, and what is asked for."""
+
+    photo: Photo
+    mask: np.ndarray | None
+    request: Request
 
 
 def edit_photo(
@@ -124,9 +134,13 @@ def edit_photo(
         prompt, negative_prompt, label, guidance, cfg, strength, tuple(references), control,
         steps, seed,
     )  # fmt: skip
-    [edit] = _edit_together(
-        pipe, photo, mask, method, request, (seed,), size, context, feather, match, keep, progress
-    )
+    photo = as_photo(photo)
+    job = Job(photo, None if mask is None else as_mask(mask, photo), request)
+    told = (lambda under_way: progress(under_way[0][1])) if progress else None
+    [edit] = edit_jobs(
+        pipe, [job], method, together=1, size=size, context=context, feather=feather, match=match,
+        keep=keep, progress=told,
+    )  # fmt: skip
     return edit
 
 
@@ -159,71 +173,183 @@ def edit_variations(
     together = whole(1)("together", together)
     words = {field.name for field in fields(Request)} & options.keys() - {"seed"}
     request = Request(**{name: options.pop(name) for name in words})
+    photo = as_photo(photo)  # read once for all
+    mask = None if mask is None else as_mask(mask, photo)
+    jobs = [Job(photo, mask, replace(request, seed=seed)) for seed in seeds]
     most = together if takes_together(pipe, request) else 1
-    photo = _as_photo(photo)  # read once for all
-    mask = None if mask is None else _as_mask(mask, photo)
-    for start in range(0, len(seeds), most):
-        own = tuple(range(start, min(start + most, len(seeds))))
-        told = partial(progress, own) if progress else None
-        chosen = [seeds[i] for i in own]
-        yield from _edit_together(
-            pipe, photo, mask, method, request, chosen, **options, progress=told
+    for start in range(0, len(jobs), most):
+
+        def told(under_way: UnderWay, start: int = start) -> None:
+            assert progress is not None
+            progress(tuple(start + number for number, _ in under_way), under_way[0][1])
+
+        some = jobs[start : start + most]
+        yield from edit_jobs(
+            pipe, some, method, together=len(some), **options, progress=told if progress else None
         )
 
 
-def _edit_together(
+def together_on(device: str) -> int:
+    """How many pictures to make in one call on a device, where nobody says it.
+
+    A GPU reads the model's weights once for all of them. A CPU takes as long as one by one.
+    """
+    return 1 if device.startswith("cpu") else TOGETHER
+
+
+def edit_jobs(
     pipe: Any,
-    photo: Photo | Image.Image | str | Path,
-    mask: np.ndarray | Image.Image | str | Path | None,
-    method: Method | str | None,
-    request: Request,
-    seeds: Sequence[int],
+    jobs: Sequence[Job],
+    method: Method | str | None = None,
+    *,
+    together: int = TOGETHER,
     size: int | None = None,
     context: float = CONTEXT,
     feather: int = 0,
     match: bool = True,
     keep: str | None = None,
-    progress: Told | None = None,
+    progress: Callable[[UnderWay], None] | None = None,
 ) -> list[Edit]:
-    """See `edit_photo`: an edit for each seed, all in one call of the pipeline for each region."""
-    photo = _as_photo(photo)
-    painted = None if mask is None else _as_mask(mask, photo)
+    """Edit several photos, several regions in one call of the pipeline where it takes a batch.
+
+    Each is the edit that `edit_photo` makes of it: to rounding under the mask, bit for bit outside.
+
+    Args:
+        jobs: all with a mask, or none
+        together: regions that one call is of at most; those of one working size whose jobs ask for
+            the same but for the seed
+        progress: is told which jobs are under way, by their places, and the stage of each
+        method, size, context, feather, match, keep: see `edit_photo`
+
+    Raises:
+        ValueError, TypeError: see `edit_photo`.
+    """
     if feather < 0:  # said now, not after the run
         raise ValueError(f"feather must be 0 pixels or more, got {feather}")
-    if request.control is not None and request.control.size != photo.size:
-        raise ValueError(
-            f"the control picture is {request.control.size}, the photo {photo.size}: resize it"
-        )
-    token, side = family_of(pipe).token_pixels, working_size(pipe, size)
-    if painted is None:
-        regions = [choose_region(np.ones(photo.pixels.shape[:2], bool), side, token=token)]
-        method = method or (None if keep else HiLo(find=True))
-    else:
-        regions = choose_regions(painted, side, context, token)
-    parts: list[list[Part]] = [[] for _ in seeds]
-    edited = [photo] * len(seeds)
+    for job in jobs:
+        control, size_of = job.request.control, job.photo.size
+        if control is not None and control.size != size_of:
+            raise ValueError(
+                f"the control picture is {control.size}, the photo {size_of}: resize it"
+            )
+    if method is None and keep is None and jobs[0].mask is None:
+        method = HiLo(find=True)
     fast = compress(pipe, method, match=match, keep=keep)
-    for number, region in enumerate(regions):
+    parts: dict[int, dict[int, Part]] = {number: {} for number in range(len(jobs))}
+    for group in _groups(pipe, jobs, together, size, context):
         with ExitStack() as stack:
             if progress:
-                stage = Stage("encode", number, len(regions), region)
-                stack.enter_context(following(pipe, stage, progress))
-            made = _edit_region(fast, photo, painted, region, request, seeds)
-        for i, part in enumerate(made):
-            shown = _found(photo, part) if painted is None else painted
-            edited[i] = _paste(edited[i], shown, part, feather)
-            parts[i].append(part)
-    return [Edit(one, tuple(own)) for one, own in zip(edited, parts, strict=True)]
+                stack.enter_context(_following(pipe, group, progress))
+            made = _edit_pieces(fast, group)
+        for piece, part in zip(group, made, strict=True):
+            parts[piece.number][piece.stage.region] = part
+    return [
+        _joined(job, [part for _, part in sorted(parts[number].items())], feather)
+        for number, job in enumerate(jobs)
+    ]
 
 
-def _as_photo(photo: Photo | Image.Image | str | Path) -> Photo:
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """A region of a job, as the stage that it is before it begins; the job's place among all."""
+
+    number: int
+    job: Job
+    stage: Stage
+
+
+def _groups(
+    pipe: Any, jobs: Sequence[Job], together: int, size: int | None, context: float
+) -> Iterator[list[_Piece]]:
+    """The regions of all jobs, those of one call together."""
+    token, side = family_of(pipe).token_pixels, working_size(pipe, size)
+    often = Counter((id(job.photo), id(job.mask)) for job in jobs)
+    alike: dict[Hashable, list[_Piece]] = {}
+    for number, job in enumerate(jobs):
+        pair = id(job.photo), id(job.mask)
+        regions = _regions(job, side, context, token)
+        for i, region in enumerate(regions):
+            piece = _Piece(number, job, Stage("encode", i, len(regions), region))
+            key: Hashable = len(alike), number, i
+            if takes_together(pipe, job.request):
+                words = repr(replace(job.request, seed=0))
+                # Pictures of one photo and mask share a plan where they are by themselves.
+                key = region.height, region.width, words, (*pair, i) if often[pair] > 1 else None
+            alike.setdefault(key, []).append(piece)
+    for pieces in alike.values():
+        for start in range(0, len(pieces), together):
+            yield pieces[start : start + together]
+
+
+def _regions(job: Job, side: int, context: float, token: int) -> list[Region]:
+    if job.mask is None:
+        return [choose_region(np.ones(job.photo.pixels.shape[:2], bool), side, token=token)]
+    return choose_regions(job.mask, side, context, token)
+
+
+def _following(
+    pipe: Any, group: Sequence[_Piece], progress: Callable[[UnderWay], None]
+) -> AbstractContextManager[None]:
+    """Tell of the run of all pieces, of each its own stage."""
+
+    def told(stage: Stage) -> None:
+        def own(place: int, piece: _Piece) -> Stage:
+            at = piece.stage
+            show = lambda _: stage.show(place)  # noqa: E731
+            return replace(stage, region=at.region, regions=at.regions, area=at.area, show=show)
+
+        progress([(piece.number, own(place, piece)) for place, piece in enumerate(group)])
+
+    return following(pipe, group[0].stage, told)
+
+
+def _edit_pieces(fast: Compressed, group: Sequence[_Piece]) -> list[Part]:
+    """Edit the regions in one call of the pipeline."""
+    befores = [piece.stage.area.take_photo(piece.job.photo) for piece in group]
+    masks = [
+        None if piece.job.mask is None else piece.stage.area.take_mask(piece.job.mask)
+        for piece in group
+    ]
+    given = []
+    for piece, before, mask in zip(group, befores, masks, strict=True):
+        request = piece.job.request
+        if request.control is not None:
+            request = replace(request, control=piece.stage.area.take(request.control))
+        given.append(arguments_for(fast.pipe, request, before, mask))
+    output: Any = fast(**(in_one_call(given) if len(given) > 1 else given[0]))
+    assert fast.last_run is not None
+    parts = []
+    for i, (piece, before, own, image) in enumerate(
+        zip(group, befores, masks, output[0], strict=True)
+    ):
+        run = fast.last_run.of_picture(i, len(group))
+        if own is None:  # found, in the pipeline's own pixels
+            assert run.mask is not None
+            found_HW = run.mask[0, 0].cpu().numpy() > 0
+            own = np.asarray(Image.fromarray(found_HW).resize(before.size))
+        after = image.convert("RGB").resize(before.size, Image.Resampling.LANCZOS)
+        parts.append(Part(piece.stage.area, before, own, after, run))
+    return parts
+
+
+def _joined(job: Job, parts: Sequence[Part], feather: int) -> Edit:
+    """The photo with all its parts put back."""
+    edited = job.photo
+    for part in parts:
+        mask = _found(job.photo, part) if job.mask is None else job.mask
+        edited = _paste(edited, mask, part, feather)
+    return Edit(edited, tuple(parts))
+
+
+def as_photo(photo: Photo | Image.Image | str | Path) -> Photo:
+    """A photo of whatever `edit_photo` takes for one."""
     if isinstance(photo, Image.Image):
         return Photo(np.asarray(photo.convert("RGB")), "RGB", "PNG")
     return photo if isinstance(photo, Photo) else load_photo(photo)
 
 
-def _as_mask(mask: np.ndarray | Image.Image | str | Path, photo: Photo) -> np.ndarray:
-    """Bool [H, W] of the photo's size."""
+def as_mask(mask: np.ndarray | Image.Image | str | Path, photo: Photo) -> np.ndarray:
+    """A mask, bool [H, W] of the photo's size, of whatever `edit_photo` takes for one."""
     if isinstance(mask, str | Path):
         return load_mask(mask, photo)
     if isinstance(mask, Image.Image):
@@ -235,33 +361,6 @@ def _as_mask(mask: np.ndarray | Image.Image | str | Path, photo: Photo) -> np.nd
             "resize the mask, and make it bool"
         )
     return mask
-
-
-def _edit_region(
-    fast: Compressed,
-    photo: Photo,
-    mask: np.ndarray | None,
-    region: Region,
-    request: Request,
-    seeds: Sequence[int],
-) -> list[Part]:
-    before = region.take_photo(photo)
-    small = None if mask is None else region.take_mask(mask)
-    if request.control is not None:
-        request = replace(request, control=region.take(request.control))
-    given = arguments_for(fast.pipe, replace(request, seed=seeds[0]), before, small)
-    output: Any = fast(**(for_seeds(given, seeds) if len(seeds) > 1 else given))
-    assert fast.last_run is not None
-    run, parts = fast.last_run.shared(len(seeds)), []
-    for i, image in enumerate(output[0]):
-        own = small
-        if own is None:  # found, in the pipeline's own pixels
-            assert run.mask is not None
-            found_HW = run.mask[i % len(run.mask), 0].cpu().numpy() > 0
-            own = np.asarray(Image.fromarray(found_HW).resize(before.size))
-        after = image.convert("RGB").resize(before.size, Image.Resampling.LANCZOS)
-        parts.append(Part(region, before, own, after, run))
-    return parts
 
 
 def _found(photo: Photo, part: Part) -> np.ndarray:

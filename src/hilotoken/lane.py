@@ -1,7 +1,7 @@
 """One photo under one mask in a call under way: its plan, and everything derived from it.
 
-A batch of several photos or masks is several of these, one after another in every call of the
-transformer. Each runs its own tokens, so each picture is what it would be by itself.
+A batch of several photos or masks is several of these. Each runs its own tokens, so each picture is
+what it would be by itself; those that run as many share a call, see `together`.
 """
 
 from contextlib import ExitStack
@@ -62,6 +62,7 @@ class Lane:
         self.reuse: Reuse | None = None
         self.loan: Loan | None = None
         self._call = call  # the one under way, whole
+        self._shorter: Call | None = None  # the same, once it was shortened
         self._inside = ExitStack()  # what is put inside the transformer for `short`
         self._is_inside = False
         self._cache = ExitStack()  # what names these pictures to a step cache of diffusers
@@ -114,7 +115,7 @@ class Lane:
         """
         if plan.grid != self.source.grid:
             raise ValueError(f"the plan is for a grid of {plan.grid}, the run's {self.source.grid}")
-        before = self.short.inside if self.short else None
+        before = self.inside if self.short else None
         if self._cached and self.short:  # what was kept is of another length
             self.transformer._reset_stateful_cache()  # pyright: ignore[reportCallIssue]
         self.plan = plan
@@ -124,7 +125,7 @@ class Lane:
         self.short = short
         if self.reuse:
             self.reuse.take(short, carry)
-        if short.inside != before:
+        if self.inside != before:
             self.leave()
 
     def rest(self) -> None:
@@ -143,7 +144,7 @@ class Lane:
 
     def arrive(self, call: Call) -> None:
         """Another call, of these pictures alone: which step it is, and by which plan it runs."""
-        self._call = call
+        self._call, self._shorter = call, None
         self.clock.tick()
         if self.clock.branch:
             return
@@ -154,13 +155,17 @@ class Lane:
             if plan is not self.plan:
                 self.use(plan)
 
+    @property
+    def inside(self) -> tuple[bool, bool]:
+        """What the plan needs inside the transformer, at one step or another."""
+        assert self.short is not None
+        return (self.reuse.whole if self.reuse else self.short).inside
+
     def enter(self) -> None:
         """Put inside the transformer what acts there; reuse last, so that it is asked first."""
         self._name_pictures()
         if self._is_inside or self.short is None:
             return
-        if self.reuse:
-            self.short = self.reuse.whole  # which needs what the edit alone may not
         stand_ins = [*self.family.stand_ins(self), *([self.reuse.attached()] if self.reuse else ())]
         if stand_ins and any_compiled(self.transformer):
             stand_ins.append(for_this_thread_alone(self.transformer))
@@ -175,24 +180,42 @@ class Lane:
         self._cache.close()
 
     def shorten(self) -> Call:
-        """The call under way, shorter."""
-        if self.short is None:
-            return self._call
-        call = self.reuse.before(self._call) if self.reuse else self._call
-        return self.short.shorten(call, self.clock.sigma)
+        """The call under way, shorter, by what of the plan runs in it."""
+        if self._shorter is None:
+            self._shorter = self._call
+            if self.short is not None:
+                call = self.reuse.before(self._call) if self.reuse else self._call
+                self._shorter = self.short.shorten(call, self.clock.sigma)
+        return self._shorter
 
-    def restore(self, velocity: Any) -> Any:
-        """The transformer's answer, whole again."""
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, original: Any, **kw: Any
+    ) -> Tensor:
+        """Attention of these pictures alone, with all that stands in for it one after another."""
+        short: Any = self.short
+
+        def weigh(query: Tensor, key: Tensor, value: Tensor, **kw: Any) -> Tensor:
+            return short.weigh(module, query, key, value, original, **kw)
+
+        weighed = weigh if short.weighted else original
+        if self.reuse is None:
+            return weighed(query, key, value, **kw)
+        kept = any(module is one for one in self.reuse.modules)
+        attend = self.reuse.attend if kept else self.reuse.attend_alone
+        return attend(module, query, key, value, weighed, **kw)
+
+    def restore(self, velocity: Any) -> dict[int, Any]:
+        """The transformer's answer, whole again, by the number of the pictures."""
         self._cache.close()
         if self.short is None:
-            return velocity
+            return {self.number: velocity}
         velocity = self.short.restore(velocity, self._call, self.clock.sigma)
         self.short.check_ran()
         if self.reuse is None or self.reuse.refreshing:
             self.sequence = self.short.whole_length, self.short.ran
         if self.reuse:
             self.reuse.after()
-        return velocity
+        return {self.number: velocity}
 
     def _name_pictures(self) -> None:
         """Open a context for a step cache of diffusers: many pipelines do not, and it needs one."""

@@ -89,10 +89,17 @@ class Run:
         each = [plan.counts for plan in self.plans]
         return {kind: round(fmean(counts[kind] for counts in each)) for kind in each[0]}
 
-    def shared(self, pictures: int) -> "Run":
+    def of_picture(self, number: int, pictures: int) -> "Run":
         """The record of one of so many pictures that were made together: its share of the time."""
+        if pictures == 1:
+            return self
         names = ("plan_seconds", "dit_seconds", "vae_seconds", "total_seconds")
-        return replace(self, **{name: getattr(self, name) / pictures for name in names})
+        own: dict[str, Any] = {name: getattr(self, name) / pictures for name in names}
+        if len(self.plans) == pictures:
+            own |= {"plan": self.plans[number], "plans": (self.plans[number],)}
+        if self.mask is not None:
+            own["mask"] = self.mask[number % len(self.mask)][None]
+        return replace(self, **own)
 
     @property
     def rest_seconds(self) -> float:

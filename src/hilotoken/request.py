@@ -144,19 +144,19 @@ def takes_together(pipe: Any, request: Request) -> bool:
     return bool(names & set(BATCHES)) and not request.references and request.control is None
 
 
-def for_seeds(given: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
-    """The arguments of one edit for several in one call, each with the noise of its own seed.
+def in_one_call(given: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The arguments of several edits for one call, each with its photo, mask, words and noise.
 
-    given: by `arguments_for`, of a pipeline that `takes_together`
+    given: by `arguments_for`, of a pipeline that `takes_together`; alike in all else
     """
 
-    def times(name: str, value: Any) -> Any:
-        if name in (*PHOTOS, *MASKS, "prompt", "negative_prompt"):
-            return [value] * len(seeds)
-        return value.repeat_interleave(len(seeds), 0) if isinstance(value, torch.Tensor) else value
+    def of_all(name: str, value: Any) -> Any:
+        values = [one[name] for one in given]
+        if name in (*PHOTOS, *MASKS, "prompt", "negative_prompt", "generator"):
+            return values
+        return torch.cat(values) if isinstance(value, torch.Tensor) else value
 
-    noise = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return {name: times(name, value) for name, value in given.items()} | {"generator": noise}
+    return {name: of_all(name, value) for name, value in given[0].items()}
 
 
 def _uncropped(

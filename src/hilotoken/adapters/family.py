@@ -6,7 +6,7 @@ the photo, or of other pictures).
 B batch, T image tokens of a call, N of the target's grid, C channels of x_t, D channels a token.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -44,6 +44,8 @@ class Family:
     photo_last:  whether the pipeline takes up the photo after a control picture
     listed:      the arguments that are a list of one for each picture
     shared:      those that the pictures of a batch have in common, besides one table of places
+    shares:      whether pictures with plans of their own may share a call, see `together`
+    fills:       whether then shorter sequences may be filled up: image tokens are rows, and last
     """
 
     short: ClassVar[Any]
@@ -53,6 +55,8 @@ class Family:
     photo_last: ClassVar[bool] = False
     listed: ClassVar[tuple[str, ...]] = ()
     shared: ClassVar[tuple[str, ...]] = ()
+    shares: ClassVar[bool] = False
+    fills: ClassVar[bool] = False
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
@@ -131,6 +135,13 @@ class Family:
             return torch.stack(answers, 1).flatten(0, 1)
         return [one for group in zip(*answers, strict=True) for one in group]
 
+    def each_place(self, shorts: Sequence[Any], calls: Sequence[Call]) -> Any:
+        """Rotary places of short calls that are one, as an attention module is to be given them.
+
+        None where each picture of a batch has places of its own anyway.
+        """
+        return None
+
     def pictures_of(self, call: Call, least: int) -> int:
         """How many different pictures the batch is of: guidance may go through them twice.
 
@@ -202,7 +213,8 @@ class Family:
 
         modules: the attentions that it is for; all of the transformer's unless given
         """
-        if not any(run.short.inside):
+        weighted, aligned = run.inside
+        if not (weighted or aligned):
             return ()
 
         def weigh(
@@ -213,7 +225,7 @@ class Family:
         def align(output: Any, redo: Callable[[Any], Any]) -> Any:
             return run.short.align(output, redo)
 
-        again = align if run.short.aligned else None
+        again = align if aligned else None
         return (rerouted(self.pipe.transformer, weigh, modules, again),)
 
     def apart(self) -> Iterable[AbstractContextManager[None]]:
@@ -223,7 +235,7 @@ class Family:
     def stand_ins(self, run: Any) -> Iterable[AbstractContextManager[None]]:
         """What is put inside the transformer for a run, whose `short` is the short call under way.
 
-        Put on anew when `short.inside` is no longer the same.
+        Put on anew when `run.inside` is no longer the same.
 
         Raises:
             ValueError: what this family cannot do.

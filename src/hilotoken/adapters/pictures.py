@@ -149,7 +149,7 @@ class Pictures(Family):
         self, run: Any, modules: list[nn.Module] | None = None
     ) -> list[AbstractContextManager[None]]:
         """By which keys count for as many tokens as they stand for, where they do."""
-        if not run.short.weighted:
+        if not run.inside[0]:
             return []
 
         def weigh(

@@ -3,13 +3,14 @@
 L text tokens, T image tokens of a call, M coarse tokens, S tokens of the short sequence.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..attention import EachOwn
 from ..capture import Seen
 from ..hooks import Call, shadowed
 from ..plan import token_positions
@@ -70,6 +71,12 @@ class QwenShort(RotaryShort):
         self.ran = self.table_SD.shape[0]
         return self.table_SD
 
+    def rotary(self, short: Call) -> Any:
+        text, device = short["encoder_hidden_states"].shape[1], short["hidden_states"].device
+        module = self.family.model.pos_embed
+        whole = type(module).forward(module, self.shapes, max_txt_seq_len=text, device=device)
+        return self.short_table(module, whole[0]), whole[1]
+
     def _aligned_rotary(self, short: Call) -> Any:
         """All places over the stride; text begins where a picture so much smaller would end."""
         text, device = short["encoder_hidden_states"].shape[1], short["hidden_states"].device
@@ -125,6 +132,12 @@ class QwenImage(Rotary):
             )
         )
         return (latents - mean) * std
+
+    def each_place(self, shorts: Sequence[Any], calls: Sequence[Call]) -> Any:
+        """Those of image and text, which are turned apart."""
+        pairs = zip(shorts, calls, strict=True)
+        image, text = zip(*(short.rotary(call) for short, call in pairs), strict=True)
+        return EachOwn(image), EachOwn(text)
 
     def stand_ins(self, run: Any) -> Iterable[AbstractContextManager[None]]:
         """`pos_embed` is given the whole grids, and of its table the tokens that run are taken."""

@@ -6,7 +6,7 @@ first, and hand the rotary embedding to every attention module by its name.
 L tokens of text and image together, S image tokens of the short sequence.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention import Weighted
+from ..attention import EachOwn, Weighted
 from ..hooks import Call, Made
 from .base import ShortCall
 from .family import PLACES, Family
@@ -31,7 +31,7 @@ class RotaryShort(ShortCall):
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
         self._keys: dict[int, Weighted] = {}  # by the tokens of text
-        self._aligned = Made()
+        self._aligned, self._rotary = Made(), Made()
 
     def shorten(self, call: Call, sigma: float) -> Call:
         short = super().shorten(call, sigma)
@@ -88,12 +88,19 @@ class RotaryShort(ShortCall):
         pairs = zip(self.spans, whole, strict=True)
         return torch.cat([s.start + (grid_S if s.short else every) for s, every in pairs])
 
+    def rotary(self, short: Call) -> Any:
+        """The rotary embedding of a short call, as the model makes it."""
+
+        def make() -> Any:
+            return self.family.model.pos_embed.forward(_places_LA(short))
+
+        return self._rotary.of(tuple(short[name] for name in PLACES), make)
+
     def _aligned_rotary(self, short: Call) -> Any:
         """The rotary embedding with all places over the stride of the coarse tokens."""
 
         def make() -> Any:
-            ids = [short[name] if short[name].ndim == 2 else short[name][0] for name in PLACES]
-            ids_LA = torch.cat([part.float() for part in ids])
+            ids_LA = _places_LA(short).float()
             scale_A = torch.ones_like(ids_LA[0])
             scale_A[1:3] = self.plan.stride
             return self.family.model.pos_embed.forward(ids_LA / scale_A)
@@ -105,6 +112,12 @@ class Rotary(Family):
     """Tokens in rows, rotary places."""
 
     short: ClassVar[Any] = RotaryShort
+    shares: ClassVar[bool] = True
+    fills: ClassVar[bool] = True
+
+    def each_place(self, shorts: Sequence[Any], calls: Sequence[Call]) -> Any:
+        pairs = zip(shorts, calls, strict=True)
+        return EachOwn(short.rotary(call) for short, call in pairs)
 
     def stand_ins(self, run: Any) -> Iterable[AbstractContextManager[None]]:
         return self.attending(run)
@@ -119,6 +132,11 @@ class Rotary(Family):
             )
         text, places = call["encoder_hidden_states"], call["txt_ids"]
         return call | {"encoder_hidden_states": text[:, :0], "txt_ids": places[..., :0, :]}
+
+
+def _places_LA(short: Call) -> Tensor:
+    """Where the tokens of a short call sit, text and image together."""
+    return torch.cat([short[name] if short[name].ndim == 2 else short[name][0] for name in PLACES])
 
 
 def _with_rows(rows_BSD: Tensor, other_BSD: Tensor, index: Tensor | None) -> Tensor:

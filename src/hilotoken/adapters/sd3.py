@@ -44,10 +44,11 @@ class SD3(Pictures):
     """Inpaint, with x_t alone in the channels or mask and masked latents too; Image-to-Image."""
 
     short: ClassVar[Any] = SD3Short
+    shares: ClassVar[bool] = True
 
     def stand_ins(self, run: Any) -> Iterable[AbstractContextManager[None]]:
         """After `pos_embed`, tokens are gathered; after `proj_out`, they are put back."""
-        if run.short.aligned:
+        if run.inside[1]:
             raise ValueError(
                 f"positions='aligned' needs rotary positions, and those of "
                 f"{type(self.pipe).__name__} are added to the tokens: use 'interpolated' or "

@@ -92,6 +92,7 @@ class ZImage(Pictures):
     """Inpaint and Image-to-Image."""
 
     short: ClassVar[Any] = ZImageShort
+    shares: ClassVar[bool] = True
     listed: ClassVar[tuple[str, ...]] = ("x", "cap_feats")
 
     def batch(self, call: Call) -> int:
@@ -131,7 +132,7 @@ class ZImage(Pictures):
         )
 
     def _aligned(self, run: Any, attentions: list[nn.Module]) -> list[AbstractContextManager[None]]:
-        if not run.short.aligned:
+        if not run.inside[1]:
             return []
         short = run.short
         _ = short._turn_SF, short.coarse_rows  # made before compiled code asks for them

@@ -47,13 +47,13 @@ def batch(
         bool, typer.Option(help="Lead the edit's colours to the photo's along the mask's border.")
     ] = True,
     together: Annotated[
-        int,
+        int | None,
         typer.Option(
-            help="Rows one after another that differ by their seed alone, made in one call of the "
-            "model at most.",
+            help="Rows that follow each other and ask for the same, made in one call of the "
+            "pipeline at most; 1 on a CPU, else 4.",
             min=1,
         ),
-    ] = 4,
+    ] = None,
     suffix: Annotated[str, typer.Option("--format", help="png, tiff, webp, bmp or jpg.")] = "png",
     device: Annotated[str, typer.Option(help="`cpu`, `cuda` ...")] = "cpu",
     dry_run: Annotated[
@@ -79,8 +79,10 @@ def batch(
     listed at the end and tried again by the next run; the exit code is then 1.
     """
     from ..batch import RECORD, BatchOptions, Record, Row, read_rows
+    from ..edit import together_on
 
-    options = BatchOptions(method, steps, size, feather, match, together)
+    most = together or together_on(device)
+    options = BatchOptions(method, steps, size, feather, match, most)
     common = Row(Path(), Path(), Path(), prompt, label, seed)
     rows = read_rows(photos, masks, output, common, f".{suffix.lower().lstrip('.')}")
     if not dry_run:

@@ -30,6 +30,8 @@ def paint(
     """
     require_service()
     from ..app.routes import OPEN_PATHS, page_routes
+    from ..edit import together_on
+    from ..serve.routes import Limits
     from ..serve.service import ServiceOptions, create_app, process_workers, run
 
     if host not in LOCAL and not share:
@@ -43,6 +45,7 @@ def paint(
         names=("embedded" if model == "embedded" else "local",),
         keys=(key,) if share else (),
         hosts=() if share else (*LOCAL, host),
+        limits=Limits(together=together_on(device)),
     )
     service = create_app(process_workers(model, device, 1), options, page_routes, OPEN_PATHS)
     address = f"http://{host}:{port}/" + (f"#key={key}" if share else "")

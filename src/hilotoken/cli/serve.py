@@ -35,13 +35,13 @@ def serve(
     max_megapixels: Annotated[float, typer.Option(help="Of a photo.", min=0.01, max=100)] = 50.0,
     max_megabytes: Annotated[float, typer.Option(help="Of a file.", min=0.01, max=500)] = 50.0,
     together: Annotated[
-        int,
+        int | None,
         typer.Option(
-            help="Pictures of a request (its n) made in one call of the model at most; memory "
-            "grows with them.",
+            help="Pictures made in one call of the pipeline at most, of a request (its n) and of "
+            "others that wait and ask for the same; 1 on a CPU, else 4.",
             min=1,
         ),
-    ] = 4,
+    ] = None,
     names: Annotated[
         list[str] | None,
         typer.Option("--name", help="A further name that clients may call the model; repeatable."),
@@ -70,6 +70,7 @@ def serve(
     Every pixel outside the mask comes back bit for bit. More: docs/how-to/serve.md.
     """
     require_service()
+    from ..edit import together_on
     from ..serve.routes import Limits
     from ..serve.service import ServiceOptions, create_app, process_workers, run
 
@@ -81,7 +82,9 @@ def serve(
         limit=limit,
         keys=read_keys(api_keys),
         hosts=(*LOCAL, host, *(allow_host or [])),
-        limits=Limits(int(max_megabytes * 1e6), int(max_megapixels * 1e6), together),
+        limits=Limits(
+            int(max_megabytes * 1e6), int(max_megapixels * 1e6), together or together_on(device)
+        ),
     )
 
     def serve_by(workers: "Sequence[Worker]") -> None:

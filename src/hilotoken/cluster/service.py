@@ -7,61 +7,56 @@ them, adds some under load and starts those anew that died.
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
 from ray import serve
 
-from ..serve.engine import Cancelled, Event, Failed, Refused, Task, describe, run_task
+from ..serve.engine import Cancelled, Event, Task, describe, run_tasks
 from ..serve.loading import load_quietly
-from ..serve.worker import TICK, WorkerDied
+from ..serve.worker import TICK, Told, WorkerDied
 
 NAME = "hilotoken"
 PATIENCE = 600.0  # seconds for a replica to load its model
 
 
 class Replica:
-    """A model, and an edit at a time."""
+    """A model, and what is run at once."""
 
     def __init__(self, model: str, device: str, threads: int) -> None:
         self.pipe = load_quietly(model, device, threads)
         self.pipe.set_progress_bar_config(disable=True)
-        self.lock = threading.Lock()  # a cancelled task still has to come to the end of its step
+        self.lock = threading.Lock()  # what was cancelled still has to come to the end of its step
 
     def describe(self) -> dict[str, Any]:
         return describe(self.pipe)
 
-    async def edit(self, task: Task) -> AsyncIterator[Event]:
-        """The events of a task. Cancelling the request stops it between two steps."""
+    async def edit(self, tasks: Sequence[Task]) -> AsyncIterator[Told]:
+        """The events of tasks. Cancelling the request stops them between two steps."""
         loop, gone = asyncio.get_running_loop(), threading.Event()
-        events: asyncio.Queue[Event | None] = asyncio.Queue()
+        events: asyncio.Queue[Told | None] = asyncio.Queue()
 
-        def tell(event: Event | None) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
+        def tell(told: Told | None) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, told)
 
-        def report(event: Event) -> None:
+        def report(place: int, event: Event) -> None:
             if gone.is_set():
                 raise Cancelled
-            tell(event)
+            tell((place, event))
 
-        threading.Thread(target=self._run, args=(task, report, tell), daemon=True).start()
+        threading.Thread(target=self._run, args=(tasks, report, tell), daemon=True).start()
         try:
             while (event := await events.get()) is not None:
                 yield event
         finally:
             gone.set()
 
-    def _run(self, task: Task, report: Any, tell: Any) -> None:
+    def _run(self, tasks: Sequence[Task], report: Any, tell: Any) -> None:
         try:
-            with self.lock:
-                run_task(self.pipe, task, report)
-        except Cancelled:
-            pass
-        except Refused as error:
-            tell(Failed(str(error), error.param, refused=True))
-        except Exception as error:  # the model's own: out of memory and the like
-            tell(Failed(f"the edit failed: {type(error).__name__}"))
+            with self.lock, suppress(Cancelled):
+                run_tasks(self.pipe, tasks, report)
         finally:
             tell(None)
 
@@ -90,7 +85,7 @@ def deploy(model: str, device: str, replicas: tuple[int, int], threads: int) -> 
 
 
 class RayWorker:
-    """A place in the cluster: one task at a time, on whichever replica is free."""
+    """A place in the cluster: on whichever replica is free."""
 
     def __init__(self, handle: Any) -> None:
         self.handle = handle
@@ -102,8 +97,8 @@ class RayWorker:
         except Exception as error:  # of any of Ray's layers
             raise WorkerDied(f"no replica answers: {type(error).__name__}") from error
 
-    def events(self, task: Task) -> Iterator[Event | None]:
-        response = self.handle.options(stream=True).edit.remote(task)
+    def events(self, tasks: Sequence[Task]) -> Iterator[Told | None]:
+        response = self.handle.options(stream=True).edit.remote(tasks)
         heard: queue.Queue[Any] = queue.Queue()
         threading.Thread(target=_listen, args=(response, heard), daemon=True).start()
         ended = False

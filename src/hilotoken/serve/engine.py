@@ -1,12 +1,13 @@
 """One edit as a value: what is asked for, what is told on the way, and the run between.
 
-The only part of the service that knows the model. `run_task` decodes, edits and encodes; it tells
+The only part of the service that knows the model. `run_tasks` decodes, edits and encodes; it tells
 of every step through `report`, and whoever wants it to stop raises `Cancelled` there.
 """
 
 import io
+import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,13 +18,15 @@ import numpy as np
 from PIL import Image
 
 from .. import photo as photo_room
-from ..edit import Edit, edit_variations
+from ..edit import Edit, Job, UnderWay, edit_jobs
 from ..methods.parse import read_method
 from ..photo import Photo, PhotoError, load_photo, save_photo
 from ..plan import TokenPlan
 from ..progress import Stage
 from ..region import Region
-from ..request import working_size
+from ..request import Request, takes_together, working_size
+
+log = logging.getLogger("hilotoken.serve")
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ PRESETS = {
 
 
 class Cancelled(Exception):
-    """Nobody waits for this edit any more."""
+    """Nobody waits for these edits any more."""
 
 
 class Refused(ValueError):
@@ -72,7 +75,8 @@ class Task:
                half transparent; "white", what is at least half white
     method:    a preset's name, or a method and its options as words, such as "hilo detail=0.2"
     count:     pictures wanted; the i-th has the seed `seed + i`
-    together:  so many of them are made in one call of the pipeline at most
+    together:  so many are made in one call of the pipeline at most, of this task and of others that
+               ask for the same
     partials:  previews wanted of each
     output:    "png", "jpeg", "webp"; or "patch": an RGBA PNG of the mask's bounding box alone
     quality:   of JPEG and lossy WebP, 0 to 100; None for as good as it gets: lossless WebP
@@ -96,6 +100,12 @@ class Task:
     output: str = "png"
     quality: int | None = None
     patches: tuple[Patch, ...] = ()
+
+    @property
+    def kind(self) -> Hashable:
+        """Equal for tasks that may be run at once: what is asked for, but for photo and seed."""
+        words = self.prompt, self.label, self.method
+        return *words, self.steps, self.size, self.feather, self.match, self.together
 
 
 @dataclass(frozen=True)
@@ -143,7 +153,7 @@ class Failed:
 
 
 Event = Progress | Preview | Picture | Failed
-Report = Callable[[Event], None]
+Report = Callable[[int, Event], None]  # of which task, by its place
 
 
 def describe(pipe: Any) -> dict[str, Any]:
@@ -156,28 +166,45 @@ def describe(pipe: Any) -> dict[str, Any]:
     }
 
 
-def run_task(pipe: Any, task: Task, report: Report) -> None:
-    """Edit as the task says; every picture is reported as it is done.
+def run_tasks(pipe: Any, tasks: Sequence[Task], report: Report) -> None:
+    """Edit as tasks of one kind say; every picture is reported as it is done.
+
+    A task that fails, by a file that cannot be read or by the model, is reported to have `Failed`.
+    Where tasks cannot be run at once, each is run by itself.
 
     Raises:
-        Refused: a file that cannot be read, an option out of range; `param` names the field.
         Cancelled: what `report` raises, between two steps; the pipeline is as it was.
     """
-    photo = _read("image", task.photo)
-    for patch in task.patches:
-        photo = _apply(photo, patch)
-    mask = read_mask(task, photo)
-    method = _refusing("method", partial(read_method, task.method))
-    _refusing("working_size", partial(working_size, pipe, task.size))
-    seeds = [(task.seed + image) % 2**32 for image in range(task.count)]
-    edits = edit_variations(
-        pipe, photo, mask, method, seeds=seeds, together=task.together,
-        prompt=task.prompt, label=task.label, feather=task.feather, match=task.match,
-        size=task.size, steps=task.steps, progress=_Follower(task, photo, mask, report),
-    )  # fmt: skip
-    for image, seed in enumerate(seeds):
-        edited = _refusing(None, partial(next, edits))
-        report(_picture(task, edited, mask, image, seed))
+    opened: list[_Opened] = []
+    for place, task in enumerate(tasks):
+        own = partial(report, place)
+        with _failing(own):
+            opened.append(_Opened(pipe, task, own))
+    if len(opened) > 1:
+        try:
+            _run(pipe, opened)
+            return
+        except Cancelled:
+            raise
+        except Exception as error:  # of one of them, or of memory that is enough for one
+            log.warning("edits at once failed by %s: each by itself", type(error).__name__)
+    for one in opened:
+        with _failing(one.report):
+            _run(pipe, [one])
+
+
+@contextmanager
+def _failing(report: Callable[[Event], None]) -> Iterator[None]:
+    """What goes wrong in this context is reported as the end of a task."""
+    try:
+        yield
+    except (Cancelled, EOFError, OSError):  # nobody waits, or nobody is there any more
+        raise
+    except Refused as error:
+        report(Failed(str(error), error.param, refused=True))
+    except Exception as error:  # the model's own: out of memory and the like
+        log.exception("an edit failed")
+        report(Failed(f"the edit failed: {type(error).__name__}"))
 
 
 def _refusing(param: str | None, do: Callable[[], Any]) -> Any:
@@ -192,37 +219,67 @@ def _refusing(param: str | None, do: Callable[[], Any]) -> Any:
         raise Refused(text, named) from error
 
 
-class _Follower:
-    """Told of every step: reports progress and, where wanted, previews of the region under way."""
+class _Opened:
+    """A task whose files were read: its edits, and what is told of them."""
 
-    def __init__(self, task: Task, photo: Photo, mask: np.ndarray, report: Report) -> None:
-        self.task, self.photo, self.mask, self.report = task, photo, mask, report
-        self.images: tuple[int, ...] = ()  # those under way
-        self.done = 0  # steps of each of them
+    def __init__(self, pipe: Any, task: Task, report: Callable[[Event], None]) -> None:
+        self.task, self.report = task, report
+        photo = _read("image", task.photo)
+        for patch in task.patches:
+            photo = _apply(photo, patch)
+        self.photo, self.mask = photo, read_mask(task, photo)
+        self.method = _refusing("method", partial(read_method, task.method))
+        _refusing("working_size", partial(working_size, pipe, task.size))
+        words = partial(Request, prompt=task.prompt, label=task.label, steps=task.steps)
+        self.seeds = [(task.seed + image) % 2**32 for image in range(task.count)]
+        requests = [_refusing(None, partial(words, seed=seed)) for seed in self.seeds]
+        self.jobs = [Job(photo, self.mask, request) for request in requests]
+        self.done = [0] * task.count  # steps of each picture
 
-    def __call__(self, images: tuple[int, ...], stage: Stage) -> None:
-        if images != self.images:
-            self.images, self.done = images, 0
+    def follow(self, image: int, stage: Stage) -> None:
+        """Report progress and, where wanted, previews of the region under way."""
         if stage.name != "denoise":
             return
-        self.done += 1
+        self.done[image] += 1
         steps = stage.regions * self.task.steps  # of a picture
         all_steps = self.task.count * steps
-        done = images[0] * steps + len(images) * self.done
-        self.report(Progress(min(done, all_steps), all_steps))
+        self.report(Progress(min(sum(self.done), all_steps), all_steps))
         wanted = min(self.task.partials, steps - 1)
         shown_at = [round((i + 1) * steps / (wanted + 1)) for i in range(wanted)]
-        if self.done in shown_at:
-            self._preview(stage, shown_at.index(self.done))
+        if self.done[image] in shown_at:
+            self._preview(image, stage, shown_at.index(self.done[image]))
 
-    def _preview(self, stage: Stage, index: int) -> None:
-        for place, image in enumerate(self.images):
-            small = stage.preview(place)
-            if small is None:  # latents of a layout that is not known
-                return
-            shown = _paste(self.photo, self.mask, stage.area, small)
-            data = _encode(shown, self.mask, self.task)
-            self.report(Preview(image, index, data, bounding_box(self.mask)))
+    def _preview(self, image: int, stage: Stage, index: int) -> None:
+        small = stage.preview()
+        if small is None:  # latents of a layout that is not known
+            return
+        shown = _paste(self.photo, self.mask, stage.area, small)
+        data = _encode(shown, self.mask, self.task)
+        self.report(Preview(image, index, data, bounding_box(self.mask)))
+
+    def end(self, image: int, edit: Edit) -> None:
+        self.report(_picture(self.task, edit, self.mask, image, self.seeds[image]))
+
+
+def _run(pipe: Any, opened: Sequence[_Opened]) -> None:
+    """Make the pictures of the tasks, several in a call of the pipeline where it takes a batch."""
+    pictures = [(one, image) for one in opened for image in range(one.task.count)]
+    task, first = opened[0].task, opened[0].jobs[0].request
+    most = task.together if takes_together(pipe, first) else 1
+    for start in range(0, len(pictures), most):
+        some = pictures[start : start + most]
+
+        def follow(under_way: UnderWay, some: Sequence[tuple[_Opened, int]] = some) -> None:
+            for number, stage in under_way:
+                one, image = some[number]
+                one.follow(image, stage)
+
+        edit = partial(
+            edit_jobs, pipe, [one.jobs[image] for one, image in some], opened[0].method,
+            together=most, size=task.size, feather=task.feather, match=task.match, progress=follow,
+        )  # fmt: skip
+        for (one, image), edited in zip(some, _refusing(None, edit), strict=True):
+            one.end(image, edited)
 
 
 def read_mask(task: Task, photo: Photo) -> np.ndarray:

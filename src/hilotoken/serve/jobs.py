@@ -235,64 +235,84 @@ class JobQueue:
                 pause = min(2 * pause, most)
                 continue
             (pause, _), self.info, self.problem = RESTART, worker.info, None
-            while job := self._next():
-                if not self._run(worker, job):
+            while jobs := self._next():
+                if not self._run(worker, jobs):
                     self.restarts += 1
                     break
 
-    def _next(self) -> Job | None:
+    def _next(self) -> list[Job]:
+        """What waits longest, and those behind it that may run with it; none once it is closed."""
         with self._changed:
             while not self._waiting and not self._closed:
                 self._changed.wait()
             if self._closed:
-                return None
-            job = self._waiting.popleft()
-            job.state = "running"
-            self.running += 1
-            return job
+                return []
+            jobs = [self._waiting.popleft()]
+            while self._waiting and _may_join(self._waiting[0], jobs):
+                jobs.append(self._waiting.popleft())
+            for job in jobs:
+                job.state = "running"
+            self.running += len(jobs)
+            return jobs
 
-    def _run(self, worker: Worker, job: Job) -> bool:
-        """Run a job to its end; False if the worker died of it, or with it."""
+    def _run(self, worker: Worker, jobs: list[Job]) -> bool:
+        """Run jobs to their ends; False if the worker died of them, or with them."""
         started, alive = time.monotonic(), True
-        job.attempts += 1
+        for job in jobs:
+            job.attempts += 1
         try:
-            state = self._pass_on(worker, job)
+            states = self._pass_on(worker, jobs)
         except WorkerDied as error:
-            log.warning("%s: %s", job.id, error)
-            state, alive = "died", False
-        job.seconds = time.monotonic() - started
+            log.warning("%s: %s", ", ".join(job.id for job in jobs), error)
+            states, alive = ["died"] * len(jobs), False
         with self._changed:
-            self.running -= 1
-            if state == "died" and job.attempts < ATTEMPTS and not self._closed:
-                if job.cancelled.is_set():
-                    state = "cancelled"
-                else:
-                    job.state = "queued"
-                    self._waiting.appendleft(job)
-                    self._changed.notify()
-                    return alive
-            if state == "done":
-                self._seconds.append(job.seconds)
-            self._finish(job, state)
+            for job, state in zip(reversed(jobs), reversed(states), strict=True):
+                if not job.ended:
+                    self._end(job, state, time.monotonic() - started)
         return alive
 
-    def _pass_on(self, worker: Worker, job: Job) -> str:
-        assert job.task is not None
-        told = {_name(event) for event in job.events}  # before an earlier worker died
-        state = "done"
-        events = worker.events(job.task)
+    def _end(self, job: Job, state: str, seconds: float) -> None:
+        """A job is over, or begun anew as the first of those that wait."""
+        self.running -= 1
+        job.seconds = seconds
+        if state == "died" and job.attempts < ATTEMPTS and not self._closed:
+            if not job.cancelled.is_set():
+                job.state = "queued"
+                self._waiting.appendleft(job)
+                self._changed.notify()
+                return
+            state = "cancelled"
+        if state == "done":
+            self._seconds.append(seconds)
+        self._finish(job, state)
+
+    def _pass_on(self, worker: Worker, jobs: list[Job]) -> list[str]:
+        """Hand events to the jobs they are of; how each job ended."""
+        tasks = [job.task for job in jobs if job.task is not None]
+        known = [{_name(event) for event in job.events} for job in jobs]  # before a worker died
+        states, started = ["done"] * len(jobs), time.monotonic()
+        events = worker.events(tasks)
         try:
-            for event in events:
-                if job.cancelled.is_set() or self._closed:
-                    return "died" if self._closed else "cancelled"
-                if event is None or _name(event) in told:
+            for told in events:
+                if self._closed:
+                    return ["died"] * len(jobs)
+                for job in jobs:
+                    if job.cancelled.is_set() and not job.ended:
+                        with self._changed:
+                            self._end(job, "cancelled", time.monotonic() - started)
+                if all(job.ended for job in jobs):
+                    return states
+                if told is None:
+                    continue
+                place, event = told
+                if jobs[place].ended or _name(event) in known[place]:
                     continue
                 if isinstance(event, Failed):
-                    state = "failed"
-                job.post(event)
+                    states[place] = "failed"
+                jobs[place].post(event)
         finally:
             events.close()  # pyright: ignore[reportAttributeAccessIssue]
-        return state
+        return states
 
     def _finish(self, job: Job, state: str) -> None:
         job.task = None  # a photo is large, and no longer needed
@@ -307,6 +327,14 @@ class JobQueue:
             held -= old.size
             del self._named[str(old.key)]
         self.watch(job)
+
+
+def _may_join(job: Job, others: Sequence[Job]) -> bool:
+    """Whether a job may run at once with those; what broke a worker off runs by itself."""
+    tasks = [one.task for one in (*others, job) if one.task is not None]
+    alike = all(task.kind == tasks[0].kind for task in tasks)
+    few = sum(task.count for task in tasks) <= tasks[0].together
+    return alike and few and not any(one.attempts for one in (*others, job))
 
 
 def _name(event: Event) -> tuple[Any, ...]:

@@ -27,7 +27,7 @@ from .uploads import check_mask, check_upload
 class Limits:
     """What a request may bring.
 
-    together: pictures of one request that are made in one call of the pipeline at most
+    together: pictures that are made in one call of the pipeline at most
     """
 
     file_bytes: int = 50_000_000

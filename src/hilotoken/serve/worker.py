@@ -1,29 +1,31 @@
-"""A worker: a model in a process of its own, which takes one task at a time from a pipe.
+"""A worker: a model in a process of its own, which takes from a pipe what it is to run at once.
 
 A crash of the model, or a photo that crashes its decoder, takes the worker and not the service;
 a task that will not stop between steps is ended by ending the process.
 """
 
-import logging
 import multiprocessing
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from .engine import Cancelled, Event, Failed, Refused, Task, describe, run_task
+from .engine import Cancelled, Event, Failed, Task, describe, run_tasks
 
 TICK = 0.1  # seconds between looks at whether the task is still wanted
 GRACE = 20.0  # seconds that a cancelled task has to come to the end of its step
 CANCEL, END = "cancel", "end"
-log = logging.getLogger("hilotoken.serve")
+
+
+Told = tuple[int, Event]  # of which task, by its place
 
 
 class WorkerDied(RuntimeError):
-    """The process ended, or was ended, before the task did."""
+    """The process ended, or was ended, before the tasks did."""
 
 
 class Worker(Protocol):
@@ -35,8 +37,11 @@ class Worker(Protocol):
         """Load the model; return when it is ready. Raises WorkerDied."""
         ...
 
-    def events(self, task: Task) -> Iterator[Event | None]:
-        """Run a task: its events, and None every `TICK`. Closing the iterator cancels the task."""
+    def events(self, tasks: Sequence[Task]) -> Iterator[Told | None]:
+        """Run tasks of one kind at once: their events, and None every `TICK`.
+
+        Closing the iterator cancels all of them.
+        """
         ...
 
     def stop(self) -> None: ...
@@ -55,32 +60,23 @@ def work(connection: Connection, load: Callable[[], Any], inside_process: bool =
         pipe.set_progress_bar_config(disable=True)
         connection.send(describe(pipe))
         while True:
-            task = connection.recv()
-            if task != CANCEL:  # which came after the task had ended
-                _run(connection, pipe, task)
+            tasks = connection.recv()
+            if tasks != CANCEL:  # which came after the tasks had ended
+                _run(connection, pipe, tasks)
                 connection.send(END)
     except (EOFError, OSError):
         return  # nobody is there any more
 
 
-def _run(connection: Connection, pipe: Any, task: Task) -> None:
-    def report(event: Event) -> None:
+def _run(connection: Connection, pipe: Any, tasks: Sequence[Task]) -> None:
+    def report(place: int, event: Event) -> None:
         if connection.poll():
-            connection.recv()  # nothing but CANCEL is sent during a task
+            connection.recv()  # nothing but CANCEL is sent during tasks
             raise Cancelled
-        connection.send(event)
+        connection.send((place, event))
 
-    try:
-        run_task(pipe, task, report)
-    except Cancelled:
-        pass
-    except Refused as error:
-        connection.send(Failed(str(error), error.param, refused=True))
-    except (EOFError, OSError):
-        raise
-    except Exception as error:  # the model's own: out of memory and the like
-        log.exception("an edit failed")
-        connection.send(Failed(f"the edit failed: {type(error).__name__}"))
+    with suppress(Cancelled):
+        run_tasks(pipe, tasks, report)
 
 
 class _Piped:
@@ -102,22 +98,22 @@ class _Piped:
             raise WorkerDied(said.message)
         self.info, self._connection = said, here
 
-    def events(self, task: Task) -> Iterator[Event | None]:
+    def events(self, tasks: Sequence[Task]) -> Iterator[Told | None]:
         if self._connection is None:
             self.start()
         connection, ended = self._connection, False
         assert connection is not None
         try:
-            connection.send(task)
+            connection.send(tasks)
             while True:
                 if not connection.poll(TICK):
                     yield None
                     continue
-                event = connection.recv()
-                if event == END:
+                told = connection.recv()
+                if told == END:
                     ended = True
                     return
-                yield event
+                yield told
         except (EOFError, OSError) as error:
             ended = True
             self.stop()
@@ -127,7 +123,7 @@ class _Piped:
                 self._cancel(connection)
 
     def _cancel(self, connection: Connection) -> None:
-        """Stop the task between two of its steps, or with the worker."""
+        """Stop the tasks between two of their steps, or with the worker."""
         try:
             connection.send(CANCEL)
             until = time.monotonic() + GRACE
