@@ -160,12 +160,13 @@ def nodes() -> str:
 
 def overhead() -> str:
     """Host time of what is put around and inside the transformer."""
+    rows = _rows("overhead.csv")
     lines = [
         [
             row.what if row.what.startswith(("the ", "attention")) else f"`{row.what}`",
             f"{row.median_us:.0f} ({row.lower_us:.0f} to {row.upper_us:.0f})",
         ]
-        for row in _rows("overhead.csv").itertuples()
+        for row in rows[rows["source"] == "after"].itertuples()
     ]
     return markdown(["what", "microseconds a call"], lines)
 

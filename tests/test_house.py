@@ -21,7 +21,7 @@ FLOORS: Floors = (  # from the ground up
     ("checks", "composite", "data", "grid", "hooks", "noise", "photo", "plan", "source"),
     ("attention", "layout", "memory", "method", "region", "scores", "timing", "windows"),
     ("arguments", "blocks", "decode", "metrics", "picture", "progress", "record"),
-    ("approximate", "capture", "encode"),
+    ("approximate", "capture", "encode", "replay"),
     ("adapters", "kv_store", "methods", "request"),
     ("lending", "model"),
     ("reuse", "search", "session"),
