@@ -91,7 +91,8 @@ def check_fits(needed: int, model: Any, device: torch.device) -> None:
         raise MemoryError(
             f"the context's keys and values, and what is yet to be loaded of the model, take "
             f"{needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free: use "
-            "Refresh(store='float8'), fewer blocks, a smaller context, or leave refresh out"
+            "Refresh(store='float8'), fewer blocks, a smaller context, or a method of none, "
+            "as HiLo() is"
         )
 
 

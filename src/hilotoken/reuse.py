@@ -56,7 +56,7 @@ class Reuse:
         if cache := _step_cache_of(transformer):
             raise ValueError(
                 "refresh changes the sequence from step to step, which a step cache cannot follow: "
-                f"call {cache}, or leave refresh out"
+                f"call {cache}, or give a method without it, such as HiLo()"
             )
         self.run, self.refresh, self.family = run, refresh, run.family
         # The others attend as ever: at the steps between, edit tokens to themselves and to text.
