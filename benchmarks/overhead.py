@@ -3,11 +3,17 @@
 `python benchmarks/overhead.py -o FILE.csv`: a FLUX Inpaint pipeline of tiny tensors, whose
 transformer does nothing, so that what is left of a call is what is put around it. On a GPU the host
 issues the same operations, each a launch; whether they hide behind the device's own work is for a
-trace there to say. One thread; methods take turns, round by round, and medians are kept.
+trace there to say. One thread; methods take turns, round by round, and medians are kept. With
+`--source NAME=FOLDER`, sources of hilotoken by name, such as before and after, take turns too, each
+turn a process of its own.
 """
 
+import json
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -40,10 +46,12 @@ SIZE, STEPS, TEXT = 256, 8, 6
 class OverheadRow:
     """Microseconds of the host: median, and the quartiles around it.
 
+    source: of hilotoken, by its name
     what: a method's text, for what it adds to a call of the transformer after a run's first; or
           what is put around an attention call
     """
 
+    source: str
     what: str
     rounds: int
     median_us: float
@@ -149,39 +157,68 @@ def attention_microseconds(weighted: bool, calls: int = 200) -> list[float]:
     return found
 
 
-def rows(methods: Mapping[str, Any], rounds: int) -> Iterator[OverheadRow]:
+Samples = dict[str, list[float]]  # microseconds, by what was measured
+
+
+def measured(methods: Sequence[str], rounds: int) -> Samples:
+    """Here, in this process."""
+    torch.set_num_threads(1)
+    chosen: Mapping[str, Any] = {name: method_from(*name.split()) for name in methods}
     pipe = pipeline()
     measures: dict[str, Callable[[], list[float]]] = {
         name: lambda method=method: step_microseconds(pipe, method)
-        for name, method in methods.items()
+        for name, method in {"the pipeline alone": None, **chosen}.items()
     }
     measures["attention: nothing"] = lambda: attention_microseconds(False)
     measures["attention: weights"] = lambda: attention_microseconds(True)
-    found: dict[str, list[float]] = {name: [] for name in measures}
-    for round in range(rounds + 1):
-        for name, measure in measures.items():
-            seen = measure()
-            found[name] += seen if round else []  # the first warms up
-    for name, seen in found.items():
-        lower, _, upper = quantiles(seen, n=4)
-        yield OverheadRow(name, rounds, median(seen), lower, upper)
+    found: Samples = {name: [] for name in measures}
+    with torch.no_grad():
+        for round in range(rounds + 1):
+            for name, measure in measures.items():
+                seen = measure()
+                found[name] += seen if round else []  # the first warms up
+    return found
+
+
+def measured_of(source: Path, methods: Sequence[str]) -> Samples:
+    """Two rounds of another source, in a process of its own."""
+    command = [sys.executable, __file__, "--rounds", "2", "--samples"]
+    command += [word for name in methods for word in ("--method", name)]
+    environment = os.environ | {"PYTHONPATH": str(source.resolve())}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A CSV.")] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds.", min=1)] = 20,
+    rounds: Annotated[int, typer.Option(help="Rounds; with sources, turns of two.", min=1)] = 20,
     method: Annotated[list[str] | None, typer.Option(help="Repeatable.")] = None,
+    sources: Annotated[list[str] | None, typer.Option("--source", help="NAME=FOLDER")] = None,
+    samples: Annotated[bool, typer.Option(help="Print what was measured as JSON.")] = False,
 ) -> None:
     """Measure what compressing adds on the host."""
-    torch.set_num_threads(1)
     names: Sequence[str] = method or METHODS
-    with torch.no_grad():
-        chosen: Any = {name: method_from(*name.split()) for name in names}
-        found = list(rows({"the pipeline alone": None, **chosen}, rounds))
-    for row in found:
-        print(f"{row.median_us:8.1f} us ({row.lower_us:.1f} to {row.upper_us:.1f})  {row.what}")
+    if samples:
+        print(json.dumps(measured(names, rounds)))
+        return
+    found: dict[str, Samples] = {}
+    if sources:
+        for _ in range(rounds):
+            for text in sources:
+                source, _, folder = text.partition("=")
+                kept = found.setdefault(source, {})
+                for what, seen in measured_of(Path(folder), names).items():
+                    kept[what] = kept.get(what, []) + seen
+    else:
+        found["this"] = measured(names, rounds)
+    rows = []
+    for source, kept in found.items():
+        for what, seen in kept.items():
+            lower, _, upper = quantiles(seen, n=4)
+            rows.append(OverheadRow(source, what, rounds, median(seen), lower, upper))
+            print(f"{source}: {median(seen):8.1f} us ({lower:.1f} to {upper:.1f})  {what}")
     if output:
-        append_rows(output, found)
+        append_rows(output, rows)
 
 
 if __name__ == "__main__":

@@ -57,16 +57,18 @@ def save_tiny_model(folder: Path) -> None:
     export(autoencoder, transformer, 1.0, folder)
 
 
-def serve(folder: str, port: int, workers: int, kept: int) -> None:
+def serve(folder: str, port: int, workers: int, kept: int, together: int) -> None:
     """The service itself, in a process of its own."""
     import logging
 
     import uvicorn
 
+    from hilotoken.serve.routes import Limits
     from hilotoken.serve.service import ServiceOptions, create_app, process_workers
 
     logging.disable(logging.WARNING)
-    app = create_app(process_workers(folder, "cpu", workers), ServiceOptions(depth=12, kept=kept))
+    options = ServiceOptions(depth=12, kept=kept, limits=Limits(together=together))
+    app = create_app(process_workers(folder, "cpu", workers), options)
     uvicorn.run(app, port=port, log_level="error", access_log=False)
 
 
@@ -250,6 +252,7 @@ def figures(load: Load, started: float) -> dict[str, Any]:
         "clients": load.options.clients,
         "workers": load.options.workers,
         "kept_mb": load.options.kept,
+        "together": load.options.together,
         "seconds": round(time.monotonic() - started, 1),
         **{name: load.seen[name] for name in sorted(load.seen)},
         "faults": len(load.faults),
@@ -269,7 +272,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         free.close()
         save_tiny_model(Path(folder))
         command = [sys.executable, __file__, "--serve", folder, str(port)]
-        command += ["--workers", str(options.workers), "--kept", str(options.kept)]
+        for name in ("workers", "kept", "together"):
+            command += [f"--{name}", str(getattr(options, name))]
         service = subprocess.Popen(command)
         try:
             wait_ready(port)
@@ -300,11 +304,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--kept", type=int, default=256, help="megabytes of answers kept")
+    parser.add_argument("--together", type=int, default=4, help="requests run at once, at most")
     parser.add_argument("--output", type=Path, help="a file of JSON lines that the row is added to")
     parser.add_argument("--serve", nargs=2, metavar=("FOLDER", "PORT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(options.serve[0], int(options.serve[1]), options.workers, options.kept << 20)
+        folder, port = options.serve
+        serve(folder, int(port), options.workers, options.kept << 20, options.together)
         return
     row = run(options)
     print(json.dumps(row, indent=2))

@@ -160,12 +160,13 @@ def nodes() -> str:
 
 def overhead() -> str:
     """Host time of what is put around and inside the transformer."""
+    rows = _rows("overhead.csv")
     lines = [
         [
             row.what if row.what.startswith(("the ", "attention")) else f"`{row.what}`",
             f"{row.median_us:.0f} ({row.lower_us:.0f} to {row.upper_us:.0f})",
         ]
-        for row in _rows("overhead.csv").itertuples()
+        for row in rows[rows["source"] == "after"].itertuples()
     ]
     return markdown(["what", "microseconds a call"], lines)
 
@@ -175,10 +176,10 @@ def together() -> str:
     rows = _rows("together_cpu.csv")
     lines = []
     for (preset, masks), own in rows.groupby(["preset", "masks"], sort=False):
-        middle = own.groupby("together")[["dit_seconds", "total_seconds"]].median()
-        cells = [f"{row.dit_seconds:.1f}, {row.total_seconds:.1f}" for row in middle.itertuples()]
+        middle = own.groupby("together")["cpu_seconds"].median()
+        cells = [f"{seconds:.1f}" for seconds in middle]
         lines.append([f"{preset}, {masks} mask{'s' * (masks == 'own')}", *cells])
-    return markdown(["DiT, in all: s", "one by one", "two in a call", "four in a call"], lines)
+    return markdown(["", "one by one", "two in a call", "four in a call"], lines)
 
 
 def command() -> str:
@@ -191,6 +192,14 @@ def command() -> str:
         for libraries, row in found.iterrows()
     ]
     return markdown(["", *parts[:-1], "around the edit"], lines)
+
+
+def imports() -> str:
+    """What importing libraries costs, each after those above it."""
+    rows = _rows("imports_cpu.csv")
+    found = rows.groupby("library", sort=False)["seconds"].median()
+    lines = [[f"`{name}`", f"{seconds:.2f}"] for name, seconds in found.items()]
+    return markdown(["", "CPU s"], [*lines, ["in all", f"{found.sum():.2f}"]])
 
 
 def _ratio(ours: Any, theirs: Any) -> Figure:
@@ -257,7 +266,7 @@ def robust() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     made.__name__: made
     for made in (
-        *(methods, processor, true_width, presets, load, nodes, overhead, command, opencv),
+        *(methods, processor, true_width, presets, load, nodes, overhead, command, imports, opencv),
         *(around, memory, robust, together),
     )
 }

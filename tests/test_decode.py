@@ -158,6 +158,25 @@ def test_a_crop_normalised_by_the_whole_decodes_own_statistics_is_the_whole_deco
     assert torch.equal(pipe.vae.decode(z).sample, whole)
 
 
+@torch.no_grad()
+def test_a_crops_own_statistics_and_those_of_the_rest_are_the_wholes():
+    norm = torch.nn.GroupNorm(2, 4)
+    decoder = torch.nn.Sequential()
+    decoder.add_module("mid_block", torch.nn.Identity())
+    decoder.add_module("norm", norm)
+    torch.nn.init.normal_(norm.weight)
+    x, inside_hw = 3 * torch.randn(2, 4, 12, 16) + 5, torch.zeros(6, 8, dtype=torch.bool)
+    x[..., :6, :10] *= 4  # unlike the rest, as an edit may be
+    inside_hw[:3, :5] = True
+    with recorded(decoder, inside_hw) as statistics:
+        whole = decoder(x)
+    with normalised(statistics, 15 / 48):
+        part = decoder(x[..., :6, :10])
+    assert (part - whole[..., :6, :10]).abs().max() <= 1e-5
+    with normalised(statistics):
+        assert (decoder(x[..., :6, :10]) - part).abs().max() > 0.1
+
+
 def test_an_approximate_decode_is_measured_at_the_first_and_right_outside_the_mask():
     pipe = make_pipe("kl")
     given = arguments(output_type="pil")

@@ -318,6 +318,13 @@ def test_variations_are_the_edits_of_their_seeds(model, monkeypatch, together):
         assert len(edit.parts) == 2
 
 
+@pytest.mark.parametrize("wrong", [{"feather": -1}, {"steps": 0}, {"mask": painted(9, 9)}])
+def test_variations_that_cannot_be_are_refused_before_the_first_is_asked_for(model, wrong):
+    given = {"photo": photo(), "mask": painted(150, 170, (40, 90, 50, 100))} | wrong
+    with pytest.raises(ValueError, match=r"feather|steps|mask"):
+        edit_variations(model, method=FEW, seeds=[1, 2], **given)
+
+
 def test_an_edit_is_cancelled_between_steps_and_leaves_all_as_it_was(model):
     def told(stage):
         if stage.step == 1:

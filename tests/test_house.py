@@ -19,9 +19,9 @@ PACKAGE = Path(__file__).parents[1] / "src" / "hilotoken"
 Floors = tuple[tuple[str, ...], ...]
 FLOORS: Floors = (  # from the ground up
     ("checks", "composite", "data", "grid", "hooks", "noise", "photo", "plan", "source"),
-    ("attention", "layout", "memory", "method", "region", "scores", "timing"),
+    ("attention", "layout", "memory", "method", "region", "scores", "timing", "windows"),
     ("arguments", "blocks", "decode", "metrics", "picture", "progress", "record"),
-    ("approximate", "capture", "encode"),
+    ("approximate", "capture", "encode", "replay"),
     ("adapters", "kv_store", "methods", "request"),
     ("lending", "model"),
     ("reuse", "search", "session"),

@@ -53,6 +53,19 @@ def test_each_kind_of_token_has_its_colour():
     assert at(0) == at(8) == at(11) == [[int(0.45 * GREY)] * 3]
 
 
+def test_context_that_ran_seldom_is_faint():
+    plan = plan_of((4, 8), keep=[9], edit=[10])
+    often, seldom = (
+        np.asarray(token_map(Image.new("RGB", (128, 64), (GREY,) * 3), plan, 256, given))
+        for given in (None, (1, 8))
+    )
+    differs = (often[:128, :256] != seldom[:128, :256]).any(-1)
+    context = np.zeros((4, 8), bool)
+    context[1, 1] = True
+    assert np.array_equal(differs, context.repeat(32, 0).repeat(32, 1))
+    assert often.shape != seldom.shape  # the legend says it too
+
+
 @pytest.mark.parametrize(
     ("cells", "middles"),
     [

@@ -50,6 +50,12 @@ def test_a_name_is_a_preset_or_a_method():
             compress(pipe, wrong)
 
 
+def test_without_a_name_it_is_the_balanced_one_that_fits_the_pipeline():
+    for name in ("FluxFillPipeline", "FluxInpaintPipeline"):
+        pipe = BY_NAME[name].make(torch.float32)
+        assert compress(pipe).method == compress(pipe, "balanced").method != HiLo()
+
+
 def test_a_plan_by_name_is_that_of_the_preset():
     photo, mask = torch.rand(1, 3, 256, 256), torch.zeros(1, 1, 256, 256)
     mask[..., 90:160, 70:150] = 1

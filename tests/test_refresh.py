@@ -163,6 +163,7 @@ def test_one_set_of_keys_is_kept():
      ("refresh=auto", Refresh("auto")), ("refresh.at=2", Refresh(2)),
      ("refresh=3 refresh.store=float8", Refresh(3, store="float8")),
      ("refresh=2 refresh.text=True", Refresh(2, text=True)),
+     ("refresh=2 refresh.capture=True", Refresh(2, capture=True)),
      ("refresh.blocks=0-3 refresh=2", Refresh(2, blocks="0-3")),
      ("refresh=auto refresh.drift=0.5", Refresh("auto", drift=0.5))],
 )  # fmt: skip
@@ -174,7 +175,8 @@ def test_words_on_a_command_line(words, refresh):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [("store=float8", r"hilo has no option 'store'; choose from .*'refresh.store'"),
+    [("refresh.capture=True", "refresh.capture goes with refresh"),
+     ("store=float8", r"hilo has no option 'store'; choose from .*'refresh.store'"),
      ("refresh.store=float8", "refresh.store goes with refresh: give that too"),
      ("refresh=2 refresh.store=int4", "refresh: unknown store 'int4'"),
      ("refresh=2 refresh.seldom=1", "no option 'refresh.seldom'")],

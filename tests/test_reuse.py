@@ -7,7 +7,7 @@ from families import BY_NAME, REFRESHED, arguments
 from family import Family
 from tiny import TOKENS
 
-from hilotoken import HiLo, Refresh, compress, reuse
+from hilotoken import HiLo, Refresh, compress, kv_store
 from hilotoken.adapters import family_of
 from hilotoken.attention import rerouted
 from hilotoken.methods import ToDo
@@ -222,9 +222,9 @@ def test_too_little_memory_is_said_before_the_first_refresh(refresh, monkeypatch
     family = BY_NAME["FluxFillPipeline"]
     pipe, ran = family.make(torch.float32), []
     _, record = run(family, pipe, refresh=refresh)
-    monkeypatch.setattr(reuse, "_free_memory", lambda device: record.kept_bytes)
+    monkeypatch.setattr(kv_store, "_free_memory", lambda device: record.kept_bytes)
     run(family, pipe, refresh=refresh)
-    monkeypatch.setattr(reuse, "_free_memory", lambda device: record.kept_bytes - 1)
+    monkeypatch.setattr(kv_store, "_free_memory", lambda device: record.kept_bytes - 1)
     pipe.transformer.transformer_blocks[0].register_forward_hook(lambda *_: ran.append(1))
     with pytest.raises(
         MemoryError, match=r"use Refresh\(store='float8'\), fewer blocks, a smaller"

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from families import BY_NAME, CLASSES, arguments, plain_arguments
+from families import BY_NAME, CLASSES, arguments, calls_of, plain_arguments
 from family import Lack
 from second_device import FAR, Stall, moved, stalls, watching
+from tiny import make_mask
 
 from hilotoken import HiLo, Refresh, compress
 from hilotoken.methods import PRESETS, Method
@@ -94,6 +95,22 @@ def stalling(name: str, methods: Mapping[str, Method | str]) -> dict[str, Counte
 def test_no_preset_stalls(name):
     methods = {preset: preset for preset in PRESETS} | {"every option": every_option(name)}
     assert stalling(name, methods) == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["FluxInpaintPipeline", "StableDiffusion3InpaintPipeline", "ZImageInpaintPipeline"]
+)
+def test_photos_that_share_a_call_do_not_stall(name):
+    """Under masks of one shape in two places: other plans, of one length."""
+    family, (pipe, _) = BY_NAME[name], far(name)
+    call = next(call for call in calls_of(family) if "two photos" in call)
+    masks = [make_mask(box=box) for box in ((48, 64, 112, 144), (144, 96, 208, 176))]
+    given = arguments(family, call=call) | {"mask_image": masks}
+    own = stalls(pipe, pipe, plain_arguments(pipe, given))
+    method = HiLo(dilate=1, detail=0.0, context="sampled", refresh=2, bucket=64)
+    fast = compress(pipe, method)
+    assert not stalls(pipe, fast, given) - own
+    assert len(fast.last_run.plans) == 2
 
 
 @pytest.mark.parametrize(("name", "texts"), WITH_BLOCKS.items())

@@ -3,8 +3,9 @@
 GroupNorm, and attention in the middle of `AutoencoderKL`, look at all of the picture: a crop alone
 decodes to something else. The middle is at the latents' own size and cheap: it runs whole. Behind
 it are convolutions and GroupNorm alone, and all that those know of the rest of the picture is a
-mean and a variance for each group of channels. These are taken from a decode of the latents at half
-their size, a quarter of the work; by the whole decode's own, a crop decodes to the same pixels.
+mean and a variance for each group of channels. A crop has its own part of these; what lies around
+it adds that of a decode of the latents at half their size, a quarter of the work. By the whole
+decode's own, a crop decodes to the same pixels.
 
 What is lost follows from the weights, so it is measured: an autoencoder's first decode is done both
 ways, and what comes back is the whole one.
@@ -23,7 +24,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .decode import (
-    Box,
     Decode,
     RegionDecode,
     decode_margin,
@@ -33,6 +33,7 @@ from .decode import (
     strip_of_noise,
 )
 from .hooks import any_compiled, shadowed
+from .windows import Box, area_of
 
 APART = 1e-3  # an eighth of a level of 255: what a margin may leave out
 OFFLOADED = ("_hf_hook", "_diffusers_hook")  # marks a layer whose weights come as it is called
@@ -76,15 +77,21 @@ class ApproximateDecode(RegionDecode):
         return output
 
     @contextmanager
-    def _by_box(self, decode: Decode, latents: Tensor) -> Iterator[Callable[[Box], Any]]:
-        decoder = self.vae.decoder
-        with recorded(decoder) as statistics:
+    def _by_box(
+        self, decode: Decode, latents: Tensor, boxes: list[Box]
+    ) -> Iterator[Callable[[Box], Any]]:
+        decoder, (h, w) = self.vae.decoder, latents.shape[-2:]
+        inside_hw = torch.zeros(h, w, dtype=torch.bool)
+        for rows, columns in boxes:
+            inside_hw[rows, columns] = True
+        with recorded(decoder, inside_hw) as statistics:
             decode(halved(latents))
-        with normalised(statistics), middle_known(decoder) as crop:
+        with middle_known(decoder) as crop:
 
             def decode_box(box: Box) -> Any:
                 crop(box)
-                return decode(latents)
+                with normalised(statistics, area_of([box]) / (h * w)):
+                    return decode(latents)
 
             yield decode_box
 
@@ -149,16 +156,28 @@ def _norms(decoder: nn.Module) -> list[nn.GroupNorm]:
     return [m for m in after if isinstance(m, nn.GroupNorm) and m.affine]
 
 
+def _statistics(norm: nn.GroupNorm, x_BCN: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and variances, [B, G]."""
+    groups = x_BCN.float().unflatten(1, (norm.num_groups, -1)).flatten(2)
+    variance_BG, mean_BG = torch.var_mean(groups, 2, correction=0)
+    return mean_BG, variance_BG
+
+
 @contextmanager
-def recorded(decoder: nn.Module) -> Iterator[Statistics]:
-    """The statistics that GroupNorm behind the middle takes in this context."""
+def recorded(decoder: nn.Module, without_hw: Tensor | None = None) -> Iterator[Statistics]:
+    """The statistics that GroupNorm behind the middle takes in this context.
+
+    without_hw: latents that they are to leave out, bool, not all of them
+    """
     found: Statistics = {}
 
     def record(norm: nn.GroupNorm, original: Callable[..., Tensor], x: Tensor) -> Tensor:
-        variance_BG, mean_BG = torch.var_mean(
-            x.float().unflatten(1, (norm.num_groups, -1)).flatten(2), 2, correction=0
-        )
-        found[norm] = mean_BG, variance_BG
+        x_BCN = x.flatten(2)
+        if without_hw is not None:
+            left = F.interpolate((~without_hw).float()[None, None], x.shape[-2:], mode="area")
+            places_N = left.flatten() >= left.max() / 2  # where few are left, the most outside
+            x_BCN = x_BCN[..., places_N.to(x.device)]
+        found[norm] = _statistics(norm, x_BCN)
         return original(x)
 
     with ExitStack() as stack:
@@ -168,11 +187,19 @@ def recorded(decoder: nn.Module) -> Iterator[Statistics]:
 
 
 @contextmanager
-def normalised(statistics: Statistics) -> Iterator[None]:
-    """GroupNorm normalises by these statistics in this context, whatever it is given."""
+def normalised(statistics: Statistics, share: float = 0.0) -> Iterator[None]:
+    """GroupNorm normalises by these statistics in this context, whatever it is given.
+
+    share: of the whole that it is given; the statistics are of the rest
+    """
 
     def normalise(norm: nn.GroupNorm, original: Callable[..., Tensor], x: Tensor) -> Tensor:
         mean_BG, variance_BG = statistics[norm]
+        if share:
+            own_BG, spread_BG = _statistics(norm, x.flatten(2))
+            between_BG = share * (1 - share) * (own_BG - mean_BG).square()
+            mean_BG = torch.lerp(mean_BG, own_BG, share)
+            variance_BG = torch.lerp(variance_BG, spread_BG, share) + between_BG
         each = norm.num_channels // norm.num_groups
         scale_BC = (variance_BG + norm.eps).rsqrt().repeat_interleave(each, 1) * norm.weight.float()
         shift_BC = norm.bias.float() - mean_BG.repeat_interleave(each, 1) * scale_BC

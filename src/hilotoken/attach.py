@@ -51,6 +51,7 @@ class Running:
         self.pipe, self.method, self.mask_image, self.find = pipe, method, mask_image, find
         self.transformer: nn.Module = pipe.transformer
         self.family = family_of(pipe)
+        self.captures = bool(method.refresh and method.refresh.capture)
         self.watch = Stopwatch(pipe._execution_device)
         self.source: Source | None = None
         self.lanes: list[Lane] = []
@@ -197,7 +198,7 @@ class Running:
         self.lanes = [lane(*self._pair(n, count), n, count) for n in range(count)]
         if count > 1 and not self._cached and all(lane.whole for lane in self.lanes):
             self.lanes = [lane(*made)]  # to the bit what the pipeline itself makes of the batch
-        apart = self._cached or self.placement or any_compiled(self.transformer)
+        apart = self._cached or self.captures or self.placement or any_compiled(self.transformer)
         if len(self.lanes) > 1 and self.family.shares and not apart:
             self._shared = Shared(self.lanes)
 
@@ -278,10 +279,22 @@ class Running:
                 lane.searching.look(*(x[lane.number :: lane.count] for x in (velocity, sample)))
         return original(velocity, timestep, sample, *args, **kw)
 
+    def forward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """The transformer's pass, inside of all hooks on it; some of it a lane has recorded."""
+        reuse = self._turn.reuse if isinstance(self._turn, Lane) else None
+        return (reuse.forward if reuse else _straight)(original, *args, **kwargs)
+
     def leave(self) -> None:
-        """Nothing is left inside the transformer."""
+        """Nothing is left inside the transformer, nor what was recorded of it."""
         for turn in (*self.lanes, *(self._shared.known.values() if self._shared else ())):
             turn.leave()
+        for lane in self.lanes:
+            if lane.reuse:
+                lane.reuse.replays.clear()
+
+
+def _straight(original: Any, *args: Any, **kwargs: Any) -> Any:
+    return original(*args, **kwargs)
 
 
 def _answer(output: Any) -> Any:
@@ -319,6 +332,8 @@ def attached(
         # Innermost of all hooks: the user's own see whole sequences, going in and coming out.
         stack.enter_context(hooked(transformer, run.before, run.after))
         stack.enter_context(run.watch.watch("dit", transformer))
+        if run.captures:
+            stack.enter_context(shadowed(unwrap(transformer), "forward", run.forward))
         stack.callback(run.leave)
 
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: Call) -> None:

@@ -19,6 +19,7 @@ from .checks import whole
 from .edit import TOGETHER, Edit, Job, edit_jobs
 from .methods import as_method, plan_tokens
 from .methods.parse import read_method
+from .methods.presets import DEFAULT
 from .methods.refresh import refreshes_of
 from .photo import FORMATS, PhotoError, check_output, load_mask, load_photo, save_photo
 from .region import choose_regions
@@ -52,7 +53,7 @@ class BatchOptions:
               same
     """
 
-    method: str = "hilo"
+    method: str = DEFAULT
     steps: int = 8
     size: int | None = None
     feather: int = 0

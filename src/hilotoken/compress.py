@@ -69,7 +69,7 @@ def compress(
 
     Args:
         pipe: a diffusers pipeline that edits under a mask, or makes pictures from text
-        method: `HiLo()` unless given; or a name, of `PRESETS` or `METHODS`
+        method: a method, or a name, of `PRESETS` or `METHODS`; "balanced" unless given
         inside: what acts inside the blocks on the tokens that `method` leaves: short for
             `Within(method, inside)`
         feather: pixels over which the edit is blended in, inside the mask
@@ -136,7 +136,10 @@ def _check_finds(pipe: Any, method: Method, keep: str | None) -> None:
 
 
 def _preset_for(pipe: Any, name: str) -> Method:
-    family = family_of(pipe)
+    try:
+        family = family_of(pipe)
+    except TypeError:  # which `compress` refuses, with a reason
+        return preset(name)
     return preset(name, family.shown_photo, family.text_rests)
 
 

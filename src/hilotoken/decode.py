@@ -2,14 +2,16 @@
 
 Outside the mask an edit is the user's photo, so a decoder need not paint it. A decoder of
 convolutions alone sees a few latents around each pixel, and a crop with that margin decodes to the
-same pixels. One that normalises over the whole picture (GroupNorm) or attends over it does not, and
-is left alone: a crop of its latents is another picture.
+same pixels; a stack of them is run layer by layer, on what is needed there: see `windows`. One that
+normalises over the whole picture (GroupNorm) or attends over it does not, and is left alone: a crop
+of its latents is another picture.
 
 B batch, C latent channels, h w latents, H W pixels.
 """
 
+import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from statistics import fmean
@@ -22,12 +24,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WORTH = 0.8  # of the latents: crops that cover more are not worth the rounds
+from .hooks import shadowed
+from .windows import (
+    Box,
+    Layer,
+    area_of,
+    layers_of,
+    run_windows,
+    whole_windows,
+    windows_for,
+    work_of,
+)
+
+WORTH = 0.8  # of the work: crops that take more are not worth the rounds
+APART = 8  # latents: masks less than twice as far apart are one to a stack of layers
 ROUNDING = 2e-6  # by which kernels round one shape otherwise than another, in pictures of [-1, 1]
 ROWS = 5  # of the strip that is probed: errors of whole pictures stand at the same margins
 FURTHEST = 16  # latents: a margin that is looked for
 
-Box = tuple[slice, slice]  # rows and columns, in latents
 Decode = Callable[[Tensor], Any]  # latents to an autoencoder's output
 
 _MARGINS: WeakKeyDictionary[nn.Module, int | None] = WeakKeyDictionary()
@@ -103,17 +117,32 @@ def boxes_of(mask_B1HW: Tensor, latents: tuple[int, int], margin: int) -> list[B
 
     mask_B1HW: of a batch, all of whose masks count; H and W are multiples of the latents'
     """
+    return [_grown(box, margin, latents) for box in tight_boxes(mask_B1HW, latents, margin)]
+
+
+def tight_boxes(mask_B1HW: Tensor, latents: tuple[int, int], apart: int) -> list[Box]:
+    """The same without a margin: masks less than twice as far apart are in one."""
     touched = F.adaptive_max_pool2d((mask_B1HW > 0).float().amax(0, keepdim=True), latents)
     near = touched[0, 0].cpu().numpy().astype(np.uint8)
     # What the margins of two boxes would share is one box.
-    grown = cv2.dilate(near, np.ones((2 * margin + 1, 2 * margin + 1), np.uint8))
-    _, _, found, _ = cv2.connectedComponentsWithStats(grown)
-    return [(slice(y, y + h), slice(x, x + w)) for x, y, w, h, _ in found[1:].tolist()]
+    grown = cv2.dilate(near, np.ones((2 * apart + 1, 2 * apart + 1), np.uint8))
+    count, labels = cv2.connectedComponents(grown)
+    found = (cv2.boundingRect(near * (labels == i)) for i in range(1, count))
+    return [(slice(y, y + h), slice(x, x + w)) for x, y, w, h in found]
 
 
-def area_of(boxes: list[Box]) -> int:
-    """Latents in the boxes."""
-    return sum((r.stop - r.start) * (c.stop - c.start) for r, c in boxes)
+def _grown(box: Box, margin: int, limits: tuple[int, int]) -> Box:
+    rows, columns = (
+        slice(max(0, side.start - margin), min(limit, side.stop + margin))
+        for side, limit in zip(box, limits, strict=True)
+    )
+    return rows, columns
+
+
+def scaled(box: Box, scale: int) -> Box:
+    """The box of latents in pixels, of which each is so many a side."""
+    rows, columns = (slice(side.start * scale, side.stop * scale) for side in box)
+    return rows, columns
 
 
 def in_parts(vae: Any) -> bool:
@@ -144,7 +173,7 @@ def check_region(name: str, way: str, vae: Any, exact: bool) -> None:
 class RegionDecode:
     """Stands in for `vae.decode` in a run: crops for the mask, the photo's own pixels elsewhere.
 
-    decoded: share of the latents that the last call decoded
+    decoded: share of its work that the decoder did in the last call
     error:   of a decode that is no exact one, see `Run.decode_error`
     """
 
@@ -163,8 +192,13 @@ class RegionDecode:
         Raises:
             ValueError: see `check_region`.
         """
-        margin = None if way == "whole" else decode_margin(vae)
-        check_region("decode", way, vae, margin is not None)
+        if way == "whole":
+            return None
+        layers = layers_of(getattr(vae, "decoder", None))
+        margin = None if layers else decode_margin(vae)
+        check_region("decode", way, vae, bool(layers) or margin is not None)
+        if layers:
+            return WindowedDecode(vae, layers)
         return None if margin is None else cls(vae, margin)
 
     def __call__(
@@ -181,18 +215,18 @@ class RegionDecode:
         photo_B3HW: in [-1, 1], and its mask, both of the size that the latents decode to
         """
         boxes = self._boxes(latents, mask_B1HW)
-        if not boxes:
+        self.decoded = self._share(boxes, latents.shape[-2:]) if boxes else 1.0
+        if self.decoded > WORTH:
             self.decoded = 1.0
             return original(latents, *args, **kwargs)
-        self.decoded = area_of(boxes) / (latents.shape[-2] * latents.shape[-1])
         scale = photo_B3HW.shape[-1] // latents.shape[-1]
         repeats = len(latents) // len(photo_B3HW)
         picture = photo_B3HW.to(latents).repeat(repeats, 1, 1, 1)
         output = None
-        with self._by_box(lambda z: original(z, *args, **kwargs), latents) as decode:
+        with self._by_box(lambda z: original(z, *args, **kwargs), latents, boxes) as decode:
             for box in boxes:
                 output = decode(box)
-                rows, columns = (slice(side.start * scale, side.stop * scale) for side in box)
+                rows, columns = scaled(box, scale)
                 picture[..., rows, columns] = picture_of(output)
         if isinstance(output, tuple):
             return (picture, *output[1:])
@@ -226,15 +260,58 @@ class RegionDecode:
         return outputs[0]
 
     @contextmanager
-    def _by_box(self, decode: Decode, latents: Tensor) -> Iterator[Callable[[Box], Any]]:
-        """What decodes a box of the latents, in this context."""
+    def _by_box(
+        self, decode: Decode, latents: Tensor, boxes: list[Box]
+    ) -> Iterator[Callable[[Box], Any]]:
+        """What decodes any of the boxes of the latents, in this context."""
         yield lambda box: decode(latents[..., box[0], box[1]])
 
+    def _share(self, boxes: list[Box], size: Sequence[int]) -> float:
+        """Of the work for the whole, of latents of this height and width, that for the boxes."""
+        return area_of(boxes) / (size[0] * size[1])
+
     def _boxes(self, latents: Tensor, mask_B1HW: Tensor) -> list[Box]:
+        """Of latents, where a region can be decoded; none where it cannot."""
         if latents.ndim != 4 or in_parts(self.vae):
             return []
         (H, W), (h, w) = mask_B1HW.shape[-2:], latents.shape[-2:]
         if H % h or W % w or H // h != W // w or len(latents) % len(mask_B1HW):
             return []
-        boxes = boxes_of(mask_B1HW, (h, w), self.margin)
-        return boxes if area_of(boxes) <= WORTH * h * w else []
+        return self._around(mask_B1HW, (h, w))
+
+    def _around(self, mask_B1HW: Tensor, size: tuple[int, int]) -> list[Box]:
+        return boxes_of(mask_B1HW, size, self.margin)
+
+
+class WindowedDecode(RegionDecode):
+    """The same by a stack of layers, each on its window: what is masked is all that comes out."""
+
+    def __init__(self, vae: Any, layers: list[Layer]) -> None:
+        super().__init__(vae, 0)
+        self.layers = layers
+
+    def _around(self, mask_B1HW: Tensor, size: tuple[int, int]) -> list[Box]:
+        return tight_boxes(mask_B1HW, size, APART)
+
+    def _windows(self, box: Box, size: Sequence[int]) -> list[Box]:
+        scale = math.prod(layer.up for layer in self.layers)
+        return windows_for(self.layers, size, scaled(box, scale))
+
+    def _share(self, boxes: list[Box], size: Sequence[int]) -> float:
+        own = sum(work_of(self.layers, self._windows(box, size)) for box in boxes)
+        return own / work_of(self.layers, whole_windows(self.layers, size))
+
+    @contextmanager
+    def _by_box(
+        self, decode: Decode, latents: Tensor, boxes: list[Box]
+    ) -> Iterator[Callable[[Box], Any]]:
+        def decode_box(box: Box) -> Any:
+            windows = self._windows(box, latents.shape[-2:])
+
+            def run(_: Any, x: Tensor) -> Tensor:
+                return run_windows(self.layers, windows, x)
+
+            with shadowed(self.vae.decoder.layers, "forward", run):
+                return decode(latents[..., windows[0][0], windows[0][1]])
+
+        yield decode_box

@@ -112,8 +112,7 @@ def edit_photo(
         photo: as `load_photo` reads it, a picture, or a file
         mask: bool [H, W], True where the photo is to change; or a picture or a file, white there;
             None for a pipeline that edits by instruction
-        method: `HiLo()` unless given, or `HiLo(find=True)` without a mask; or a name, of `PRESETS`
-            or `METHODS`
+        method: see `compress`; `HiLo(find=True)` unless given, without a mask
         prompt, negative_prompt, label, guidance, cfg, strength, references, control, steps, seed:
             see `Request`; `control` has the photo's size
         size: pixels of the working picture's longer side; unless given, the pipeline's own
@@ -155,7 +154,7 @@ def edit_variations(
     progress: Callable[[tuple[int, ...], Stage], None] | None = None,
     **options: Any,
 ) -> Iterator[Edit]:
-    """Edit a photo once for each seed, several in one call of the pipeline; yields them in order.
+    """Edit a photo once for each seed, several in one call of the pipeline: yields them in order.
 
     Each is the edit that `edit_photo` makes of its seed: to rounding under the mask, bit for bit
     outside. A pipeline that takes no list of photos, and an edit with references or a control
@@ -176,17 +175,18 @@ def edit_variations(
     photo = as_photo(photo)  # read once for all
     mask = None if mask is None else as_mask(mask, photo)
     jobs = [Job(photo, mask, replace(request, seed=seed)) for seed in seeds]
+    _check(jobs, options.get("feather", 0))
     most = together if takes_together(pipe, request) else 1
-    for start in range(0, len(jobs), most):
 
-        def told(under_way: UnderWay, start: int = start) -> None:
+    def edits(start: int) -> list[Edit]:
+        def told(under_way: UnderWay) -> None:
             assert progress is not None
             progress(tuple(start + number for number, _ in under_way), under_way[0][1])
 
-        some = jobs[start : start + most]
-        yield from edit_jobs(
-            pipe, some, method, together=len(some), **options, progress=told if progress else None
-        )
+        some, watch = jobs[start : start + most], told if progress else None
+        return edit_jobs(pipe, some, method, together=len(some), **options, progress=watch)
+
+    return (edit for start in range(0, len(jobs), most) for edit in edits(start))
 
 
 def together_on(device: str) -> int:
@@ -224,14 +224,7 @@ def edit_jobs(
     Raises:
         ValueError, TypeError: see `edit_photo`.
     """
-    if feather < 0:  # said now, not after the run
-        raise ValueError(f"feather must be 0 pixels or more, got {feather}")
-    for job in jobs:
-        control, size_of = job.request.control, job.photo.size
-        if control is not None and control.size != size_of:
-            raise ValueError(
-                f"the control picture is {control.size}, the photo {size_of}: resize it"
-            )
+    _check(jobs, feather)
     if method is None and keep is None and jobs[0].mask is None:
         method = HiLo(find=True)
     fast = compress(pipe, method, match=match, keep=keep)
@@ -247,6 +240,16 @@ def edit_jobs(
         _joined(job, [part for _, part in sorted(parts[number].items())], feather)
         for number, job in enumerate(jobs)
     ]
+
+
+def _check(jobs: Sequence[Job], feather: int) -> None:
+    """Raise ValueError now rather than after a run."""
+    if feather < 0:
+        raise ValueError(f"feather must be 0 pixels or more, got {feather}")
+    for job in jobs:
+        control, size = job.request.control, job.photo.size
+        if control is not None and control.size != size:
+            raise ValueError(f"the control picture is {control.size}, the photo {size}: resize it")
 
 
 @dataclass(frozen=True, eq=False)

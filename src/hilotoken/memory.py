@@ -125,13 +125,22 @@ def weights_of(*modules: Any) -> Key:
     models = [m for m in modules if isinstance(m, nn.Module)]
     parameters = [p for m in models for p in m.parameters()]
     marks = [(id(p), p.dtype, None if p.is_inference() else p._version) for p in parameters]
-    tuners = [
-        (repr(part.scaling), repr(part.active_adapters), part.disable_adapters)
-        for m in models
-        for part in m.modules()
-        if hasattr(part, "scaling") and hasattr(part, "active_adapters")  # PEFT's layers
-    ]
+    tuners = [adapter_of(layer) for m in models for layer in adapted(m)]
     return (*marks, *tuners, _sampled(parameters))
+
+
+def adapted(model: nn.Module) -> list[Any]:
+    """PEFT's layers, which hold adapters such as those of a LoRA."""
+    return [
+        part
+        for part in model.modules()
+        if hasattr(part, "scaling") and hasattr(part, "active_adapters")
+    ]
+
+
+def adapter_of(layer: Any) -> tuple[Any, ...]:
+    """Changes with the adapters of the layer that are on, and with their scales."""
+    return repr(layer.scaling), repr(layer.active_adapters), layer.disable_adapters
 
 
 def _sampled(parameters: list[nn.Parameter]) -> bytes:

@@ -15,11 +15,18 @@ GAP, TEXT = 12, 18
 PAPER, INK = (255, 255, 255), (32, 32, 32)
 
 
-def token_map(photo: Image.Image, plan: TokenPlan, side: int = 1024) -> Image.Image:
+def token_map(
+    photo: Image.Image, plan: TokenPlan, side: int = 1024, seldom: tuple[int, int] | None = None
+) -> Image.Image:
     """The plan over the photo: dropped tokens dimmed, edit and detail tokens tinted, coarse dotted.
 
     Edit tokens are orange, detail tokens blue, coarse tokens yellow dots at their places; the
-    counts stand below. `side` is the longer one, in pixels, without them.
+    counts stand below.
+
+    Args:
+        side: the longer one, in pixels, without the counts
+        seldom: of a run that reuses context, at how many of how many steps that ran: its tint is
+            faint
     """
     h, w = plan.grid
     cell = max(4, side // max(h, w))
@@ -32,13 +39,15 @@ def token_map(photo: Image.Image, plan: TokenPlan, side: int = 1024) -> Image.Im
     edit = plan.edit_N.cpu().numpy() & runs
     tint = np.zeros((h * w, 3), np.float32)
     share = np.where(runs, 0.5, 0.0).astype(np.float32)
+    if seldom:
+        share[runs & ~edit] = 0.2
     tint[edit], tint[runs & ~edit] = EDIT, DETAIL
     light = np.where(runs, 1.0, 0.45).astype(np.float32)
     share, light, tint = (_spread(a.reshape(h, w, -1), cell) for a in (share, light, tint))
     mixed = pixels * light * (1 - share) + tint * share
     canvas = Image.fromarray(mixed.astype(np.uint8))
     _draw_coarse(ImageDraw.Draw(canvas), plan, cell)
-    return _with_legend(canvas, plan)
+    return _with_legend(canvas, _legend(plan, seldom))
 
 
 def _spread(values: np.ndarray, cell: int) -> np.ndarray:
@@ -60,16 +69,27 @@ def _draw_coarse(draw: ImageDraw.ImageDraw, plan: TokenPlan, cell: int) -> None:
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), COARSE, (0, 0, 0))
 
 
-def _with_legend(canvas: Image.Image, plan: TokenPlan) -> Image.Image:
-    counts = plan.counts
-    dropped = plan.tokens_full - counts["edit"] - counts["detail"]
-    entries = [
-        (EDIT, f"{counts['edit']} edit"),
-        (DETAIL, f"{counts['detail']} detail"),
+Entry = tuple[tuple[int, int, int] | None, str]  # a colour, and what it stands for
+
+
+def _legend(plan: TokenPlan, seldom: tuple[int, int] | None) -> list[Entry]:
+    counts, full = plan.counts, plan.tokens_full
+    dropped = full - counts["edit"] - counts["detail"]
+    every, some, run = "", "", plan.tokens_run
+    if seldom:
+        context, steps = seldom
+        every, some = f", at all {steps} steps", f", at {context} of them"
+        run = round(counts["edit"] + (run - counts["edit"]) * context / steps)
+    return [
+        (EDIT, f"{counts['edit']} edit{every}"),
+        (DETAIL, f"{counts['detail']} detail{some}"),
         (COARSE, f"{counts['coarse']} coarse"),
         ((120, 120, 120), f"{dropped} dropped"),
-        (None, f"{plan.tokens_run} of {plan.tokens_full} tokens run ({plan.keep_ratio:.0%})"),
+        (None, f"{run} of {full} tokens {'a step' if seldom else 'run'} ({run / full:.0%})"),
     ]
+
+
+def _with_legend(canvas: Image.Image, entries: Sequence[Entry]) -> Image.Image:
     swatch = TEXT + 6
     width = sum(_length(text) + swatch * bool(colour) + 2 * GAP for colour, text in entries)
     size = (max(canvas.width, width), canvas.height + 2 * TEXT + GAP)

@@ -22,10 +22,10 @@ class Run:
     between:  tokens of the grid that ran at the other steps
     kept_bytes: memory that its keys and values took
     blocks_run: share of the blocks that ran, where a step cache skips some
-    decoded: share of the latents that were decoded, where a region is enough
+    decoded: share of its work that the decoder did, where a region is enough
     decode_error: of an approximate decode, how far in the mask it was from the whole, at the first
              decode of this autoencoder in this process: root mean square, in levels of 255
-    encoded: share of the latents that were encoded, where the rest was known
+    encoded: share of its work that the encoder did, where the rest was known
     reused:  in a session, what was taken from it: shares of the "latents" encoded, of the
              "prompts", and of the "context" at refreshes
     mask:    [B, 1, H, W] in the pipeline's pixels: whose pixels are the run's; the mask that was

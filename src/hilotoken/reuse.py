@@ -24,11 +24,10 @@ from torch import Tensor
 from .adapters.base import ShortCall
 from .attention import Weighted, rerouted
 from .hooks import Call, any_compiled, compiling
-from .kv_store import in_blocks, kept_bytes, restored, stored, taken
+from .kv_store import Kept, check_fits, in_blocks, into, kept_bytes, restored, stored, taken
 from .lending import Loan
 from .methods.refresh import Refresh, check_shown, refresh_steps
-
-Kept = tuple[Tensor, ...]  # keys and values of an attention module, as `kv_store.stored` keeps them
+from .replay import Replay, recorder_for
 
 
 @dataclass(eq=False)
@@ -57,7 +56,7 @@ class Reuse:
         if cache := _step_cache_of(transformer):
             raise ValueError(
                 "refresh changes the sequence from step to step, which a step cache cannot follow: "
-                f"call {cache}, or leave refresh out"
+                f"call {cache}, or give a method without it, such as HiLo()"
             )
         self.run, self.refresh, self.family = run, refresh, run.family
         # The others attend as ever: at the steps between, edit tokens to themselves and to text.
@@ -66,6 +65,9 @@ class Reuse:
         # Compiled code finds what was kept on the module: one graph then serves all blocks.
         self.compiled = any_compiled(transformer)
         self.branches: dict[int, Branch] = {}
+        device = short.source.latents_BNC.device
+        self.recorder = recorder_for(transformer, device) if refresh.capture else None
+        self.replays: dict[int, Replay] = {}  # by branch
         self.refreshed: list[int] = []
         self.start = 0
         self.refreshing, self.due = True, True
@@ -102,6 +104,7 @@ class Reuse:
         self._keys: dict[tuple[int, int, bool], Weighted] = {}
         if before_X is None or not self._carry(before_X, whole.places_S[self.context_X]):
             self.branches.clear()
+        self.replays.clear()
         self.loan: Loan | None = None
         self.seen_BXC: Tensor | None = None  # the context at the last refresh, for "auto"
 
@@ -147,7 +150,8 @@ class Reuse:
         self.run.short = self._short()
         if self.refreshing:
             self._check_memory(call)
-            known = self.branches[clock.branch] = Branch(signature)
+            kept = known.kept if known and self.recorder else {}  # where a recording reads it
+            known = self.branches[clock.branch] = Branch(signature, kept)
             if not self.refreshed or self.refreshed[-1] != clock.step:
                 self.refreshed.append(clock.step)
         assert known is not None
@@ -169,6 +173,18 @@ class Reuse:
         if self.refreshing and self.loan:
             self.loan.keep(self.kept)
         self._clear()
+
+    def forward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """The model's own pass; at steps between, its recording."""
+        if self.recorder is None or self.run.short is not self.alone:
+            return original(*args, **kwargs)
+        branch = self.run.clock.branch
+        if branch not in self.replays:
+            self.replays[branch] = Replay(self.family.model, self.recorder)
+        output = self.replays[branch](original, *args, **kwargs)
+        if self.replays[branch].recorded:  # of calls that were seen to run on as many
+            self.alone.ran = len(self.alone.counts_S)
+        return output
 
     def _short(self) -> ShortCall:
         """All that the plan runs at a refresh, but for what is lent; between, the edit alone."""
@@ -201,7 +217,7 @@ class Reuse:
                 if compiling():
                     module.kept_context = kept
                 else:
-                    self.kept[id(module)] = kept
+                    self._keep(module, kept)
             return original(query, key, value, **kw)
         if self.refreshing:
             kept = self._borrowed(module, key, value)
@@ -224,6 +240,13 @@ class Reuse:
             return original(query, key, value, **kw)
         keys = self._weighted(own, kept_key.shape[1])
         return keys(module, query, key, value, original, **kw)
+
+    def _keep(self, module: Any, kept: Kept) -> None:
+        """In the memory of the refresh before, if it is still there: a recording reads it there."""
+        before = self.kept.get(id(module))
+        self.kept[id(module)] = into(before, kept)
+        if before is not None and self.kept[id(module)] is not before:
+            self.replays.pop(self.run.clock.branch, None)
 
     def attend_alone(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, original: Any, **kw: Any
@@ -338,25 +361,16 @@ class Reuse:
 
     def _check_memory(self, call: Call) -> None:
         """Before the first refresh of each branch of guidance, rather than in the middle of it."""
-        tokens = self.family.tokens(call)
         config = getattr(self.family.model, "config", {})
         heads, width = config.get("num_attention_heads"), config.get("attention_head_dim")
-        free = _free_memory(tokens.device)
-        known = self.run.clock.branch in self.branches
-        if known or free is None or not heads or not width:
+        if self.run.clock.branch in self.branches or not heads or not width:
             return
-        sizes = {"float8": 1, "bfloat16": 2, None: tokens.element_size()}
-        size = sizes[self.refresh.store]
+        tokens = self.family.tokens(call)
+        size = {"float8": 1, "bfloat16": 2, None: tokens.element_size()}[self.refresh.store]
         text = call["encoder_hidden_states"].shape[1] if self.refresh.text else 0
         context = len(self.context_X) + text
         needed = kept_bytes(len(tokens), context, heads * width, len(self.modules), size)
-        needed += _yet_to_load(self.family.model, tokens.device)
-        if needed > free:
-            raise MemoryError(
-                f"the context's keys and values, and what is yet to be loaded of the model, take "
-                f"{needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free: use "
-                "Refresh(store='float8'), fewer blocks, a smaller context, or leave refresh out"
-            )
+        check_fits(needed, self.family.model, tokens.device)
 
 
 def _step_cache_of(transformer: Any) -> str:
@@ -364,27 +378,6 @@ def _step_cache_of(transformer: Any) -> str:
     if getattr(transformer, "is_cache_enabled", False):
         return "transformer.disable_cache()"
     return "cache_dit.disable_cache(pipe)" if getattr(transformer, "_is_cached", False) else ""
-
-
-def _free_memory(device: torch.device) -> int | None:
-    """Bytes free on a GPU, with those that PyTorch holds and does not use; None elsewhere."""
-    if device.type != "cuda":
-        return None
-    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + held
-
-
-def _yet_to_load(model: Any, device: torch.device) -> int:
-    """Bytes by which the device fills up as `enable_model_cpu_offload` loads a model for its call.
-
-    The model before it goes at the same time. Other ways of offloading load part by part.
-    """
-    hook: Any = getattr(model, "_hf_hook", None)
-    if not hasattr(hook, "prev_module_hook"):
-        return 0
-    before = getattr(hook.prev_module_hook, "model", None)
-    goes = sum(w.nbytes for w in before.parameters() if w.device == device) if before else 0
-    return max(0, sum(w.nbytes for w in model.parameters() if w.device != device) - goes)
 
 
 def _signature(call: Call) -> tuple[Any, ...]:

@@ -207,6 +207,8 @@ class Session:
             why = "keeps no context: give one with refresh, such as the preset 'fast'"
         elif refresh.blocks != "all":
             why = "keeps context in some blocks alone: leave out blocks"
+        elif refresh.capture:
+            why = "captures a step with the keys of one edit: leave out capture"
         elif getattr(method, "coarse", 0):
             why = "has coarse tokens, which follow the mask: give coarse=0"
         elif any_compiled(self._fast.pipe.transformer):

@@ -20,4 +20,5 @@ class Source:
 
     def for_batch(self, batch: int) -> Tensor:
         """The clean latents of every picture of the batch, in the pipeline's order."""
-        return self.latents_BNC.repeat(batch // len(self.latents_BNC), 1, 1)
+        times = batch // len(self.latents_BNC)
+        return self.latents_BNC if times == 1 else self.latents_BNC.repeat(times, 1, 1)

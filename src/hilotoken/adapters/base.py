@@ -200,9 +200,13 @@ class ShortCall:
         x_BNC = self.x_t(call, velocity_BSC.shape[-1]).float()
         fill_BNC = x_BNC - self.source.for_batch(len(x_BNC)).float()
         fill_BNC = fill_BNC / sigma if sigma else torch.zeros_like(fill_BNC)
-        answered_K = self.plan.keep_K[: len(self.plan.keep_K) - self.filler]
-        answer_BKC = velocity_BSC[:, : len(answered_K)]
-        return fill_BNC.to(velocity_BSC.dtype).index_copy(1, answered_K, answer_BKC)
+        fill_BNC = fill_BNC.to(velocity_BSC.dtype)
+        answered_K = self._answered_K
+        return fill_BNC.index_copy_(1, answered_K, _cut(velocity_BSC, len(answered_K)))
+
+    @cached_property
+    def _answered_K(self) -> Tensor:
+        return self.plan.keep_K[: len(self.plan.keep_K) - self.filler]
 
     def check_ran(self) -> None:
         """Raise RuntimeError where the last call was seen to run on other tokens than planned."""
@@ -215,7 +219,7 @@ class ShortCall:
 
     def x_t(self, call: Call, channels: int | None) -> Tensor:
         """The noisy tokens of the target, [B, N, C]; all that is in their channels without C."""
-        return self.family.tokens(call)[:, : self.plan.tokens_full, :channels]
+        return _cut(self.family.tokens(call), self.plan.tokens_full, channels)
 
     def rows(self, rows_BND: Tensor) -> Tensor:
         """What belongs to each token of the target's grid, for the tokens that run: [B, S, D]."""
@@ -261,7 +265,8 @@ class ShortCall:
         return self.spans[-1].stop
 
     def _short(self, tokens_BTD: Tensor, span: Span, sigma: float) -> Tensor:
-        tokens_BnD = tokens_BTD[:, span.start : span.stop]
+        whole = span.length == tokens_BTD.shape[1]
+        tokens_BnD = tokens_BTD if whole else tokens_BTD[:, span.start : span.stop]
         if not span.short:
             return tokens_BnD
         if span.start > 0:  # clean: what is averaged is the photo, not its noise
@@ -269,7 +274,7 @@ class ShortCall:
         short_BKD = gather(tokens_BnD, self.plan)
         if not self.coarse:
             return short_BKD
-        x_BNC = tokens_BnD[..., : self.source.latents_BNC.shape[-1]]
+        x_BNC = _cut(tokens_BnD, span.length, self.source.latents_BNC.shape[-1])
         return torch.cat([short_BKD, self.coarse.tokens(x_BNC, sigma).to(short_BKD.dtype)], 1)
 
     def _encode_coarse(self, mask_B1HW: Tensor) -> Coarse:
@@ -278,6 +283,13 @@ class ShortCall:
 
         fold = self.family.latents_a_side
         return Coarse.encode(self.plan, self.source, mask_B1HW, encode, self.condition, fold)
+
+
+def _cut(x_BTD: Tensor, tokens: int, channels: int | None = None) -> Tensor:
+    """The first tokens and channels; without the time that a view takes where those are all."""
+    if x_BTD.shape[1] != tokens:
+        x_BTD = x_BTD[:, :tokens]
+    return x_BTD if channels in (None, x_BTD.shape[2]) else x_BTD[..., :channels]
 
 
 def _spans(

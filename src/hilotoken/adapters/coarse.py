@@ -75,38 +75,41 @@ class Coarse:
     def tokens(self, x_BNC: Tensor, sigma: float | Tensor) -> Tensor:
         """The coarse tokens at noise level sigma (or [B, 1, 1] of them), [B, M, D]."""
         B = len(x_BNC)  # guidance may end, and its half with it
-        x0, noise, condition, touched = (
+        clean, noise, touched, condition = (
             part if len(part) == B else part.repeat(-(-B // len(part)), 1, 1)[:B]
-            for part in (self.x0_BMC, self._noise_BMC, self.condition_BMD, self.touched_BM1)
+            for part in (*self._parts, self.condition_BMD)
         )
-        average, _ = cell_averages(x_BNC, self.plan, self.fold)
-        clean = torch.where(touched, average, (1 - sigma) * x0)
-        return torch.cat([clean + sigma * noise, condition], -1)
+        average = cell_averages(x_BNC, self.plan, self.fold)
+        tokens_BMC = torch.lerp(clean, noise, sigma).addcmul(average, touched)
+        return torch.cat([tokens_BMC, condition], -1) if condition.shape[-1] else tokens_BMC
 
     @cached_property
-    def _noise_BMC(self) -> Tensor:
-        """The noise to add: all of it to clean latents, to an average what it lacks."""
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Where cells are clear, clean latents and noise; where the mask touches them, nothing and
+        the noise that an average lacks. And which those are, as 0 and 1."""
         missing_MC = _missing(self.plan, self.fold, self.x0_BMC)
-        return torch.where(self.touched_BM1, missing_MC * self.noise_BMC, self.noise_BMC)
+        return (
+            self.x0_BMC.masked_fill(self.touched_BM1, 0),
+            torch.where(self.touched_BM1, missing_MC * self.noise_BMC, self.noise_BMC),
+            self.touched_BM1.to(self.x0_BMC.dtype),
+        )
 
 
-def cell_averages(x_BNC: Tensor, plan: TokenPlan, fold: int = 2) -> tuple[Tensor, Tensor]:
-    """The average of x over each coarse cell, [B, M, C], and the share of noise that it lacks,
-    [M, C].
+def cell_averages(x_BNC: Tensor, plan: TokenPlan, fold: int = 2) -> Tensor:
+    """The average of x over each coarse cell: [B, M, C].
 
     A token holds `fold` x `fold` latents, channel by channel, and so does a coarse token.
     """
-    latents = F.pixel_shuffle(x_BNC.unflatten(1, plan.grid).movedim(-1, 1), fold)
+    latents = F.pixel_shuffle(x_BNC.mT.unflatten(2, plan.grid), fold)
     average = F.pixel_unshuffle(_pooled(latents, plan), fold)
-    average_BMC = average.flatten(2).mT.index_select(1, plan.cells_M)
-    return average_BMC, _missing(plan, fold, x_BNC)
+    return average.flatten(2).mT.index_select(1, plan.cells_M)
 
 
 def cell_means(x_BND: Tensor, plan: TokenPlan) -> Tensor:
     """The mean of the tokens of each coarse cell, [B, M, D], of any tokens on the grid."""
     if not x_BND.shape[-1]:  # nothing in the channels besides x_t
         return x_BND.new_empty(len(x_BND), len(plan.cells_M), 0)
-    means = _pooled(x_BND.unflatten(1, plan.grid).movedim(-1, 1), plan)
+    means = _pooled(x_BND.mT.unflatten(2, plan.grid), plan)
     return means.flatten(2).mT.index_select(1, plan.cells_M)
 
 

@@ -34,7 +34,7 @@ def batch(
     label: Annotated[str, typer.Option(help="A kind of thing to fill with.")] = "",
     method: Annotated[
         str, typer.Option(help='A preset, or a method and its options: "fast", "hilo detail=0.2".')
-    ] = "hilo",
+    ] = "balanced",
     steps: Annotated[int, typer.Option(help="Denoising steps.", min=1)] = 8,
     seed: Annotated[int, typer.Option(help="Of all rows that have none.", min=0)] = 0,
     size: Annotated[

@@ -195,7 +195,7 @@ def plan(
     from ..picture import token_map
     from ..region import choose_region
 
-    name, chosen = chosen_method(method, options, preset)
+    name, chosen = chosen_method(method or (None if preset else "hilo"), options, preset)
     if as_method(chosen).site != "sequence":
         raise ValueError(f"{name} plans no tokens to draw; see what it does with `hilo compare`")
     region = choose_region(painted, size, context)

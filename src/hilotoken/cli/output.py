@@ -82,11 +82,13 @@ def write(
 
     r = result.region
     box = (r.left, r.top, r.right, r.bottom)
-    tokens = token_map(result.before, result.run.plan)
+    run = result.run
+    seldom = None if run.refreshed is None else (len(run.refreshed), run.steps)
+    tokens = token_map(result.before, run.plan, seldom=seldom)
     seconds, whole = (edit.sum("dit_seconds") for edit in (result, dense))
     pictures = [
         ("photo and mask", outlined(result.before, result.mask)),
-        (f"tokens: {result.run.keep_ratio:.0%} run", tokens),
+        (f"tokens: {run.mean_tokens_run / run.tokens_full:.0%} a step", tokens),
         (f"dense: DiT {whole:.2f} s", dense.photo.rgb().crop(box)),
         (f"{method}: DiT {seconds:.2f} s ({whole / seconds:.1f}x)", result.photo.rgb().crop(box)),
     ]

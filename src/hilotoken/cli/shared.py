@@ -55,7 +55,7 @@ Method = Annotated[
     str | None,
     typer.Option(
         autocompletion=_complete_method,
-        show_default="hilo",
+        show_default="hilo, where an option of it is given; else the preset balanced",
         help="What shortens the run, of `hilo methods`; `dense` for nothing.",
     ),
 ]
@@ -194,7 +194,10 @@ def chosen_method(
     """
     with importing():
         from ..methods.parse import method_from
+        from ..methods.presets import DEFAULT
 
+    if preset is None and not (method or options):
+        return DEFAULT, DEFAULT
     if preset is None:
         return method or "hilo", method_from(method or "hilo", *options or [])
     if method or options:

@@ -22,7 +22,7 @@ from .dense import Dense
 from .find import Find
 from .hilo import HiLo
 from .pooling import TokenPooling
-from .presets import PRESETS, preset
+from .presets import DEFAULT, PRESETS, preset
 from .refresh import Refresh
 from .stages import SDTM
 from .step_cache import StepCache
@@ -56,17 +56,18 @@ def build(name: str, **options: object) -> Any:
 
 
 def as_method(given: Any, preset_of: Callable[[str], Method] = preset) -> Method:
-    """The method that is meant: itself, or one by name, of `PRESETS` or `METHODS`; None is HiLo().
+    """The method that is meant: itself, or one by name, of `PRESETS` or `METHODS`.
 
     Args:
-        given: a method, a name or None
+        given: a method, a name, or None for the preset that is the default
         preset_of: makes the preset of a name, which may depend on the pipeline
 
     Raises:
         TypeError: neither; ValueError: another name. The message lists the choices.
     """
-    if given is None or isinstance(given, Method):
-        return given or HiLo()
+    if isinstance(given, Method):
+        return given
+    given = DEFAULT if given is None else given
     if not isinstance(given, str):
         raise TypeError(f"method must be one of METHODS or a name, got {said(given)}: give HiLo()")
     if given in PRESETS:
@@ -101,7 +102,7 @@ def plan_tokens(
     if photo_B3HW.shape[-2:] != mask_B1HW.shape[-2:]:
         (H, W), (h, w) = photo_B3HW.shape[-2:], mask_B1HW.shape[-2:]
         raise ValueError(f"the photo is {W}x{H} but the mask is {w}x{h}: resize one of them")
-    return as_method(method).plan(photo_B3HW, (mask_B1HW >= 0.5).float(), grid)
+    return as_method(method or HiLo()).plan(photo_B3HW, (mask_B1HW >= 0.5).float(), grid)
 
 
 __all__ = [

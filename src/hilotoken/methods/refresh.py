@@ -28,6 +28,9 @@ class Refresh:
     store:  keys and values are kept as they are (None), in "bfloat16" or in "float8"
     blocks: those whose keys and values are kept, "all" or like "0-18", numbered as they run; in the
             others edit tokens see no context between refreshes
+    capture: the model's pass at steps between is recorded once, as a CUDA graph, and repeated: the
+            host issues a step as one piece. Pays from three such steps on, where the host is what
+            bounds them; see `hilotoken.replay`
 
     Raises:
         ValueError: an option out of range or without effect, at construction.
@@ -39,10 +42,11 @@ class Refresh:
     store: str | None = None
     blocks: str | int | Sequence[int] = "all"
     bucket: int = 1
+    capture: bool = False
 
     def __post_init__(self) -> None:
         settle(self, at=_schedule, text=flag, drift=unless_none(number(0)), bucket=whole(1))
-        settle(self, store=unless_none(choice(*STORES)), blocks=blocks)
+        settle(self, store=unless_none(choice(*STORES)), blocks=blocks, capture=flag)
         if self.drift is None and self.at == "auto":
             object.__setattr__(self, "drift", 0.3)
         if self.drift is not None and self.at != "auto":

@@ -20,6 +20,7 @@ from PIL import Image
 from .. import photo as photo_room
 from ..edit import Edit, Job, UnderWay, edit_jobs
 from ..methods.parse import read_method
+from ..methods.presets import DEFAULT
 from ..photo import Photo, PhotoError, load_photo, save_photo
 from ..plan import TokenPlan
 from ..progress import Stage
@@ -88,7 +89,7 @@ class Task:
     mask_mode: str = "alpha"
     prompt: str = ""
     label: str = ""
-    method: str = "hilo"
+    method: str = DEFAULT
     steps: int = 8
     size: int | None = None
     seed: int = 0

@@ -45,7 +45,7 @@ class SpeedRow:
     processor_seconds, processor_speedup: of the DiT, on all cores of a CPU together: what other
                   work on the machine disturbs less than the clock; empty on a GPU
     edit_processor_seconds, edit_processor_speedup: the same of the whole edit
-    decoded, encoded: share of the latents that were, where a region is enough
+    decoded, encoded: share of the autoencoder's work that was done, where a region is enough
     peak_gib:     most memory allocated on the GPU, weights included; empty on a CPU
     dit_tflops:   of the DiT in this edit, counted
     flop_ratio:   dense over this, counted
