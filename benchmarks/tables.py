@@ -140,7 +140,10 @@ def load() -> str:
             f"{run['memory_early_mb']:.0f} MB, {run['memory_late_mb']:.0f} MB"
         ),
     }
-    header = [f"{run['requests']:,} requests, {run['kept_mb']} MB of answers kept" for run in runs]
+    header = [
+        f"{run['requests']:,} requests, {run['together']} run at once, {run['kept_mb']} MB kept"
+        for run in runs
+    ]
     return markdown(["", *header], [[name, *map(of, runs)] for name, of in whole.items()])
 
 
