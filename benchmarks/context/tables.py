@@ -367,6 +367,8 @@ TABLES: Mapping[str, object] = {
     "curve_second": lambda: curve("dense_1"),
     "second": lambda: selections("dense_1"),
     "dropped": lambda: selections("dropped"),
+    "curve_noised": lambda: curve("noised"),
+    "noised": lambda: selections("noised"),
     "told": told,
     "selections": lambda: selections("dense"),
     "grounds": lambda: grounds("dense"),
