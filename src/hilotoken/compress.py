@@ -37,7 +37,7 @@ from .grid import as_batch
 from .layout import layout_of
 from .lending import Opened
 from .method import Method
-from .methods import Dense, Within, as_method, preset
+from .methods import Dense, HiLo, Within, as_method, preset
 from .methods.find import Find
 from .methods.udit import check_phases
 from .plan import whole_plan
@@ -69,7 +69,8 @@ def compress(
 
     Args:
         pipe: a diffusers pipeline that edits under a mask, or makes pictures from text
-        method: a method, or a name, of `PRESETS` or `METHODS`; "balanced" unless given
+        method: a method, or a name, of `PRESETS` or `METHODS`; unless given, "balanced", and with
+            `inside`, which nothing that keeps keys goes with, `HiLo()`
         inside: what acts inside the blocks on the tokens that `method` leaves: short for
             `Within(method, inside)`
         feather: pixels over which the edit is blended in, inside the mask
@@ -96,7 +97,9 @@ def compress(
     choice("auto", "region", "approximate", "whole")("decode", decode)
     choice("auto", "region", "whole")("encode", encode)
     unless_none(choice("found"))("keep", keep)
-    method = Dense() if keep and method is None else as_method(method, partial(_preset_for, pipe))
+    if method is None and (keep or inside):
+        method = Dense() if keep else HiLo()
+    method = as_method(method, partial(_preset_for, pipe))
     method = method if inside is None else Within(method, inside)
     if not (method.site == "blocks" and makes_from_text(pipe)):
         try:
