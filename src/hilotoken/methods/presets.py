@@ -26,7 +26,7 @@ PRESETS: dict[str, HiLo] = {
 DEFAULT = "balanced"
 
 # Where the photo is in x_t alone (Inpaint, Image-to-Image): what is kept from the first step is
-# keys of noise, so context is computed once more. By reasoning: not measured yet.
+# keys of noise, so context is computed once more. Measured on drawn pictures of one kind alone.
 IN_NOISE_ALONE: dict[str, HiLo] = {
     "paper": PRESETS["paper"],
     "faithful": HiLo(detail=1.0, coarse=0, refresh=3),
