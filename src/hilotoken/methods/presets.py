@@ -21,7 +21,7 @@ PRESETS: dict[str, HiLo] = {
     "fast": HiLo(coarse=0, refresh=Refresh(2, text=True)),
 }
 
-# Taken where nobody says: no dearer than the paper's, nearer to dense on every model that was
+# Taken where nobody says: about as dear as the paper's, nearer to dense on every model that was
 # measured, and of nothing that a model has to be trained for.
 DEFAULT = "balanced"
 
@@ -31,7 +31,7 @@ IN_NOISE_ALONE: dict[str, HiLo] = {
     "paper": PRESETS["paper"],
     "faithful": HiLo(detail=1.0, coarse=0, refresh=3),
     "balanced": HiLo(context="sampled", refresh=3),
-    "fast": HiLo(coarse=0, refresh=Refresh(3, text=True)),
+    "fast": HiLo(context="sampled", detail=0.0, refresh=Refresh(3, text=True)),
 }
 
 
