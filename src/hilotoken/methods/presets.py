@@ -31,7 +31,7 @@ IN_NOISE_ALONE: dict[str, HiLo] = {
     "paper": PRESETS["paper"],
     "faithful": HiLo(detail=1.0, coarse=0, refresh=3),
     "balanced": HiLo(context="sampled", refresh=3),
-    "fast": HiLo(context="sampled", detail=0.0, refresh=Refresh(3, text=True)),
+    "fast": HiLo(context="sampled", cell=3, detail=0.0, refresh=Refresh(3, text=True)),
 }
 
 
