@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hilotoken.adapters.coarse import cell_averages, cell_means
+from hilotoken.adapters.coarse import cell_averages, cell_means, missing_noise
 from hilotoken.plan import TokenPlan, gather, scatter
 
 
@@ -70,6 +70,6 @@ def noisy_rows(
     short_BKD = gather(x_BND, plan)
     if not len(plan.cells_M):
         return short_BKD
-    average, missing = cell_averages(x_BND, plan, p)
+    average, missing = cell_averages(x_BND, plan, p), missing_noise(plan, p, x_BND)
     coarse = average + sigma_B.reshape(-1, 1, 1).to(average) * missing * noise_1MD.to(average)
     return torch.cat([short_BKD, coarse], 1)

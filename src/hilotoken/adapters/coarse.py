@@ -87,7 +87,7 @@ class Coarse:
     def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
         """Where cells are clear, clean latents and noise; where the mask touches them, nothing and
         the noise that an average lacks. And which those are, as 0 and 1."""
-        missing_MC = _missing(self.plan, self.fold, self.x0_BMC)
+        missing_MC = missing_noise(self.plan, self.fold, self.x0_BMC)
         return (
             self.x0_BMC.masked_fill(self.touched_BM1, 0),
             torch.where(self.touched_BM1, missing_MC * self.noise_BMC, self.noise_BMC),
@@ -137,7 +137,7 @@ def shrink(image: Tensor, grid: tuple[int, int], stride: int, pool: Any) -> Tens
 _MISSING: WeakKeyDictionary[TokenPlan, dict[tuple[Any, ...], Tensor]] = WeakKeyDictionary()
 
 
-def _missing(plan: TokenPlan, fold: int, like_BNC: Tensor) -> Tensor:
+def missing_noise(plan: TokenPlan, fold: int, like_BNC: Tensor) -> Tensor:
     """Of the noise in each channel of a coarse token, the share that its average lacks: [M, C].
 
     Made once a plan: it would be copied to the device at every step.
