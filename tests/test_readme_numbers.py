@@ -70,7 +70,6 @@ DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?=x\b)|(?<![\w.])0\.\d{3,4}(?!\.?\d)")
 WHOLE = re.compile(r"(?<![\w.])\d+(?:(?:, \d+)* (?:to|and|or) \d+)? dB\b")
 LISTED = {
     "choosing-tokens.md": dict.fromkeys(["20 dB", "25 dB"], "benchmarks/context, on its page"),
-    "README.md": {"1 to 4 dB": "benchmarks/context, on its page"},
     "embedded-model.md": {"2 dB": "the bar that was set"},
     "speed.md": dict.fromkeys(["3.13", "2.59", "1.67"], "the paper's"),
 }
