@@ -14,6 +14,7 @@ from torch import nn
 
 from hilotoken import HiLo, compress
 from hilotoken.bench.measure.steer import steered
+from hilotoken.lane import Lane
 from hilotoken.methods import Refresh, ToMe, Within
 
 COARSE = HiLo(dilate=1, detail=0.1, bucket=8)
@@ -156,6 +157,26 @@ def test_photos_that_run_nearly_as_many_tokens_share_a_call_filled_up(edit, name
     alone = {length for batch, length in found if batch == 1}
     assert len(alone) > 1
     assert (2, max(alone)) in found
+
+
+@one("FluxInpaintPipeline")
+def test_one_that_comes_to_run_every_token_does_not_stop_the_other(edit, monkeypatch):
+    """As where one picture's region is found before the other's."""
+    arrive = Lane.arrive
+
+    def arrive_and_rest(lane: Lane, call: Any) -> None:
+        arrive(lane, call)
+        if lane.count > 1 and lane.number == 1 and lane.clock.step == 1:
+            lane.rest()
+
+    masks = [make_mask(box=box) for box in ((48, 64, 112, 144), (144, 96, 208, 176))]
+    fast, given = compress(edit.pipe, ALIKE["every step"]), both(edit, mask_image=masks)
+    single = steps(edit.family, edit.pipe, fast, alone(given, 0))[-1].end
+    monkeypatch.setattr(Lane, "arrive", arrive_and_rest)
+    assert (
+        worst(steps(edit.family, edit.pipe, fast, both(edit, mask_image=masks))[-1].end[:1], single)
+        <= 1e-5
+    )
 
 
 def of_one_photo(edit: Edit) -> dict[str, Any]:

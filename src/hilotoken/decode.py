@@ -112,6 +112,14 @@ def picture_of(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output.sample
 
 
+def _with_picture(output: Any, picture: Tensor) -> Any:
+    """An autoencoder's output with another picture in it."""
+    if isinstance(output, tuple):
+        return (picture, *output[1:])
+    output.sample = picture
+    return output
+
+
 def boxes_of(mask_B1HW: Tensor, latents: tuple[int, int], margin: int) -> list[Box]:
     """Boxes of latents that hold all that is masked, with the margin around; far masks apart.
 
@@ -228,10 +236,7 @@ class RegionDecode:
                 output = decode(box)
                 rows, columns = scaled(box, scale)
                 picture[..., rows, columns] = picture_of(output)
-        if isinstance(output, tuple):
-            return (picture, *output[1:])
-        output.sample = picture  # type: ignore[union-attr]
-        return output
+        return _with_picture(output, picture)
 
     def each(
         self,
@@ -253,11 +258,7 @@ class RegionDecode:
             outputs.append(self(original, one, *args, **given, **kwargs))
             shares.append(self.decoded)
         self.decoded = fmean(shares)
-        picture = torch.cat([picture_of(output) for output in outputs])
-        if isinstance(outputs[0], tuple):
-            return (picture, *outputs[0][1:])
-        outputs[0].sample = picture
-        return outputs[0]
+        return _with_picture(outputs[0], torch.cat([picture_of(output) for output in outputs]))
 
     @contextmanager
     def _by_box(

@@ -200,7 +200,7 @@ class Lane:
         weighed = weigh if short.weighted else original
         if self.reuse is None:
             return weighed(query, key, value, **kw)
-        kept = any(module is one for one in self.reuse.modules)
+        kept = module in self.reuse.modules
         attend = self.reuse.attend if kept else self.reuse.attend_alone
         return attend(module, query, key, value, weighed, **kw)
 

@@ -58,7 +58,8 @@ class Together:
         self.lanes, self.family = lanes, lanes[0].family
         self.short = Shorts(lanes)
         self._places: Any = None  # rotary ones, of the call under way
-        self._fill = [0] * len(lanes)  # how many tokens fill up each one's sequence
+        self._fill = dict.fromkeys(lanes, 0)  # how many tokens fill up each one's sequence
+        self._alike = False  # whether attention is the same for all pictures
         self._inside = ExitStack()
         self._is_inside = False
 
@@ -71,12 +72,14 @@ class Together:
         """The lanes' short calls as one."""
         calls = [lane.shorten() for lane in self.lanes]
         self._places = self.family.each_place([lane.short for lane in self.lanes], calls)
-        lengths = [_length(lane) for lane in self.lanes]
-        self._fill = [max(lengths) - length for length in lengths]
-        if any(self._fill):
+        longest = max(map(_length, self.lanes))
+        self._fill = {lane: longest - _length(lane) for lane in self.lanes}
+        filled = any(self._fill.values())
+        self._alike = not filled and not any(lane.reuse or lane.inside[0] for lane in self.lanes)
+        if filled:
             calls = [
                 call | {"hidden_states": filled_up(call["hidden_states"], fill)}
-                for call, fill in zip(calls, self._fill, strict=True)
+                for call, fill in zip(calls, self._fill.values(), strict=True)
             ]
         return _joined(calls, self.family.listed)
 
@@ -102,17 +105,17 @@ class Together:
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, original: Any, **kw: Any
     ) -> Tensor:
         """Attention of each lane's pictures as that lane by itself would have it."""
-        if not any(self._fill) and not any(lane.reuse or lane.inside[0] for lane in self.lanes):
+        if self._alike:
             return original(query, key, value, **kw)
-        fill = dict(zip(self.lanes, self._fill, strict=True))
         joint = key.shape[1] == query.shape[1]  # else keys of an image prompt
 
         def own(lane: Lane, query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
-            queries, keys = query.shape[1] - fill[lane], key.shape[1] - fill[lane] * joint
+            fill = self._fill[lane]
+            queries, keys = query.shape[1] - fill, key.shape[1] - fill * joint
             masked = kw if mask is None else kw | {"attn_mask": mask[..., :keys]}
             query, key, value = query[:, :queries], key[:, :keys], value[:, :keys]
             output = lane.attend(module, query, key, value, original, **masked)
-            return filled_up(output, fill[lane])
+            return filled_up(output, fill)
 
         mask = kw.get("attn_mask")
         if mask is not None:
@@ -124,7 +127,8 @@ class Together:
         count = len(velocity) // len(self.lanes)
         parts = [velocity[i * count : (i + 1) * count] for i in range(len(self.lanes))]
         answers: dict[int, Any] = {}
-        for lane, part, fill in zip(self.lanes, parts, self._fill, strict=True):
+        for lane, part in zip(self.lanes, parts, strict=True):
+            fill = self._fill[lane]
             answers |= lane.restore(part[:, : part.shape[1] - fill] if fill else part)
         return answers
 
@@ -174,8 +178,10 @@ def _length(lane: Lane) -> int:
 
 def _of_a_length(lanes: list[Lane]) -> list[list[Lane]]:
     """Lanes of one kind, those together of which no sequence has to be filled up by much."""
+    if len(lanes) == 1:  # which may run every token, and has no short sequence
+        return [lanes]
     groups: list[list[Lane]] = []
-    for lane in sorted(lanes, key=_length, reverse=True) if len(lanes) > 1 else lanes:
+    for lane in sorted(lanes, key=_length, reverse=True):
         if groups and _length(lane) >= (1 - FILL) * _length(groups[-1][0]):
             groups[-1].append(lane)
         else:

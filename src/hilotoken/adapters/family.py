@@ -207,13 +207,16 @@ class Family:
         return [module for module in self.model.modules() if getattr(module, "processor", None)]
 
     def attending(
-        self, run: Any, modules: list[Any] | None = None
+        self, run: Any, modules: list[Any] | None = None, aligns: bool = True
     ) -> Iterable[AbstractContextManager[None]]:
         """What weighs keys and aligns places in attention, where the run's short call has any.
 
-        modules: the attentions that it is for; all of the transformer's unless given
+        Args:
+            modules: the attentions that it is for; all of the transformer's unless given
+            aligns: whether a processor's answer is aligned; else the family has its own way
         """
         weighted, aligned = run.inside
+        aligned = aligned and aligns
         if not (weighted or aligned):
             return ()
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention import Weighted, rerouted
+from ..attention import Weighted
 from ..hooks import Call, compiling
 from ..plan import gather, scatter, token_positions
 from .base import ShortCall
@@ -144,20 +144,6 @@ class Pictures(Family):
 
     def tokens(self, call: Call) -> Tensor:
         return self.fold(self.pictures(call))
-
-    def weights(
-        self, run: Any, modules: list[nn.Module] | None = None
-    ) -> list[AbstractContextManager[None]]:
-        """By which keys count for as many tokens as they stand for, where they do."""
-        if not run.inside[0]:
-            return []
-
-        def weigh(
-            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, original: Any, **kw: Any
-        ) -> Tensor:
-            return run.short.weigh(module, query, key, value, original, **kw)
-
-        return [rerouted(self.pipe.transformer, weigh, modules)]
 
 
 class Strips(Pictures):

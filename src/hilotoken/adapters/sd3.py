@@ -63,7 +63,7 @@ class SD3(Pictures):
             return run.short.put_back(original(*args, **kwargs))
 
         return (
-            *self.weights(run),
+            *self.attending(run),
             shadowed(model.pos_embed, "forward", enter),
             shadowed(model.proj_out, "forward", leave),
         )

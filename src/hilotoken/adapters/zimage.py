@@ -124,7 +124,7 @@ class ZImage(Pictures):
             return run.short.put_back(original(*args, **kwargs))
 
         return (
-            *self.weights(run, attentions),
+            *self.attending(run, attentions, aligns=False),
             *self._aligned(run, attentions),
             shadowed(model, "_prepare_sequence", prepare),
             shadowed(model, "_build_unified_sequence", join),
