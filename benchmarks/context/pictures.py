@@ -227,7 +227,9 @@ def repeat(on: _Canvas) -> Pictures:
     plain = enlarge(colours)
     mosaic = on.choose(plain, smooth, (0.6 * plain + 0.4 * grain).clamp(-1, 1))
     half = on.grid // 2
-    period = torch.randint(half - 2, half + 1, (on.B,), generator=on.generator)
+    # On a small grid always a half, to learn to look there; on a larger one it has to be found out.
+    fewest = {8: half, 12: half - 1}.get(on.grid, half - 2)
+    period = torch.randint(fewest, half + 1, (on.B,), generator=on.generator)
     across, whole = on.uniform(on.B) < 0.5, torch.full_like(period, on.grid)
     down_B, across_B = torch.where(across, whole, period), torch.where(across, period, whole)
     y, x = (torch.arange(on.side) % (PATCH * side[:, None]) for side in (down_B, across_B))
@@ -259,9 +261,10 @@ def line(on: _Canvas) -> Pictures:
     ways += [(y_BH1 - x_B1W).abs() <= 3, (y_BH1 + x_B1W).abs() <= 3]
     way_B = torch.randint(0, len(ways), (on.B,), generator=on.generator)
     drawn_BHW = torch.stack(ways, 1)[torch.arange(on.B), way_B]
-    # A slanted line near a corner shows nowhere.
+    # A slanted line near a corner shows too little to be told by.
     far_Bhw = _touched(drawn_BHW) & ~on.edit_Bhw
-    drawn_BHW = torch.where(far_Bhw.flatten(1).any(1)[:, None, None], drawn_BHW, ways[0])
+    shown_B = far_Bhw.flatten(1).sum(1) >= on.grid
+    drawn_BHW = torch.where(shown_B[:, None, None], drawn_BHW, ways[0])
     around_Bhw = on.edit_Bhw & ~on.mask_Bhw
     on.image_B3HW = ground[..., None, None].expand_as(on.image_B3HW)
     on.fill((drawn_BHW & ~enlarge(around_Bhw))[:, None], ink[..., None, None])
