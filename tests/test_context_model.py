@@ -1,6 +1,5 @@
 """The context-bound model of `benchmarks/context`: its pictures, its selections, its counts."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from benchmarks.context import tables, train
+from benchmarks.context import train
 from benchmarks.context.evaluate import (
     NOTHING,
     WHOLE,
@@ -21,6 +20,7 @@ from benchmarks.context.evaluate import (
 )
 from benchmarks.context.flops import CONTEXT
 from benchmarks.context.model import WEIGHTS, ContextModel, load, tokens_of
+from benchmarks.context.photo_tables import shown
 from benchmarks.context.pictures import (
     BROAD,
     GRID,
@@ -336,10 +336,10 @@ def test_a_training_goes_on_from_weights_with_the_kinds_that_it_is_given(
 
 
 def test_what_an_interval_shows_is_said_by_its_margin() -> None:
-    assert tables.shown("psnr", 0.05, 0.2) == "equivalent"
-    assert tables.shown("psnr", -0.3, 0.2) == "undecided"
-    assert tables.shown("psnr", 0.05, 0.3) == tables.shown("lpips", -0.006, -0.001) == "better"
-    assert tables.shown("psnr", -0.3, -0.05) == tables.shown("lpips", 0.001, 0.006) == "worse"
+    assert shown("psnr", 0.05, 0.2) == "equivalent"
+    assert shown("psnr", -0.3, 0.2) == "undecided"
+    assert shown("psnr", 0.05, 0.3) == shown("lpips", -0.006, -0.001) == "better"
+    assert shown("psnr", -0.3, -0.05) == shown("lpips", 0.001, 0.006) == "worse"
 
 
 def test_the_trained_model_needs_its_context() -> None:
@@ -354,16 +354,6 @@ def test_the_trained_model_needs_its_context() -> None:
 
 def test_weights_are_small() -> None:
     assert sum(file.stat().st_size for file in WEIGHTS.glob("*")) <= 8 * 2**20
-
-
-def test_the_tables_are_those_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for that of FLUX's size, whose photographs take half a minute to plan."""
-    text = tables.README.read_text()
-    own = re.search(r"<!-- table flux -->\n(.*?)<!-- end -->", text, flags=re.DOTALL)
-    assert own
-    kept = dict(tables.TABLES) | {"flux": lambda: own[1].rstrip("\n") + "\n"}
-    monkeypatch.setattr(tables, "TABLES", kept)
-    assert tables.written(text) == text
 
 
 def test_tokens_are_packed_as_the_pipeline_packs_them(untrained: ContextModel) -> None:

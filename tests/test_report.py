@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from benchmarks.documents import commands_in, refreshed, table_text
+from benchmarks.documents import marked, printed, refreshed
 from hilotoken.bench.results.readings import (
     OPENCV,
     cost,
@@ -259,15 +259,17 @@ def test_labels_are_label_colon_method():
 def test_a_document_is_made_anew_and_then_stays(fills):
     start = f'<!-- hilo bench table {fills.name} --only hilo --label "our own: hilo" -->'
     before = f"# A\n\n{start}\n| old |\n<!-- end -->\n\nthe rest\n"
-    assert commands_in(before)[0][:2] == [fills.name, "--only"]
-    make = lambda arguments: table_text(arguments, fills.parent)  # noqa: E731
+    assert marked(before) == [(start[5:-4], "| old |\n")]
+    make = lambda command: printed(command, fills.parent)  # noqa: E731
     after = refreshed(before, make)
     assert after.startswith(f"# A\n\n{start}\n| mask | method | tokens of 256 |")
     assert after.endswith("|\n<!-- end -->\n\nthe rest\n")
     assert "old" not in after
     assert refreshed(after, make) == after
     with pytest.raises(ValueError, match="hilo bench table"):
-        table_text([fills.name, "--nonsense"], fills.parent)
+        printed(f"hilo bench table {fills.name} --nonsense", fills.parent)
+    with pytest.raises(ValueError, match="choose from"):
+        printed("python -m benchmarks.tables nonsense")
 
 
 class _Page(HTMLParser):

@@ -17,8 +17,8 @@ import torch
 from hilotoken import compress
 
 from .evaluate import LEARNED, STEPS, Bench, Case, arguments, held_out, selections
+from .rows import by, rows_of
 from .selections import experimental
-from .tables import by, rows_of
 
 OUT = Path(__file__).parent / "selections.png"
 SHOWN = (

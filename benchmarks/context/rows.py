@@ -1,11 +1,17 @@
-"""Rows of dataclasses in CSV files: appended as they are made, read back as text."""
+"""Rows of dataclasses in CSV files: appended as they are made, read back as text, and summed up."""
 
 import csv
+from collections import defaultdict
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from hilotoken.bench.results.readings import interval
+
 RESULTS = Path(__file__).parent / "results"
+Rows = list[dict[str, str]]
 
 
 def append(file: Path, row: Any) -> None:
@@ -19,9 +25,35 @@ def append(file: Path, row: Any) -> None:
         writer.writerow(fields)
 
 
-def read(file: Path) -> list[dict[str, str]]:
+def read(file: Path) -> Rows:
     """The rows of a CSV; none where there is no file."""
     if not file.is_file():
         return []
     with open(file, newline="") as stream:
         return list(csv.DictReader(stream))
+
+
+@cache
+def rows_of(name: str) -> Rows:
+    """The committed rows of that name."""
+    return read(RESULTS / f"{name}.csv")
+
+
+def by(rows: Rows, *keys: str) -> dict[tuple[str, ...], Rows]:
+    """Rows that have the same values in those columns, by these values."""
+    found: dict[tuple[str, ...], Rows] = defaultdict(list)
+    for row in rows:
+        found[tuple(row[key] for key in keys)].append(row)
+    return found
+
+
+def mean(rows: Rows, column: str) -> float:
+    """The mean of a column."""
+    return fmean(float(row[column]) for row in rows)
+
+
+def ends(values: list[float]) -> tuple[float, float, float]:
+    """The mean of values, and the ends of its 95 % bootstrap interval (2,000 draws)."""
+    found = interval(values)
+    assert found is not None
+    return found.mean, found.low, found.high

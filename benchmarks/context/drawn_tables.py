@@ -1,0 +1,143 @@
+"""What selections solve of drawn pictures: the tables of their rows.
+
+Intervals are 95 % bootstrap intervals over pictures; differences are paired, picture by picture.
+"""
+
+from collections.abc import Iterable
+
+from hilotoken.bench.show.cells import markdown
+
+from .evaluate import NUMBERS
+from .pictures import GROUNDS, KINDS
+from .rows import Rows, by, ends, mean, rows_of
+
+PAIRS = (
+    ("paper", "edit only"),
+    ("paper", "random"),
+    ("paper", "detail"),
+    ("paper, native", "paper"),
+    ("paper, aligned", "paper"),
+    ("detail, mixed scores", "detail"),
+    ("half detail, half random", "paper"),
+    ("sampled 3", "random"),
+    ("sampled 3", "sampled 3, no weights"),
+    ("foveated", "sampled 3"),
+    ("pyramid", "foveated"),
+    ("whole, once", "paper"),
+    ("whole, once", "dense"),
+    ("whole, twice", "whole, once"),
+    ("whole, twice, text kept", "whole, twice"),
+    ("attended 25 %, once", "whole, once"),
+    ("attended 10 %, once", "whole, once"),
+    ("sampled 2, twice", "paper"),
+    ("detail and sampled 3, twice", "paper"),
+    ("detail 40 %, once", "paper"),
+    ("paper, twice", "paper"),
+    ("foveated, twice", "sampled 2, twice"),
+    ("dense, 2 steps", "dense"),
+)
+
+
+def share(rows: Rows) -> str:
+    """The share solved, in percent, with its interval."""
+    middle, low, high = (100 * x for x in ends([float(row["solved"]) for row in rows]))
+    return f"{middle:.0f} ({low:.0f} to {high:.0f})"
+
+
+def curve(model: str) -> str:
+    """What was solved in one call from pure noise, as training went."""
+    by_samples = by(rows_of(f"curve_{model}"), "samples")
+    chosen = list(by_samples)[:: max(1, len(by_samples) // 10)]
+    chosen = list(dict.fromkeys([*chosen, list(by_samples)[-1]]))
+    drawn = list(dict.fromkeys(row["kind"] for row in rows_of(f"curve_{model}")))
+    header = ["samples", *(f"{kind}: error, solved %" for kind in drawn)]
+    lines = []
+    for samples in chosen:
+        kinds = {row["kind"]: row for row in by_samples[samples]}
+        cells = [
+            f"{float(kinds[k]['error']):.4f}, {100 * float(kinds[k]['solved']):.0f}" for k in drawn
+        ]
+        lines.append([f"{int(samples[0]):,}", *cells])
+    return markdown(header, lines)
+
+
+def told() -> str:
+    """Of how many pictures a selection keeps what tells the hidden part; no model takes part."""
+    lines = []
+    for (name,), mine in by(rows_of("told"), "selection").items():
+        cells = [name, f"{_weighed(mine, 'tokens'):.0f}", f"{100 * _weighed(mine, 'flops'):.0f}"]
+        kinds, grounds = by(mine, "kind"), by(mine, "ground")
+        parts = [kinds[(k,)] for k in KINDS] + [grounds[(g,)] for g in GROUNDS]
+        lines.append([*cells, *(f"{100 * _weighed(part):.0f}" for part in parts)])
+    header = ["selection", "tokens of 256", "FLOPs, %", *KINDS, *(f"{g} ground" for g in GROUNDS)]
+    return markdown(header, lines)
+
+
+def _weighed(rows: Rows, column: str = "") -> float:
+    """The mean of a column over pictures; without one, the share of them that is told."""
+    pictures = [int(row["pictures"]) for row in rows]
+    if not column:
+        return sum(int(row["told"]) for row in rows) / sum(pictures)
+    values = [float(row[column]) for row in rows]
+    return sum(n * x for n, x in zip(pictures, values, strict=True)) / sum(pictures)
+
+
+def selections(model: str) -> str:
+    """Every selection: its cost, what it solves of each kind, and how near it is to dense."""
+    rows = rows_of(model)
+    measured = [kind for kind in NUMBERS if (kind,) in by(rows, "kind")]
+    lines = []
+    for (name,), mine in by(rows, "selection").items():
+        kinds = by(mine, "kind")
+        near = "" if name == "dense" else f"{mean(mine, 'psnr_dense'):.1f}"
+        solved = [share(kinds[(kind,)]) if (kind,) in kinds else "" for kind in measured]
+        tokens, flops = f"{mean(mine, 'tokens'):.0f}", f"{100 * mean(mine, 'flops'):.0f}"
+        lines.append([name, str(len(mine)), tokens, flops, *solved, near])
+    header = ["selection", "pictures", "tokens of 256", "FLOPs, %", *measured, "dB to dense"]
+    return markdown(header, lines)
+
+
+def grounds(model: str) -> str:
+    """What each selection solves on each ground; lines, on plain ground alone, left out."""
+    lines = []
+    rows = [row for row in rows_of(model) if row["kind"] != "line"]
+    for (name,), mine in by(rows, "selection").items():
+        parts = by(mine, "ground")
+        lines.append([name, *(share(parts[(ground,)]) for ground in GROUNDS)])
+    return markdown(["selection", *(f"{ground}, solved %" for ground in GROUNDS)], lines)
+
+
+def velocities(model: str) -> str:
+    """The mean squared error of the velocity in the mask at each noise level."""
+    levels = {"v_1": "1.0", "v_08": "0.8", "v_06": "0.6", "v_04": "0.4", "v_02": "0.2"}
+    lines = []
+    for (name,), mine in by(rows_of(model), "selection").items():
+        known = [row for row in mine if row["v_1"]]
+        if known:
+            lines.append([name, *(f"{mean(known, column):.4f}" for column in levels)])
+    return markdown(["selection", *(f"sigma {level}" for level in levels.values())], lines)
+
+
+def pairs(model: str) -> str:
+    """Differences picture by picture: of the share solved in points, and of dB to the truth."""
+    found = {
+        name: {(row["kind"], row["number"]): row for row in mine}
+        for (name,), mine in by(rows_of(model), "selection").items()
+    }
+    lines = []
+    for one, other in PAIRS:
+        if one in found and other in found:
+            shared = sorted(found[one].keys() & found[other].keys())
+            both = [(found[one][key], found[other][key]) for key in shared]
+            lines.append([f"{one}, less {other}", _points(both), _decibels(both)])
+    return markdown(["difference", "solved, points", "PSNR, dB"], lines)
+
+
+def _points(both: Iterable[tuple[dict[str, str], dict[str, str]]]) -> str:
+    middle, low, high = ends([100 * (int(a["solved"]) - int(b["solved"])) for a, b in both])
+    return f"{middle:+.0f} ({low:+.0f} to {high:+.0f})"
+
+
+def _decibels(both: Iterable[tuple[dict[str, str], dict[str, str]]]) -> str:
+    middle, low, high = ends([float(a["psnr"]) - float(b["psnr"]) for a, b in both])
+    return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
