@@ -13,7 +13,7 @@ from tiny import make_photo
 
 from hilotoken.app.routes import OPEN_PATHS, STATIC, page_routes
 from hilotoken.photo import load_photo
-from hilotoken.serve.engine import read_mask
+from hilotoken.serve.files import read_mask
 from hilotoken.serve.jobs import QueueFull
 from hilotoken.serve.service import ServiceOptions, create_app
 

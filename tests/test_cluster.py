@@ -18,7 +18,7 @@ from hilotoken.cluster import connected
 from hilotoken.cluster.batch import run_on_ray
 from hilotoken.model import load_model
 from hilotoken.photo import load_photo
-from hilotoken.serve.engine import Picture, Progress, Task
+from hilotoken.serve.task import Picture, Progress, Task
 
 OPTIONS = BatchOptions(steps=3, size=128)
 

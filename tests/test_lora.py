@@ -18,10 +18,10 @@ from hilotoken.memory import Memory
 from hilotoken.photo import load_photo
 from hilotoken.request import Request
 from hilotoken.train import lora, throughput
+from hilotoken.train.at_step import at_step
 from hilotoken.train.lora import (
     LoraOptions,
     add_adapter,
-    at_step,
     check_pipeline,
     imitate,
     photo_draw,

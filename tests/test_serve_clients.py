@@ -18,11 +18,11 @@ from serving import QUICK, as_file, hole, inside, photo, served, thread_workers,
 from toys import saved_model
 
 from hilotoken.model.pipeline import EmbeddedFillPipeline
-from hilotoken.serve.engine import Picture, Progress, Task
 from hilotoken.serve.jobs import Ended, JobQueue
 from hilotoken.serve.loading import load_quietly
 from hilotoken.serve.routes import Limits
 from hilotoken.serve.service import ServiceOptions, create_app
+from hilotoken.serve.task import Picture, Progress, Task
 from hilotoken.serve.worker import ProcessWorker, ThreadWorker, WorkerDied
 
 MASK = as_file(hole())

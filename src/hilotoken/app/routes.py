@@ -17,11 +17,12 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 
-from ..serve.engine import PRESETS, Patch, Picture, Preview, Progress, Refused, Task, save
 from ..serve.errors import ApiError
+from ..serve.files import save
 from ..serve.jobs import Job, JobQueue, QueueFull
 from ..serve.routes import Limits, followed, hilo_fields, job_key, sse, upload_form
 from ..serve.schema import parse
+from ..serve.task import PRESETS, Patch, Picture, Preview, Progress, Refused, Task
 from ..serve.uploads import check_upload
 
 STATIC = Path(__file__).parent / "static"

@@ -14,8 +14,9 @@ from typing import Any
 import ray
 from ray import serve
 
-from ..serve.engine import Cancelled, Event, Task, describe, run_tasks
+from ..serve.engine import describe, run_tasks
 from ..serve.loading import load_quietly
+from ..serve.task import Cancelled, Event, Task
 from ..serve.worker import TICK, Told, WorkerDied
 
 NAME = "hilotoken"

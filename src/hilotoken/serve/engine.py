@@ -1,160 +1,27 @@
-"""One edit as a value: what is asked for, what is told on the way, and the run between.
+"""The run of edits: the only part of the service that knows the model.
 
-The only part of the service that knows the model. `run_tasks` decodes, edits and encodes; it tells
-of every step through `report`, and whoever wants it to stop raises `Cancelled` there.
+`run_tasks` decodes, edits and encodes; it tells of every step through `report`, and whoever wants
+it to stop raises `Cancelled` there.
 """
 
-import io
 import logging
-import tempfile
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from .. import photo as photo_room
 from ..edit import Edit, Job, UnderWay, edit_jobs
 from ..methods.parse import read_method
-from ..methods.presets import DEFAULT
-from ..photo import Photo, PhotoError, load_photo, save_photo
 from ..plan import TokenPlan
 from ..progress import Stage
 from ..region import Region
 from ..request import Request, takes_together, working_size
+from .files import bounding_box, encode, pasted, read_mask, read_photo, with_patch
+from .task import Cancelled, Event, Failed, Picture, Preview, Progress, Refused, Report, Task
 
 log = logging.getLogger("hilotoken.serve")
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A method and steps under one name, and what they cost in words."""
-
-    method: str
-    steps: int
-    cost: str
-
-
-PRESETS = {
-    "fast": Preset("fast", 8, "fewest tokens"),
-    "balanced": Preset("balanced", 8, "all around it looked at once"),
-    "faithful": Preset("faithful", 8, "nearest to dense"),
-    "dense": Preset("dense", 8, "every token"),
-}
-
-
-class Cancelled(Exception):
-    """Nobody waits for these edits any more."""
-
-
-class Refused(ValueError):
-    """A task that cannot be run as asked; `param` names the field at fault."""
-
-    def __init__(self, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.param = param
-
-
-@dataclass(frozen=True)
-class Patch:
-    """An earlier edit: an RGBA PNG, opaque where it changes the photo, and its corner's place."""
-
-    left: int
-    top: int
-    png: bytes
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is asked for: a photo and a mask as files, and the options of `edit_photo`.
-
-    mask_mode: what in the mask is edited, as `photo.read_mask` has it: "alpha", what is at least
-               half transparent; "white", what is at least half white
-    method:    a preset's name, or a method and its options as words, such as "hilo detail=0.2"
-    count:     pictures wanted; the i-th has the seed `seed + i`
-    together:  so many are made in one call of the pipeline at most, of this task and of others that
-               ask for the same
-    partials:  previews wanted of each
-    output:    "png", "jpeg", "webp"; or "patch": an RGBA PNG of the mask's bounding box alone
-    quality:   of JPEG and lossy WebP, 0 to 100; None for as good as it gets: lossless WebP
-    patches:   earlier edits that this one builds on, in their order
-    """
-
-    photo: bytes
-    mask: bytes
-    mask_mode: str = "alpha"
-    prompt: str = ""
-    label: str = ""
-    method: str = DEFAULT
-    steps: int = 8
-    size: int | None = None
-    seed: int = 0
-    feather: int = 0
-    match: bool = True
-    count: int = 1
-    together: int = 1
-    partials: int = 0
-    output: str = "png"
-    quality: int | None = None
-    patches: tuple[Patch, ...] = ()
-
-    @property
-    def kind(self) -> Hashable:
-        """Equal for tasks that may be run at once: what is asked for, but for photo and seed."""
-        words = self.prompt, self.label, self.method
-        return *words, self.steps, self.size, self.feather, self.match, self.together
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Steps done of all steps of all pictures."""
-
-    done: int
-    of: int
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What the model expects the picture to become, in the task's output format."""
-
-    image: int
-    index: int
-    data: bytes
-    box: tuple[int, int, int, int]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A finished picture and the figures of its run.
-
-    box:   left, top, width, height of the mask's bounding box in the photo, which patches cover
-    plans: of a patch, the tokens that ran in each region: see `drawn_plan`
-    """
-
-    image: int
-    data: bytes
-    seed: int
-    size: tuple[int, int]
-    box: tuple[int, int, int, int]
-    figures: dict[str, Any] = field(default_factory=dict)
-    plans: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Failed:
-    """Why there is no picture; with `param`, the request's own fault."""
-
-    message: str
-    param: str | None = None
-    refused: bool = False
-
-
-Event = Progress | Preview | Picture | Failed
-Report = Callable[[int, Event], None]  # of which task, by its place
 
 
 def describe(pipe: Any) -> dict[str, Any]:
@@ -225,9 +92,9 @@ class _Opened:
 
     def __init__(self, pipe: Any, task: Task, report: Callable[[Event], None]) -> None:
         self.task, self.report = task, report
-        photo = _read("image", task.photo)
+        photo = read_photo("image", task.photo)
         for patch in task.patches:
-            photo = _apply(photo, patch)
+            photo = with_patch(photo, patch)
         self.photo, self.mask = photo, read_mask(task, photo)
         self.method = _refusing("method", partial(read_method, task.method))
         _refusing("working_size", partial(working_size, pipe, task.size))
@@ -254,8 +121,8 @@ class _Opened:
         small = stage.preview()
         if small is None:  # latents of a layout that is not known
             return
-        shown = _paste(self.photo, self.mask, stage.area, small)
-        data = _encode(shown, self.mask, self.task)
+        shown = pasted(self.photo, self.mask, stage.area, small)
+        data = encode(shown, self.mask, self.task)
         self.report(Preview(image, index, data, bounding_box(self.mask)))
 
     def end(self, image: int, edit: Edit) -> None:
@@ -283,69 +150,6 @@ def _run(pipe: Any, opened: Sequence[_Opened]) -> None:
             one.end(image, edited)
 
 
-def read_mask(task: Task, photo: Photo) -> np.ndarray:
-    """The task's mask in the photo's upright frame, bool [H, W], True where it is edited."""
-    with _as_file("mask", task.mask) as path:
-        return photo_room.read_mask(path, photo, mask_from=task.mask_mode).pixels
-
-
-@contextmanager
-def _as_file(name: str, data: bytes) -> Iterator[Path]:
-    """The bytes as a file, for readers that take a path; errors name the field, not the path."""
-    with tempfile.TemporaryDirectory(prefix="hilo-") as folder:
-        path = Path(folder) / name
-        path.write_bytes(data)
-        try:
-            yield path
-        except PhotoError as error:
-            raise Refused(str(error).replace(str(path), name), name) from error
-
-
-def _read(name: str, data: bytes) -> Photo:
-    with _as_file(name, data) as path:
-        return load_photo(path)
-
-
-def _apply(photo: Photo, patch: Patch) -> Photo:
-    picture = _read("patch", patch.png)
-    alpha, rgb = picture.alpha(), np.asarray(picture.rgb())
-    height, width = rgb.shape[:2]
-    rows = slice(patch.top, patch.top + height)
-    columns = slice(patch.left, patch.left + width)
-    fits = (
-        min(patch.left, patch.top) >= 0
-        and rows.stop <= photo.size[1]
-        and columns.stop <= photo.size[0]
-    )
-    if alpha is None or not fits:
-        raise Refused("a patch must have alpha and lie inside the photo", "patch")
-    return _with_part(photo, rows, columns, rgb, alpha > 0)
-
-
-def _with_part(
-    photo: Photo, rows: slice, columns: slice, rgb: np.ndarray, mask: np.ndarray
-) -> Photo:
-    """The photo with a part of it replaced where the mask, of that part, says."""
-    shape = photo.pixels.shape[:2]
-    full, weight = np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.float32)
-    full[rows, columns], weight[rows, columns] = rgb, mask
-    return photo.with_edit(full, weight)
-
-
-def _paste(photo: Photo, mask: np.ndarray, region: Region, picture: Image.Image) -> Photo:
-    size = (region.right - region.left, region.bottom - region.top)
-    rgb = np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
-    part = mask[region.rows, region.columns]
-    return _with_part(photo, region.rows, region.columns, rgb, part)
-
-
-def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Left, top, width and height of what is True."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    left, top = int(columns[0]), int(rows[0])
-    return left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
-
-
 def _picture(task: Task, edit: Edit, mask: np.ndarray, image: int, seed: int) -> Picture:
     figures = {"tokens_run": round(edit.sum("mean_tokens_run"))}  # a step: some run seldom
     figures["tokens_full"] = edit.sum("tokens_full")
@@ -354,7 +158,7 @@ def _picture(task: Task, edit: Edit, mask: np.ndarray, image: int, seed: int) ->
     figures["steps"] = edit.run.steps
     parts = edit.parts if task.output == "patch" else ()
     plans = [drawn_plan(part.run.plan, part.region) for part in parts]
-    data = _encode(edit.photo, mask, task)
+    data = encode(edit.photo, mask, task)
     return Picture(image, data, seed, edit.photo.size, bounding_box(mask), figures, plans)
 
 
@@ -370,48 +174,3 @@ def drawn_plan(plan: TokenPlan, region: Region) -> dict[str, Any]:
         "coarse": plan.cells_M.tolist(),
         "stride": plan.stride,
     }
-
-
-def _encode(photo: Photo, mask: np.ndarray, task: Task) -> bytes:
-    """The picture in the task's output format."""
-    if task.output == "patch":
-        return encode_patch(photo, mask)
-    if task.output == "jpeg" or (task.output == "webp" and task.quality is not None):
-        quality = 95 if task.quality is None else task.quality
-        options = {"subsampling": 0} if task.output == "jpeg" else {}
-        file = io.BytesIO()
-        photo.rgb().save(
-            file, task.output.upper(), quality=quality, icc_profile=photo.icc, **options
-        )
-        return file.getvalue()
-    return encode_photo(photo, task.output)
-
-
-def encode_photo(photo: Photo, output: str) -> bytes:
-    """The photo with all its samples and metadata; Refused where the format cannot hold it."""
-    with tempfile.TemporaryDirectory(prefix="hilo-") as folder:
-        path = Path(folder) / f"photo.{output}"
-        try:
-            save_photo(photo, path)
-        except PhotoError as error:
-            raise Refused(str(error).replace(str(path), "the image"), "output_format") from error
-        return path.read_bytes()
-
-
-def encode_patch(photo: Photo, mask: np.ndarray) -> bytes:
-    """The mask's bounding box as an RGBA PNG, opaque where the mask is True."""
-    left, top, width, height = bounding_box(mask)
-    picture = photo.rgb().crop((left, top, left + width, top + height))
-    part = mask[top : top + height, left : left + width]
-    picture.putalpha(Image.fromarray(part.astype(np.uint8) * 255))
-    file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=1)
-    return file.getvalue()
-
-
-def save(photo: bytes, patches: tuple[Patch, ...], output: str) -> bytes:
-    """A photo with the edits that were made of it, in a lossless format with its metadata."""
-    edited = _read("image", photo)
-    for patch in patches:
-        edited = _apply(edited, patch)
-    return encode_photo(edited, output)

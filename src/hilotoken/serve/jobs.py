@@ -11,7 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from .engine import Event, Failed, Picture, Preview, Task
+from .task import Event, Failed, Picture, Preview, Task
 from .worker import Worker, WorkerDied
 
 ATTEMPTS = 2  # an edit is the same each time: what a worker's death broke off is begun anew once

@@ -16,10 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
 from ..edit import TOGETHER
-from .engine import Event, Failed, Picture, Preview, Task
 from .errors import ApiError
 from .jobs import Ended, Job, JobQueue, KeyReused, QueueFull, TimeLimit
 from .schema import EditFields, parse_form, parse_json, request_body
+from .task import Event, Failed, Picture, Preview, Task
 from .uploads import check_mask, check_upload
 
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
-from .engine import PRESETS, Task
 from .errors import ApiError
+from .task import PRESETS, Task
 
 QUALITIES = {"low": "fast", "medium": "balanced", "auto": "balanced", "high": "dense"}
 

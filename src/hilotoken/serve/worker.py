@@ -14,7 +14,8 @@ from functools import cache
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from .engine import Cancelled, Event, Failed, Task, describe, run_tasks
+from .engine import describe, run_tasks
+from .task import Cancelled, Event, Failed, Task
 
 TICK = 0.1  # seconds between looks at whether the task is still wanted
 GRACE = 20.0  # seconds that a cancelled task has to come to the end of its step
