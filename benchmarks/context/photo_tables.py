@@ -37,26 +37,31 @@ SETTINGS = {  # of each preset: its name among the methods, what it keeps, when 
 MARGINS = {"lpips": 0.005, "ssim": 0.005, "psnr": 0.25}
 
 
-def embedded() -> str:
+def embedded(few: bool = False) -> str:
     """On photographs: cost of the embedded model, dB to dense, and how much nearer than paper's.
 
-    Without fills that equal dense, every token having run: their distance is not finite.
+    Without fills that equal dense, every token having run: their distance is not finite. Methods of
+    one table were run on the same photographs: on all, or, if asked for, those on `few`.
     """
     rows = [r for r in rows_of("embedded_256") if float(r["psnr_dense"]) < SAME]
-    lines = []
-    for name in METHODS:
-        cells = [name]
-        for mask_class in CLASSES:
-            mine = [r for r in rows if r["method"] == name and r["mask_class"] == mask_class]
-            if not mine:
-                break
-            middle, low, high = over_paper(rows, name, mask_class)
-            more = "" if name == "paper" else f", {middle:+.1f} ({low:+.1f} to {high:+.1f})"
-            cells += [f"{100 * mean(mine, 'flops'):.0f}", f"{mean(mine, 'psnr_dense'):.1f}{more}"]
-        else:
-            lines.append(cells)
+    seen = {name: {r["photo"] for r in rows if r["method"] == name} for name in METHODS}
+    most = len(seen["paper"])
+    chosen = [n for n in METHODS if n == "paper" or (len(seen[n]) < most) is few]
+    shared = set.intersection(*(seen[name] for name in chosen))
+    rows = [r for r in rows if r["photo"] in shared]
+    lines = [[name, *_costs(rows, name)] for name in chosen]
     heads = [(f"{name}: FLOPs, %", "dB to dense, over the paper's") for name in CLASSES]
-    return markdown(["method", *(cell for pair in heads for cell in pair)], lines)
+    return markdown([f"{len(shared)} photographs", *(c for pair in heads for c in pair)], lines)
+
+
+def _costs(rows: Rows, method: str) -> list[str]:
+    cells = []
+    for mask_class in CLASSES:
+        mine = [r for r in rows if (r["method"], r["mask_class"]) == (method, mask_class)]
+        middle, low, high = over_paper(rows, method, mask_class)
+        more = "" if method == "paper" else f", {middle:+.1f} ({low:+.1f} to {high:+.1f})"
+        cells += [f"{100 * mean(mine, 'flops'):.0f}", f"{mean(mine, 'psnr_dense'):.1f}{more}"]
+    return cells
 
 
 def over_paper(rows: Rows, method: str, mask_class: str) -> tuple[float, float, float]:

@@ -24,6 +24,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "threshold": threshold,
     "velocities": lambda: velocities("dense"),
     "embedded": embedded,
+    "embedded_few": lambda: embedded(few=True),
     "quality": quality,
     "lost": lost,
     "flux": flux,
