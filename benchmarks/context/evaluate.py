@@ -37,7 +37,7 @@ SIGMAS = (1.0, 0.8, 0.6, 0.4, 0.2)
 HELD_OUT, BATCH = 400, 20  # pictures a kind, and under one mask
 ROWS = 4  # of rows under one mask: their frames all stand alike there
 NUMBERS = {name: k for k, name in enumerate([*KINDS, *BROAD])}
-LEARNED = [kind for kind in KINDS if kind != "repeat"]  # which no model here solves
+LEARNED = [kind for kind in KINDS if kind != "repeat"]  # by the first model; the second learned all
 SOLVED = 20.0  # dB in the mask, of a range of 2
 NOTHING = HiLo(detail=0.0, coarse=0, bucket=1)
 WHOLE = HiLo(detail=1.0, coarse=0, bucket=1, refresh=1)
