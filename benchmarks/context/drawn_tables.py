@@ -3,7 +3,7 @@
 Intervals are 95 % bootstrap intervals over pictures; differences are paired, picture by picture.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from hilotoken.bench.show.cells import markdown
 
@@ -11,6 +11,11 @@ from .evaluate import NUMBERS
 from .pictures import GROUNDS, KINDS
 from .rows import Rows, by, ends, mean, rows_of
 
+SOME = (  # of the selections, where a second table of all of them would tell nothing new
+    "dense", "edit only", "needed", "random", "paper", "detail", "sampled 2", "foveated", "pyramid",
+    "whole, once", "whole, twice", "attended 25 %, once", "detail, twice",
+    "detail and sampled 3, twice", "foveated, twice", "dense, 2 steps",
+)  # fmt: skip
 MODELS = ("dense", "dense_1", "dropped", "noised")
 NEAR = 25  # dB to dense; what a user is told to look for
 PAIRS = (
@@ -84,9 +89,9 @@ def _weighed(rows: Rows, column: str = "") -> float:
     return sum(n * x for n, x in zip(pictures, values, strict=True)) / sum(pictures)
 
 
-def selections(model: str) -> str:
-    """Every selection: its cost, what it solves of each kind, and how near it is to dense."""
-    rows = rows_of(model)
+def selections(model: str, some: Sequence[str] = ()) -> str:
+    """Every selection, or some: cost, what it solves of each kind, and how near it is to dense."""
+    rows = [row for row in rows_of(model) if not some or row["selection"] in some]
     measured = [kind for kind in NUMBERS if (kind,) in by(rows, "kind")]
     lines = []
     for (name,), mine in by(rows, "selection").items():
@@ -109,15 +114,32 @@ def grounds(model: str) -> str:
     return markdown(["selection", *(f"{ground}, solved %" for ground in GROUNDS)], lines)
 
 
+LEVELS = {"v_1": "1.0", "v_08": "0.8", "v_06": "0.6", "v_04": "0.4", "v_02": "0.2"}
+MIDDLE = "v_06"
+
+
 def velocities(model: str) -> str:
     """The mean squared error of the velocity in the mask at each noise level."""
-    levels = {"v_1": "1.0", "v_08": "0.8", "v_06": "0.6", "v_04": "0.4", "v_02": "0.2"}
+    lines = [
+        [name, *(_spread(mine, column, ".4f") for column in LEVELS)]
+        for (name,), mine in by(_with_velocities(model), "selection").items()
+    ]
+    return markdown(["selection", *(f"sigma {level}" for level in LEVELS.values())], lines)
+
+
+def velocities_by_kind(model: str) -> str:
+    """The same at the middle noise level, by kind of picture."""
+    rows = _with_velocities(model)
+    measured = [kind for kind in NUMBERS if (kind,) in by(rows, "kind")]
     lines = []
-    for (name,), mine in by(rows_of(model), "selection").items():
-        known = [row for row in mine if row["v_1"]]
-        if known:
-            lines.append([name, *(f"{mean(known, column):.4f}" for column in levels)])
-    return markdown(["selection", *(f"sigma {level}" for level in levels.values())], lines)
+    for (name,), mine in by(rows, "selection").items():
+        kinds = by(mine, "kind")
+        lines.append([name, *(_spread(kinds.get((k,), []), MIDDLE, ".3f") for k in measured)])
+    return markdown([f"sigma {LEVELS[MIDDLE]}", *measured], lines)
+
+
+def _with_velocities(model: str) -> Rows:
+    return [row for row in rows_of(model) if row[MIDDLE]]
 
 
 def pairs(model: str) -> str:
@@ -172,15 +194,16 @@ def errors(model: str) -> str:
     lines = []
     for (name,), mine in by(rows, "selection").items():
         kinds = by(mine, "kind")
-        cells = [_spread(kinds.get((kind,), []), "psnr") for kind in measured]
-        lines.append([name, *cells, _spread(mine, "psnr_dense")])
+        cells = [_spread(kinds.get((kind,), []), "psnr", ".1f") for kind in measured]
+        lines.append([name, *cells, _spread(mine, "psnr_dense", ".1f")])
     header = ["selection", *(f"{kind}, dB" for kind in measured), "to dense, dB"]
     return markdown(header, lines)
 
 
-def _spread(rows: Rows, column: str) -> str:
+def _spread(rows: Rows, column: str, form: str) -> str:
+    """The mean of a column with its interval; nothing where it was not measured."""
     values = [float(row[column]) for row in rows if row[column]]
     if not values:
         return ""
-    middle, low, high = ends(values)
-    return f"{middle:.1f} ({low:.1f} to {high:.1f})"
+    middle, low, high = (f"{x:{form}}" for x in ends(values))
+    return f"{middle} ({low} to {high})"

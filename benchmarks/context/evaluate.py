@@ -27,7 +27,7 @@ from hilotoken.methods.presets import IN_NOISE_ALONE
 from hilotoken.plan import TokenPlan
 
 from .flops import CONTEXT
-from .model import ContextModel, load, tokens_of
+from .model import MAIN, ContextModel, load, tokens_of
 from .pictures import BROAD, GRID, GROUNDS, KINDS, SIDE, Pictures, draw, enlarge
 from .rows import RESULTS, append, read
 from .selections import Attended, Needed, Pyramid, Spread, experimental, foveated
@@ -37,7 +37,6 @@ SIGMAS = (1.0, 0.8, 0.6, 0.4, 0.2)
 HELD_OUT, BATCH = 400, 20  # pictures a kind, and under one mask
 ROWS = 4  # of rows under one mask: their frames all stand alike there
 NUMBERS = {name: k for k, name in enumerate([*KINDS, *BROAD])}
-LEARNED = [kind for kind in KINDS if kind != "repeat"]  # by the first model; the second learned all
 SOLVED = 20.0  # dB in the mask, of a range of 2
 NOTHING = HiLo(detail=0.0, coarse=0, bucket=1)
 WHOLE = HiLo(detail=1.0, coarse=0, bucket=1, refresh=1)
@@ -295,7 +294,7 @@ def psnr(one_BNC: Tensor, other_BNC: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="dense", help="which of the weights, or their file")
+    parser.add_argument("--model", default=MAIN, help="which of the weights, or their file")
     parser.add_argument("--pictures", type=int, default=HELD_OUT, help="held out, a kind")
     parser.add_argument("--alone", type=int, default=HELD_OUT, help="of them, where a call is one")
     parser.add_argument("--velocities", type=int, default=40, help="of them with velocity errors")
@@ -315,7 +314,7 @@ def _measure(given: argparse.Namespace, out: Path) -> None:
     torch.set_num_threads(1)
     bench = Bench(given.model)
     done = {(r["kind"], int(r["number"]), r["selection"]) for r in read(out)}
-    named = given.kinds or (LEARNED if bench.model.shown else [*BROAD])
+    named = given.kinds or bench.model.kinds
     kinds = [held_out(kind, given.pictures) for kind in named]
     starts = range(0, given.pictures, BATCH)
     # Kinds by turns, so that what is broken off is still a sample of all.

@@ -16,7 +16,9 @@ import torch
 
 from hilotoken import compress
 
-from .evaluate import LEARNED, STEPS, Bench, Case, arguments, held_out, selections
+from .evaluate import STEPS, Bench, Case, arguments, held_out, selections
+from .model import MAIN
+from .pictures import KINDS
 from .rows import by, rows_of
 from .selections import experimental
 
@@ -36,8 +38,8 @@ FIRST, EACH = 398, 2  # the last of those held out: shown as they come, not chos
 
 
 def main() -> None:
-    bench = Bench("dense")
-    cases = [case for kind in LEARNED for case in held_out(kind, FIRST + EACH)[FIRST:]]
+    bench = Bench(MAIN)
+    cases = [case for kind in KINDS for case in held_out(kind, FIRST + EACH)[FIRST:]]
     figure = plt.figure(figsize=(15, 1.05 * len(cases)), layout="constrained")
     halves: Any = figure.subfigures(1, 2, width_ratios=(1.5, 1))
     left, right = halves
@@ -76,7 +78,7 @@ def _picture(image_13HW: torch.Tensor) -> np.ndarray:
 
 
 def _scatter(axes: Any) -> None:
-    for (name,), rows in by(rows_of("dense"), "selection").items():
+    for (name,), rows in by(rows_of(MAIN), "selection").items():
         cost = 100 * fmean(float(row["flops"]) for row in rows)
         solved = 100 * fmean(float(row["solved"]) for row in rows)
         reused = "once" in name or "twice" in name

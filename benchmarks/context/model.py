@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from .pictures import BROAD, KINDS
 
 WEIGHTS = Path(__file__).parent / "weights"
+MAIN = "dense_1"  # the weights that solve all six kinds
 CHANNELS = 48  # of x_t a token: 4 x 4 pixels of three colours
 WORDS, WIDTH = 4, 32  # text tokens that say the kind of picture, and their channels
 AXES = (8, 12, 12)
@@ -133,7 +134,7 @@ def save(model: ContextModel, file: Path) -> None:
     save_file({k: v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items()}, file)
 
 
-def load(name: str = "dense") -> ContextModel:
+def load(name: str = MAIN) -> ContextModel:
     """A trained model in float32, by the name of its weights, or their file.
 
     Raises FileNotFoundError for a model that is not there.

@@ -5,24 +5,37 @@ from typing import Annotated
 
 import typer
 
-from .drawn_tables import curve, errors, grounds, pairs, selections, threshold, told, velocities
+from .drawn_tables import (
+    SOME,
+    curve,
+    errors,
+    grounds,
+    pairs,
+    selections,
+    threshold,
+    told,
+    velocities,
+    velocities_by_kind,
+)
+from .model import MAIN
 from .photo_tables import embedded, lost, quality
 from .preset_tables import flux, noised_presets, presets, unrested
 
 TABLES: dict[str, Callable[[], str]] = {
-    "curve": lambda: curve("dense"),
-    "curve_second": lambda: curve("dense_1"),
-    "second": lambda: selections("dense_1"),
+    "selections": lambda: selections(MAIN),
+    "pairs": lambda: pairs(MAIN),
+    "grounds": lambda: grounds(MAIN),
+    "errors": lambda: errors(MAIN),
+    "velocities": lambda: velocities(MAIN),
+    "velocities_by_kind": lambda: velocities_by_kind(MAIN),
+    "other_seed": lambda: selections("dense", SOME),
     "dropped": lambda: selections("dropped"),
-    "curve_noised": lambda: curve("noised"),
     "noised": lambda: selections("noised"),
+    "curve": lambda: curve(MAIN),
+    "curve_other": lambda: curve("dense"),
+    "curve_noised": lambda: curve("noised"),
     "told": told,
-    "selections": lambda: selections("dense"),
-    "grounds": lambda: grounds("dense"),
-    "pairs": lambda: pairs("dense"),
-    "errors": lambda: errors("dense"),
     "threshold": threshold,
-    "velocities": lambda: velocities("dense"),
     "embedded": embedded,
     "embedded_few": lambda: embedded(few=True),
     "quality": quality,
