@@ -1,6 +1,7 @@
 """The benchmarks: rows that can be made again, and figures that mean what they say."""
 
 import csv
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from hilotoken import load_model
 from hilotoken.bench.measure.arch import Subject
 from hilotoken.bench.measure.speed import SpeedRow, bench_speed, cases
 from hilotoken.bench.results.readings import FEWEST, Figure, grouped, interval, verdict
-from hilotoken.bench.results.rows import append_rows, check_rows
+from hilotoken.bench.results.rows import append_rows, check_rows, origin
 from hilotoken.bench.show.cells import spread
 from hilotoken.data.cases import CLASSES
 
@@ -46,6 +47,23 @@ def test_rows_are_appended_with_their_origin_and_never_to_rows_of_another_kind(t
     with pytest.raises(ValueError, match="another kind"):
         check_rows(path, SpeedRow)
     assert path.read_text() == "other,rows\n1,2\n"
+
+
+def test_a_commit_is_dirty_by_code_and_not_by_rows(tmp_path, monkeypatch):
+    for words in ("init -q", "config user.name a", "config user.email a@b"):
+        subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)
+    (tmp_path / "inner").mkdir()
+    code, rows = tmp_path / "a.py", tmp_path / "rows.csv"
+    for file in (code, rows):
+        file.write_text("1\n")
+    monkeypatch.chdir(tmp_path / "inner")
+    assert origin()["commit"] == "unknown"
+    subprocess.run("git add -A .. && git commit -qm a", shell=True, check=True)
+    clean = origin()["commit"]
+    rows.write_text("2\n")
+    assert origin()["commit"] == clean
+    code.write_text("2\n")
+    assert origin()["commit"] == f"{clean}-dirty"
 
 
 def test_the_interval_holds_the_mean_and_narrows_with_more_values():

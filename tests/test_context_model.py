@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from benchmarks.context import train
+from benchmarks.context.coverage import Told
 from benchmarks.context.evaluate import (
     NOTHING,
     WHOLE,
@@ -31,6 +32,7 @@ from benchmarks.context.pictures import (
     draw,
     enlarge,
 )
+from benchmarks.context.rows import ORIGINS, RESULTS, append, read
 from benchmarks.context.selections import (
     Attended,
     Pyramid,
@@ -44,6 +46,7 @@ from benchmarks.context.selections import (
 )
 from hilotoken import HiLo, Refresh, adapters, compress, lane
 from hilotoken.bench.measure.flops import flops_by_pass
+from hilotoken.bench.results.rows import ORIGIN
 from hilotoken.methods import Dense
 from hilotoken.plan import cells_of
 
@@ -350,6 +353,17 @@ def test_the_trained_model_needs_its_context() -> None:
             for name in found:
                 found[name] += bench.rows([case], name, dense)[0].psnr / 4
     assert found["dense"] > found["edit only"] + 10
+
+
+def test_every_file_of_rows_says_how_it_was_made(tmp_path: Path) -> None:
+    told = read(RESULTS / ORIGINS)
+    assert {row["file"] for row in told} == {f.name for f in RESULTS.glob("*.csv")} - {ORIGINS}
+    assert all(row[name] for row in told for name in ORIGIN)
+    for number in (1, 2):
+        append(tmp_path / "rows.csv", Told("spot", "plain", "dense", number, 256.0, 1.0, 1))
+    (line,) = read(tmp_path / ORIGINS)
+    assert list(line) == ["file", *ORIGIN]
+    assert [row["pictures"] for row in read(tmp_path / "rows.csv")] == ["1", "2"]
 
 
 def test_weights_are_small() -> None:

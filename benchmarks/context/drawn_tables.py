@@ -11,6 +11,8 @@ from .evaluate import NUMBERS
 from .pictures import GROUNDS, KINDS
 from .rows import Rows, by, ends, mean, rows_of
 
+MODELS = ("dense", "dense_1", "dropped", "noised")
+NEAR = 25  # dB to dense; what a user is told to look for
 PAIRS = (
     ("paper", "edit only"),
     ("paper", "random"),
@@ -141,3 +143,44 @@ def _points(both: Iterable[tuple[dict[str, str], dict[str, str]]]) -> str:
 def _decibels(both: Iterable[tuple[dict[str, str], dict[str, str]]]) -> str:
     middle, low, high = ends([float(a["psnr"]) - float(b["psnr"]) for a, b in both])
     return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def threshold() -> str:
+    """How many fills come near to dense: of those that miss what it finds, and of the others."""
+    lines = []
+    for model in MODELS:
+        rows = rows_of(model)
+        found = {(r["kind"], r["number"]) for r in rows if _solved_by_dense(r)}
+        fills = [r for r in rows if r["psnr_dense"] and (r["kind"], r["number"]) in found]
+        for solved in "01":
+            mine = [r for r in fills if r["solved"] == solved]
+            near = sum(float(r["psnr_dense"]) >= NEAR for r in mine)
+            cells = f"{near:,} of {len(mine):,}", f"{100 * near / len(mine):.1f}"
+            lines.append([model, ("missed it", "found it")[int(solved)], *cells])
+    header = ["model", "of fills that", f"have {NEAR} dB to dense", "%"]
+    return markdown(header, lines)
+
+
+def _solved_by_dense(row: dict[str, str]) -> bool:
+    return row["selection"] == "dense" and row["solved"] == "1"
+
+
+def errors(model: str) -> str:
+    """How near every selection comes: to the truth by kind, and to dense; dB, with intervals."""
+    rows = rows_of(model)
+    measured = [kind for kind in NUMBERS if (kind,) in by(rows, "kind")]
+    lines = []
+    for (name,), mine in by(rows, "selection").items():
+        kinds = by(mine, "kind")
+        cells = [_spread(kinds.get((kind,), []), "psnr") for kind in measured]
+        lines.append([name, *cells, _spread(mine, "psnr_dense")])
+    header = ["selection", *(f"{kind}, dB" for kind in measured), "to dense, dB"]
+    return markdown(header, lines)
+
+
+def _spread(rows: Rows, column: str) -> str:
+    values = [float(row[column]) for row in rows if row[column]]
+    if not values:
+        return ""
+    middle, low, high = ends(values)
+    return f"{middle:.1f} ({low:.1f} to {high:.1f})"

@@ -1,25 +1,15 @@
-"""What selections lose on photographs, and what the presets cost: the tables of their rows.
+"""What selections lose on photographs: the tables of their rows.
 
 Intervals are 95 % bootstrap intervals over photographs; differences are paired.
 """
 
-from functools import cache
-from pathlib import Path
-from statistics import fmean
-
-import numpy as np
-
-from hilotoken import plan_tokens
 from hilotoken.bench.results.readings import SAME
 from hilotoken.bench.show.cells import markdown
-from hilotoken.data.cases import CLASSES, hidden, square
+from hilotoken.data.cases import CLASSES
 
-from .flops import FLUX_FILL
-from .model import SHIFT
 from .photos import METHODS
 from .rows import Rows, by, ends, mean, rows_of
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 SETTINGS = {  # of each preset: its name among the methods, what it keeps, when it will not do
     "fast": (
         "detail, twice, text kept",
@@ -29,7 +19,7 @@ SETTINGS = {  # of each preset: its name among the methods, what it keeps, when 
     "balanced": (
         "whole, once",
         "the whole context, computed once",
-        "memory is short: it holds the keys and values of the whole context",
+        "it has not 25 dB: keys of the first step do not last on every model; or memory is short",
     ),
     "faithful": (
         "whole, twice",
@@ -43,34 +33,38 @@ SETTINGS = {  # of each preset: its name among the methods, what it keeps, when 
     ),
 }
 
-SIZES = (256, 512)
 # What differs by less, from dense's distance to the photograph, is too small to matter.
 MARGINS = {"lpips": 0.005, "ssim": 0.005, "psnr": 0.25}
 
 
-def embedded() -> str:
+def embedded(few: bool = False) -> str:
     """On photographs: cost of the embedded model, dB to dense, and how much nearer than paper's.
 
-    Without fills that equal dense, every token having run: their distance is not finite.
+    Without fills that equal dense, every token having run: their distance is not finite. Methods of
+    one table were run on the same photographs: on all, or, if asked for, those on `few`.
     """
     rows = [r for r in rows_of("embedded_256") if float(r["psnr_dense"]) < SAME]
-    lines = []
-    for name in METHODS:
-        cells = [name]
-        for mask_class in CLASSES:
-            mine = [r for r in rows if r["method"] == name and r["mask_class"] == mask_class]
-            if not mine:
-                break
-            middle, low, high = _over_paper(rows, name, mask_class)
-            more = "" if name == "paper" else f", {middle:+.1f} ({low:+.1f} to {high:+.1f})"
-            cells += [f"{100 * mean(mine, 'flops'):.0f}", f"{mean(mine, 'psnr_dense'):.1f}{more}"]
-        else:
-            lines.append(cells)
+    seen = {name: {r["photo"] for r in rows if r["method"] == name} for name in METHODS}
+    most = len(seen["paper"])
+    chosen = [n for n in METHODS if n == "paper" or (len(seen[n]) < most) is few]
+    shared = set.intersection(*(seen[name] for name in chosen))
+    rows = [r for r in rows if r["photo"] in shared]
+    lines = [[name, *_costs(rows, name)] for name in chosen]
     heads = [(f"{name}: FLOPs, %", "dB to dense, over the paper's") for name in CLASSES]
-    return markdown(["method", *(cell for pair in heads for cell in pair)], lines)
+    return markdown([f"{len(shared)} photographs", *(c for pair in heads for c in pair)], lines)
 
 
-def _over_paper(rows: Rows, method: str, mask_class: str) -> tuple[float, float, float]:
+def _costs(rows: Rows, method: str) -> list[str]:
+    cells = []
+    for mask_class in CLASSES:
+        mine = [r for r in rows if (r["method"], r["mask_class"]) == (method, mask_class)]
+        middle, low, high = over_paper(rows, method, mask_class)
+        more = "" if method == "paper" else f", {middle:+.1f} ({low:+.1f} to {high:+.1f})"
+        cells += [f"{100 * mean(mine, 'flops'):.0f}", f"{mean(mine, 'psnr_dense'):.1f}{more}"]
+    return cells
+
+
+def over_paper(rows: Rows, method: str, mask_class: str) -> tuple[float, float, float]:
     """How many dB nearer to dense than the paper's selection, photograph by photograph."""
     near = {
         name: {r["photo"]: float(r["psnr_dense"]) for r in mine}
@@ -155,45 +149,3 @@ def shown(measure: str, low: float, high: float) -> str:
     if low <= 0 <= high:
         return "undecided"
     return "better" if (high < 0) == (measure == "lpips") else "worse"
-
-
-def flux() -> str:
-    """FLOPs at the size of FLUX.1, in eight steps: times fewer than dense, by mask."""
-    lines = [[name, *(f"{_fewer(name, mask):.2f}" for mask in CLASSES)] for name in METHODS]
-    shares = (f"{name}, {share:.1%}".replace("%", " %") for name, share in CLASSES.items())
-    return markdown(["method", *shares], lines)
-
-
-def presets() -> str:
-    """The presets: what each keeps, its cost at FLUX's size, and how near it is to dense."""
-    sizes = [[r for r in rows_of(f"embedded_{n}") if float(r["psnr_dense"]) < SAME] for n in SIZES]
-    lines = []
-    for name, (method, keeps, unless) in SETTINGS.items():
-        fewer = " / ".join(f"{_fewer(method, mask):.1f}" for mask in CLASSES)
-        near = [" / ".join(_nearer(rows, method, mask) for mask in CLASSES) for rows in sizes]
-        lines.append([f"`{name}`", keeps, fewer, *near, unless])
-    masks = "small / medium / large mask"
-    header = [
-        "preset",
-        "what it keeps",
-        f"FLOPs, times fewer: {masks}",
-        *(f"dB to dense over `paper`'s, {n} px" for n in SIZES),
-    ]
-    return markdown([*header, "when not"], lines)
-
-
-def _nearer(rows: Rows, method: str, mask_class: str) -> str:
-    return "0" if method == "paper" else f"{_over_paper(rows, method, mask_class)[0]:+.1f}"
-
-
-@cache
-def _fewer(name: str, mask_class: str) -> float:
-    method, shares = METHODS[name], []
-    base = np.linspace(1, 1 / 8, 8)
-    sigmas = (np.exp(SHIFT) / (np.exp(SHIFT) + 1 / base - 1)).tolist()
-    for file in sorted(EXAMPLES.glob("*.jpg")):
-        photo = square(file, 1024).astype(np.float32) / 255
-        mask = hidden(file.name, mask_class, 1024)[0].astype(np.float32)
-        plan = plan_tokens(photo, mask, grid=(64, 64), method=method)
-        shares.append(FLUX_FILL.share(plan, method, sigmas))
-    return 1 / fmean(shares)

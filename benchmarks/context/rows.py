@@ -9,15 +9,29 @@ from statistics import fmean
 from typing import Any
 
 from hilotoken.bench.results.readings import interval
+from hilotoken.bench.results.rows import origin
 
 RESULTS = Path(__file__).parent / "results"
+ORIGINS = "origins.csv"
 Rows = list[dict[str, str]]
+_told: set[Path] = set()  # files whose origin this run has noted
 
 
 def append(file: Path, row: Any) -> None:
-    """Append a dataclass to a CSV that begins with the names of its fields."""
+    """Append a dataclass to a CSV that begins with the names of its fields.
+
+    How it was made, command, commit, machine and versions, is a line of `origins.csv` beside it,
+    one for each run of a program.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    new, fields = not file.is_file(), asdict(row)
+    _append(file, asdict(row))
+    if file not in _told:
+        _told.add(file)
+        _append(file.parent / ORIGINS, {"file": file.name} | origin())
+
+
+def _append(file: Path, fields: dict[str, Any]) -> None:
+    new = not file.is_file()
     with open(file, "a", newline="") as stream:
         writer = csv.DictWriter(stream, list(fields), lineterminator="\n")
         if new:

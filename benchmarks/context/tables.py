@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from .drawn_tables import curve, grounds, pairs, selections, told, velocities
-from .photo_tables import embedded, flux, lost, presets, quality
+from .drawn_tables import curve, errors, grounds, pairs, selections, threshold, told, velocities
+from .photo_tables import embedded, lost, quality
+from .preset_tables import flux, noised_presets, presets, unrested
 
 TABLES: dict[str, Callable[[], str]] = {
     "curve": lambda: curve("dense"),
@@ -19,12 +20,17 @@ TABLES: dict[str, Callable[[], str]] = {
     "selections": lambda: selections("dense"),
     "grounds": lambda: grounds("dense"),
     "pairs": lambda: pairs("dense"),
+    "errors": lambda: errors("dense"),
+    "threshold": threshold,
     "velocities": lambda: velocities("dense"),
     "embedded": embedded,
+    "embedded_few": lambda: embedded(few=True),
     "quality": quality,
     "lost": lost,
     "flux": flux,
     "presets": presets,
+    "noised_presets": noised_presets,
+    "unrested": unrested,
 }
 
 

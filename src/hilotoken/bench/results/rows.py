@@ -19,16 +19,35 @@ def origin() -> dict[str, str]:
     """What a row needs to be made again: command, commit, machine, versions."""
     import torch  # not to be waited for by who only reads rows
 
-    describe = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "command": shlex.join(["hilo", *sys.argv[1:]]),
-        "commit": commit or "unknown",
+        "command": shlex.join([*_program(), *sys.argv[1:]]),
+        "commit": _commit(),
         "machine": f"{_processor()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "diffusers": version("diffusers"),
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def _program() -> list[str]:
+    """What was started: `hilo`, or a module by `python -m`."""
+    started = getattr(sys.modules["__main__"], "__spec__", None)
+    if started is None or started.name.startswith("hilotoken."):
+        return ["hilo"]
+    return ["python", "-m", started.name.removesuffix(".__main__")]
+
+
+def _commit() -> str:
+    """The commit at hand; `-dirty` where code differs from it, which rows and pages are not."""
+    head = _git("rev-parse", "--short", "HEAD").stdout.strip()
+    if not head:
+        return "unknown"
+    code = [f":/*.{end}" for end in ("py", "toml", "txt", "safetensors")]
+    return head + "-dirty" * _git("diff", "--quiet", "HEAD", "--", *code).returncode
+
+
+def _git(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *words], capture_output=True, text=True, check=False)
 
 
 def _processor() -> str:
