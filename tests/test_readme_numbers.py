@@ -233,7 +233,7 @@ def test_ratios_of_flops_follow_from_the_tokens_beside_them():
     text = (ROOT / "docs/explanation/speed.md").read_text(encoding="utf-8")
     table = re.search(r"^\| method \| small, 6\.4 % \|.*\n(?:\|.*\n)+", text, re.MULTILINE)[0]
     cells = re.findall(r"(\d\.\d+)x(?:\*\*)? \((\d+)", table)
-    assert len(cells) == 21
+    assert len(cells) == 24
 
     def cost(image: int) -> int:
         return (image + 512) * (6 * 3072 + image + 512)
