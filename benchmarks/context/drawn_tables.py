@@ -16,7 +16,7 @@ SOME = (  # of the selections, where a second table of all of them would tell no
     "whole, once", "whole, twice", "attended 25 %, once", "detail, twice",
     "detail and sampled 3, twice", "foveated, twice", "dense, 2 steps",
 )  # fmt: skip
-MODELS = ("dense", "dense_1", "dropped", "noised")
+MODELS = ("dense", "dense_1", "dropped", "noised", "noised_longer")
 NEAR = 25  # dB to dense; what a user is told to look for
 PAIRS = (
     ("paper", "edit only"),

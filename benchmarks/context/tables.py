@@ -31,6 +31,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "other_seed": lambda: selections("dense", SOME),
     "dropped": lambda: selections("dropped"),
     "noised": lambda: selections("noised"),
+    "noised_longer": lambda: selections("noised_longer"),
     "curve": lambda: curve(MAIN),
     "curve_other": lambda: curve("dense"),
     "curve_noised": lambda: curve("noised"),
