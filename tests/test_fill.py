@@ -46,7 +46,7 @@ def files(tmp_path):
 
 @pytest.fixture
 def one_class(monkeypatch):
-    for name in ("medium", "large"):
+    for name in ("large", "medium"):  # put back from the last on: in their order
         monkeypatch.delitem(CLASSES, name)
 
 
@@ -196,6 +196,14 @@ def test_a_matched_method_is_named_shortly_and_its_row_says_how_it_ran(
     found["tome"] = "tome ratio=0.5"
     with pytest.raises(ValueError, match=r"'tome ratio=0\.25'.*name a new file"):
         _command(files, tmp_path / "m.csv", **given)
+
+
+@pytest.mark.usefixtures("toys", "one_class")
+def test_a_preset_is_filled_by_its_name(files, tmp_path):
+    spelt = "hilo detail=1.0 coarse=0 refresh=1"
+    _command(files, tmp_path / "p.csv", limit=1, method=["balanced", spelt])
+    rows = read_rows(tmp_path / "p.csv").rows.set_index("method")[["tokens_run", "lpips"]]
+    assert rows.loc["balanced"].tolist() == rows.loc[spelt].tolist()
 
 
 def test_rows_of_another_kind_and_wrong_methods_are_refused_early(files, tmp_path):

@@ -44,16 +44,12 @@ def _generated(text: str) -> str:
     return "\n".join(_made(command) for command in [*(c for c, _ in marked(text)), *COMMANDS])
 
 
-# Plans of large photographs, a minute of them. What presets cost is in test_presets.py.
-SLOW = [f"python -m benchmarks.context.tables {t}" for t in ("flux", "noised_presets", "unrested")]
-
-
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_marked_tables_are_those_of_the_rows(document):
     text = document.read_text(encoding="utf-8")
-    kept = {command: table for command, table in marked(text) if command in SLOW}
-    again = refreshed(text, lambda command: kept.get(command) or _made(command))
-    assert again == text, f"run: python -m benchmarks.documents {document.relative_to(ROOT)}"
+    assert refreshed(text, _made) == text, (
+        f"run: python -m benchmarks.documents {document.relative_to(ROOT)}"
+    )
     begun = re.findall("^<!-- (?:hilo|python) ", text, re.MULTILINE)
     assert len(begun) == len(marked(text)), "a table has no end, or no command that prints it"
 

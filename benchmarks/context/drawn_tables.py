@@ -9,7 +9,7 @@ from hilotoken.bench.show.cells import markdown
 
 from .evaluate import NUMBERS
 from .pictures import GROUNDS, KINDS
-from .rows import Rows, by, ends, mean, rows_of
+from .rows import Rows, by, ends, mean, rows_of, spread, spread_of
 
 SOME = (  # of the selections, where a second table of all of them would tell nothing new
     "dense", "edit only", "needed", "random", "paper", "detail", "sampled 2", "foveated", "pyramid",
@@ -47,8 +47,14 @@ PAIRS = (
 
 def share(rows: Rows) -> str:
     """The share solved, in percent, with its interval."""
-    middle, low, high = (100 * x for x in ends([float(row["solved"]) for row in rows]))
-    return f"{middle:.0f} ({low:.0f} to {high:.0f})"
+    middle, low, high = ends([float(row["solved"]) for row in rows])
+    return spread((100 * middle, 100 * low, 100 * high), ".0f")
+
+
+def measured(rows: Rows) -> list[str]:
+    """The kinds of pictures among the rows."""
+    found = {row["kind"] for row in rows}
+    return [kind for kind in NUMBERS if kind in found]
 
 
 def curve(model: str) -> str:
@@ -92,15 +98,14 @@ def _weighed(rows: Rows, column: str = "") -> float:
 def selections(model: str, some: Sequence[str] = ()) -> str:
     """Every selection, or some: cost, what it solves of each kind, and how near it is to dense."""
     rows = [row for row in rows_of(model) if not some or row["selection"] in some]
-    measured = [kind for kind in NUMBERS if (kind,) in by(rows, "kind")]
-    lines = []
+    drawn, lines = measured(rows), []
     for (name,), mine in by(rows, "selection").items():
         kinds = by(mine, "kind")
         near = "" if name == "dense" else f"{mean(mine, 'psnr_dense'):.1f}"
-        solved = [share(kinds[(kind,)]) if (kind,) in kinds else "" for kind in measured]
+        solved = [share(kinds[(kind,)]) if (kind,) in kinds else "" for kind in drawn]
         tokens, flops = f"{mean(mine, 'tokens'):.0f}", f"{100 * mean(mine, 'flops'):.0f}"
         lines.append([name, str(len(mine)), tokens, flops, *solved, near])
-    header = ["selection", "pictures", "tokens of 256", "FLOPs, %", *measured, "dB to dense"]
+    header = ["selection", "pictures", "tokens of 256", "FLOPs, %", *drawn, "dB to dense"]
     return markdown(header, lines)
 
 
@@ -121,7 +126,7 @@ MIDDLE = "v_06"
 def velocities(model: str) -> str:
     """The mean squared error of the velocity in the mask at each noise level."""
     lines = [
-        [name, *(_spread(mine, column, ".4f") for column in LEVELS)]
+        [name, *(spread_of(mine, column, ".4f") for column in LEVELS)]
         for (name,), mine in by(_with_velocities(model), "selection").items()
     ]
     return markdown(["selection", *(f"sigma {level}" for level in LEVELS.values())], lines)
@@ -130,12 +135,7 @@ def velocities(model: str) -> str:
 def velocities_by_kind(model: str) -> str:
     """The same at the middle noise level, by kind of picture."""
     rows = _with_velocities(model)
-    measured = [kind for kind in NUMBERS if (kind,) in by(rows, "kind")]
-    lines = []
-    for (name,), mine in by(rows, "selection").items():
-        kinds = by(mine, "kind")
-        lines.append([name, *(_spread(kinds.get((k,), []), MIDDLE, ".3f") for k in measured)])
-    return markdown([f"sigma {LEVELS[MIDDLE]}", *measured], lines)
+    return markdown([f"sigma {LEVELS[MIDDLE]}", *measured(rows)], _by_kind(rows, MIDDLE, ".3f"))
 
 
 def _with_velocities(model: str) -> Rows:
@@ -158,13 +158,11 @@ def pairs(model: str) -> str:
 
 
 def _points(both: Iterable[tuple[dict[str, str], dict[str, str]]]) -> str:
-    middle, low, high = ends([100 * (int(a["solved"]) - int(b["solved"])) for a, b in both])
-    return f"{middle:+.0f} ({low:+.0f} to {high:+.0f})"
+    return spread(ends([100 * (int(a["solved"]) - int(b["solved"])) for a, b in both]), "+.0f")
 
 
 def _decibels(both: Iterable[tuple[dict[str, str], dict[str, str]]]) -> str:
-    middle, low, high = ends([float(a["psnr"]) - float(b["psnr"]) for a, b in both])
-    return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
+    return spread(ends([float(a["psnr"]) - float(b["psnr"]) for a, b in both]), "+.1f")
 
 
 def threshold() -> str:
@@ -190,20 +188,16 @@ def _solved_by_dense(row: dict[str, str]) -> bool:
 def errors(model: str) -> str:
     """How near every selection comes: to the truth by kind, and to dense; dB, with intervals."""
     rows = rows_of(model)
-    measured = [kind for kind in NUMBERS if (kind,) in by(rows, "kind")]
-    lines = []
-    for (name,), mine in by(rows, "selection").items():
-        kinds = by(mine, "kind")
-        cells = [_spread(kinds.get((kind,), []), "psnr", ".1f") for kind in measured]
-        lines.append([name, *cells, _spread(mine, "psnr_dense", ".1f")])
-    header = ["selection", *(f"{kind}, dB" for kind in measured), "to dense, dB"]
+    near = [spread_of(mine, "psnr_dense", ".1f") for mine in by(rows, "selection").values()]
+    lines = [[*line, cell] for line, cell in zip(_by_kind(rows, "psnr", ".1f"), near, strict=True)]
+    header = ["selection", *(f"{kind}, dB" for kind in measured(rows)), "to dense, dB"]
     return markdown(header, lines)
 
 
-def _spread(rows: Rows, column: str, form: str) -> str:
-    """The mean of a column with its interval; nothing where it was not measured."""
-    values = [float(row[column]) for row in rows if row[column]]
-    if not values:
-        return ""
-    middle, low, high = (f"{x:{form}}" for x in ends(values))
-    return f"{middle} ({low} to {high})"
+def _by_kind(rows: Rows, column: str, form: str) -> list[list[str]]:
+    """Of each selection its name, and a column's mean with its interval for each kind."""
+    drawn, lines = measured(rows), []
+    for (name,), mine in by(rows, "selection").items():
+        kinds = by(mine, "kind")
+        lines.append([name, *(spread_of(kinds.get((k,), []), column, form) for k in drawn)])
+    return lines

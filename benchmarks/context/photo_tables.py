@@ -8,7 +8,7 @@ from hilotoken.bench.show.cells import markdown
 from hilotoken.data.cases import CLASSES
 
 from .photos import METHODS
-from .rows import Rows, by, ends, mean, rows_of
+from .rows import Rows, by, ends, mean, rows_of, spread
 
 SETTINGS = {  # of each preset: its name among the methods, what it keeps, when it will not do
     "fast": (
@@ -58,8 +58,8 @@ def _costs(rows: Rows, method: str) -> list[str]:
     cells = []
     for mask_class in CLASSES:
         mine = [r for r in rows if (r["method"], r["mask_class"]) == (method, mask_class)]
-        middle, low, high = over_paper(rows, method, mask_class)
-        more = "" if method == "paper" else f", {middle:+.1f} ({low:+.1f} to {high:+.1f})"
+        nearer = spread(over_paper(rows, method, mask_class), "+.1f")
+        more = "" if method == "paper" else f", {nearer}"
         cells += [f"{100 * mean(mine, 'flops'):.0f}", f"{mean(mine, 'psnr_dense'):.1f}{more}"]
     return cells
 
@@ -130,8 +130,7 @@ def _over_dense(mine: Rows, measure: str) -> tuple[float, float, float]:
 
 
 def _spread(mine: Rows, measure: str) -> str:
-    middle, low, high = (f"{x:+.{_digits(measure)}f}" for x in _over_dense(mine, measure))
-    return f"{middle} ({low} to {high})"
+    return spread(_over_dense(mine, measure), f"+.{_digits(measure)}f")
 
 
 def _mean(mine: Rows, column: str) -> str:

@@ -23,7 +23,7 @@ from .flops import FLUX_FILL
 from .model import SHIFT
 from .photo_tables import SETTINGS, over_paper
 from .photos import METHODS
-from .rows import Rows, by, mean, rows_of
+from .rows import Rows, by, mean, rows_of, spread
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES = (256, 512)
@@ -39,7 +39,7 @@ FEWER = "FLOPs, times fewer: small / medium / large mask"
 
 def flux() -> str:
     """FLOPs at the size of FLUX.1, in eight steps: times fewer than dense, by mask."""
-    lines = [[name, *_fewer(method, 2)] for name, method in METHODS.items()]
+    lines = [[name, *(f"{x:.2f}" for x in _fewer(m))] for name, m in METHODS.items()]
     shares = (f"{name}, {share:.1%}".replace("%", " %") for name, share in CLASSES.items())
     return markdown(["method", *shares], lines)
 
@@ -50,18 +50,14 @@ def presets() -> str:
     lines = []
     settings = {f"`{name}`": setting for name, setting in SETTINGS.items()}
     for name, (method, keeps, unless) in (settings | {"*edit only*": CONTROL}).items():
-        fewer = " / ".join(_fewer(METHODS[method], 1))
         near = ["<br>".join(_nearer(rows, method, mask) for mask in CLASSES) for rows in sizes]
-        lines.append([name, keeps, fewer, *near, unless])
+        lines.append([name, keeps, _cost(METHODS[method]), *near, unless])
     near = [f"dB to dense over `paper`'s, {n} px" for n in SIZES]
     return markdown(["preset", "what it keeps", FEWER, *near, "when not"], lines)
 
 
 def _nearer(rows: Rows, method: str, mask_class: str) -> str:
-    if method == "paper":
-        return "0"
-    middle, low, high = over_paper(rows, method, mask_class)
-    return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
+    return "0" if method == "paper" else spread(over_paper(rows, method, mask_class), "+.1f")
 
 
 def noised_presets() -> str:
@@ -71,7 +67,7 @@ def noised_presets() -> str:
     for name, keeps in KEPT_IN_NOISE.items():
         mine = rows[(name if name == "paper" else f"preset {name}",)]
         figures = f"{100 * mean(mine, 'solved'):.0f}", f"{mean(mine, 'psnr_dense'):.1f}"
-        lines.append([f"`{name}`", keeps, " / ".join(_fewer(IN_NOISE_ALONE[name], 1)), *figures])
+        lines.append([f"`{name}`", keeps, _cost(IN_NOISE_ALONE[name]), *figures])
     dense = f"*field* solved, of 100 (dense {100 * mean(rows[('dense',)], 'solved'):.0f})"
     return markdown(["preset", "what it keeps", FEWER, dense, "dB to dense"], lines)
 
@@ -82,29 +78,33 @@ def unrested() -> str:
     for where, named in (("beside x_t", PRESETS), ("in x_t alone", IN_NOISE_ALONE)):
         fast, refresh = named["fast"], named["fast"].refresh
         assert isinstance(refresh, Refresh)
-        cells = [_fewer(replace(fast, refresh=replace(refresh, text=t)), 1) for t in (True, False)]
-        lines.append([where, *(" / ".join(cell) for cell in cells)])
+        resting = [replace(fast, refresh=replace(refresh, text=text)) for text in (True, False)]
+        lines.append([where, *map(_cost, resting)])
     return markdown(["the photo is", "text rests", "text runs at every step"], lines)
 
 
+def _cost(method: HiLo) -> str:
+    return " / ".join(f"{fewer:.1f}" for fewer in _fewer(method))
+
+
 @cache
-def _fewer(method: HiLo, digits: int) -> list[str]:
+def _fewer(method: HiLo) -> list[float]:
     """Times fewer FLOPs than dense's at FLUX's size, under each class of masks."""
     base = np.linspace(1, 1 / 8, 8)
     sigmas = (np.exp(SHIFT) / (np.exp(SHIFT) + 1 / base - 1)).tolist()
     fewer = []
     for mask_class in CLASSES:
         plans = [plan_tokens(*case, grid=(64, 64), method=method) for case in _cases(mask_class)]
-        share = fmean(FLUX_FILL.share(plan, method, sigmas) for plan in plans)
-        fewer.append(f"{1 / share:.{digits}f}")
+        fewer.append(1 / fmean(FLUX_FILL.share(plan, method, sigmas) for plan in plans))
     return fewer
 
 
 @cache
 def _cases(mask_class: str) -> list[tuple[Tensor, Tensor]]:
     """The example photographs at FLUX's size, each with its mask of a class."""
-    return [
-        (as_batch(square(file, 1024) / np.float32(255), 3), as_batch(mask.astype(np.float32), 1))
-        for file in sorted(EXAMPLES.glob("*.jpg"))
-        for mask in [hidden(file.name, mask_class, 1024)[0]]
-    ]
+    cases = []
+    for file in sorted(EXAMPLES.glob("*.jpg")):
+        photo, (mask, *_) = square(file, 1024), hidden(file.name, mask_class, 1024)
+        both = (photo / np.float32(255), 3), (mask.astype(np.float32), 1)
+        cases.append(tuple(as_batch(image, channels) for image, channels in both))
+    return cases

@@ -71,3 +71,15 @@ def ends(values: list[float]) -> tuple[float, float, float]:
     found = interval(values)
     assert found is not None
     return found.mean, found.low, found.high
+
+
+def spread(found: tuple[float, float, float], form: str) -> str:
+    """A mean with its interval as `mean (low to high)`; `form` of each number, as in `format`."""
+    middle, low, high = (format(value, form) for value in found)
+    return f"{middle} ({low} to {high})"
+
+
+def spread_of(rows: Rows, column: str, form: str) -> str:
+    """The same of a column; nothing where it was not measured."""
+    values = [float(row[column]) for row in rows if row[column]]
+    return spread(ends(values), form) if values else ""

@@ -120,10 +120,10 @@ def fill(
 
 def _checked(methods: Sequence[str]) -> dict[str, str]:
     """The methods by their texts, once each; raises ValueError for one that is no method."""
-    from ..methods.parse import method_from
+    from ..methods.parse import read_method
 
     for text in methods:
-        method_from(*text.split())
+        read_method(text)
     return {text: text for text in methods}
 
 

@@ -23,13 +23,13 @@ PRESETS: dict[str, HiLo] = {
 
 # Taken where nobody says: about as dear as the paper's, nearer to dense on photographs, and of
 # nothing that a model has to be trained for. Not nearest everywhere: keys of the first step did not
-# last on one model of two on drawn pictures (`benchmarks/context`: the model that saw gaps).
+# last on one model of three on drawn pictures (`benchmarks/context`: the model that saw gaps).
 DEFAULT = "balanced"
 
 # Where the photo is in x_t alone (Inpaint, Image-to-Image): what is kept from the first step is
 # keys of noise, so context is computed once more. Measured on drawn pictures of one kind alone:
 # `faithful` held on both models that were trained for it, the others on one.
-# 2.0 / 1.7 / 1.4 for `faithful`, 3.5 / 2.6 / 1.7 for `balanced`, 6.4 / 4.0 / 2.2 for `fast`.
+# Times fewer FLOPs: `faithful` 2.0 / 1.7 / 1.4, `balanced` 3.5 / 2.6 / 1.7, `fast` 6.4 / 4.0 / 2.2.
 IN_NOISE_ALONE: dict[str, HiLo] = {
     "paper": PRESETS["paper"],
     "faithful": HiLo(detail=1.0, coarse=0, refresh=3),

@@ -22,7 +22,7 @@ from PIL import Image
 from ...composite import match_border
 from ...compress import compress
 from ...data.cases import CLASSES, Case, cases_of
-from ...methods.parse import method_from
+from ...methods.parse import read_method
 from ...metrics.lpips import LPIPS
 from ...metrics.regions import Distances, Seen, distances, pooled, psnr, ring, seam, see, sharpness
 from ...picture import sheet
@@ -155,7 +155,7 @@ def _classical(case: Case, flag: int) -> Fill:
 
 
 def _filled(pipe: Any, case: Case, setting: str, steps: int) -> Fill:
-    fast = compress(pipe, method_from(*setting.split()))
+    fast = compress(pipe, read_method(setting))
     with raw_pictures(pipe) as seen:
         output = fast(**case.arguments, num_inference_steps=steps, generator=case.noise())
     assert fast.last_run is not None

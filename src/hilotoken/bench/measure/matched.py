@@ -17,7 +17,7 @@ from ...data.cases import CLASSES, TOKEN, Case, cases_of
 from ...data.samples import Sample
 from ...method import Method
 from ...methods import METHODS, plan_tokens
-from ...methods.parse import method_from
+from ...methods.parse import read_method
 from .flops import flops_by_pass
 
 Ladder = list[str]  # settings of one method, from the dearest to the cheapest
@@ -44,11 +44,12 @@ class Costs:
         return fmean(self.share(setting, case) for case in cases)
 
     def _flops(self, setting: str, case: Case) -> float:
-        method = method_from(*setting.split())
+        fast = compress(self.pipe, read_method(setting))
+        method = fast.method
         key = setting, *_follows_from(method, case)
         if key not in self._counted:
             steps = 1 if method.alike else self.steps
-            edit = partial(compress(self.pipe, method), **case.arguments, generator=case.noise())
+            edit = partial(fast, **case.arguments, generator=case.noise())
             passes = flops_by_pass(partial(edit, num_inference_steps=steps), self.pipe.transformer)
             self._counted[key] = sum(passes) * self.steps / steps
         return self._counted[key]
